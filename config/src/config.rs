@@ -1,0 +1,145 @@
+//! The cluster, as `understudy.toml` describes it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::{Globs, NodeName, Schedule, StoreName};
+
+/// A valid `understudy.toml`: the same on every node.
+///
+/// Its paths are those of the file; [`Local::resolve`](crate::Local::resolve) tells where they are
+/// on this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What is true of the cluster as a whole.
+    pub cluster: Cluster,
+    /// The machines, in the order of the file. Never empty; names and addresses are unique.
+    pub nodes: Vec<Node>,
+    /// The Postgres cluster, if one is replicated.
+    pub postgres: Option<Postgres>,
+    /// The replicated trees of files.
+    pub files: Vec<Files>,
+    /// The replicated configuration of the appliance, if there is one.
+    pub settings: Option<Settings>,
+    /// The indexes that are rebuilt from the stores.
+    pub indexes: Vec<Index>,
+    /// What runs on the primary only, in the order in which it is started.
+    pub services: Vec<Service>,
+}
+
+impl Config {
+    /// Returns the node of that name.
+    pub fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == *name)
+    }
+
+    /// Returns every node but `me`, in the order of the file.
+    pub fn peers(&self, me: &NodeName) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |node| node.name != *me)
+    }
+}
+
+/// What is true of the cluster as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster's name: it appears in certificates, reports and on the page.
+    pub name: String,
+}
+
+/// One machine of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The name that the machine's `node.toml` gives, too.
+    pub name: NodeName,
+    /// Where its peers reach it.
+    pub address: SocketAddr,
+}
+
+/// The Postgres cluster that is replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// Postgres' data directory.
+    pub data_dir: PathBuf,
+    /// The port that Postgres listens on.
+    pub port: u16,
+    /// The user of the operating system who owns the data directory.
+    pub user: String,
+    /// Where `pg_ctl` and its siblings are; `None` means that they are looked for.
+    pub bin_dir: Option<PathBuf>,
+    /// The database that indexes read, unless they name one.
+    pub database: String,
+    /// How much WAL is kept for a standby that is away: a whole number of megabytes.
+    pub max_slot_wal_keep_bytes: u64,
+    /// Where Postgres puts its Unix socket; `None` leaves it to Postgres.
+    pub socket_dir: Option<PathBuf>,
+}
+
+/// A tree of files that is replicated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Files {
+    /// The store's name, unique among all stores.
+    pub name: StoreName,
+    /// The top of the tree.
+    pub path: PathBuf,
+    /// What is left out of it, relative to `path`.
+    pub exclude: Globs,
+}
+
+/// The configuration of the appliance: few files, replicated on a schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// When the standby fetches them.
+    pub schedule: Schedule,
+    /// Files and directories. Never empty.
+    pub paths: Vec<PathBuf>,
+    /// What is local to a node and stays so.
+    pub exclude: Globs,
+    /// The command that must succeed before new settings are applied.
+    pub validate: Option<Vec<String>>,
+    /// The command that runs after they were.
+    pub reload: Option<Vec<String>>,
+}
+
+/// Derived data, rebuilt from the stores and never replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// The index's name, unique among the indexes.
+    pub name: StoreName,
+    /// What builds it.
+    pub engine: Engine,
+    /// How long a rebuild may take.
+    pub timeout: Duration,
+}
+
+/// What builds an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Understudy itself, from the rows of a query.
+    Tantivy {
+        /// The query.
+        source: String,
+        /// The database to ask, where it is not the one of [`Postgres::database`].
+        database: Option<String>,
+    },
+    /// A command of the operator's.
+    Command {
+        /// The program and its arguments. Never empty.
+        command: Vec<String>,
+    },
+}
+
+/// Something that runs on the primary only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The service's name, unique among the services.
+    pub name: StoreName,
+    /// The command that starts it. None of the three is empty.
+    pub start: Vec<String>,
+    /// The command that stops it.
+    pub stop: Vec<String>,
+    /// The command that succeeds while it runs.
+    pub status: Vec<String>,
+    /// How long each of the commands may take.
+    pub timeout: Duration,
+}

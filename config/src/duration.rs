@@ -1,0 +1,52 @@
+//! Durations as the operator writes them: `500ms`, `30s`, `5m`, `1h`, `2d`.
+
+use std::time::Duration;
+
+use crate::problem::Mistake;
+
+/// The longest time that anything is given: longer is a slip of the pen.
+const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Reads a duration that is longer than nothing.
+pub(crate) fn parse(text: &str) -> Result<Duration, Mistake> {
+    let mistake = || {
+        Mistake::new(
+            format!("`{text}` is not a duration"),
+            "a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as \"30s\"",
+        )
+    };
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        "h" => Duration::from_secs(60 * 60),
+        "d" => Duration::from_secs(24 * 60 * 60),
+        _ => return Err(mistake()),
+    };
+    number
+        .parse()
+        .ok()
+        .and_then(|number: u32| unit.checked_mul(number))
+        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
+        .ok_or_else(mistake)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_is_understood() {
+        let read = ["500ms", "5s", "2m", "1h", "30d"].map(|text| parse(text).unwrap().as_millis());
+        assert_eq!(read, [500, 5_000, 120_000, 3_600_000, 2_592_000_000]);
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in ["", "5", "s", "5 s", "-5s", "1.5s", "0s", "31d", "99999999999h", "5S", "5sec"] {
+            assert_eq!(parse(text).unwrap_err().what, format!("`{text}` is not a duration"));
+        }
+    }
+}

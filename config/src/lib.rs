@@ -1,0 +1,36 @@
+//! What the operator writes: `understudy.toml`, which is identical on every node, and `node.toml`,
+//! which tells one machine who it is.
+//!
+//! ```text
+//! text ──toml──▶ raw structs ──validate──▶ Config, Local
+//!                   │              │
+//!                   └── problems ──┴─────▶ Problems: every mistake, with its place
+//! ```
+//!
+//! Read first: [`Config`] and [`Local`], which hold what was written, and [`Problems`], which holds
+//! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
+
+mod config;
+mod duration;
+pub mod edit;
+mod globs;
+mod load;
+mod local;
+mod name;
+mod problem;
+mod raw;
+pub mod reference;
+mod render;
+mod schedule;
+mod section;
+mod size;
+pub mod template;
+mod validate;
+
+pub use config::{Cluster, Config, Engine, Files, Index, Node, Postgres, Service, Settings};
+pub use globs::{GlobError, Globs};
+pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, parse_cluster};
+pub use local::Local;
+pub use name::{NameError, NodeName, StoreName};
+pub use problem::{Place, Problem, Problems, Source};
+pub use schedule::{Schedule, ScheduleError};

@@ -1,0 +1,205 @@
+//! The files as they are written: what each key is called, holds and means.
+//!
+//! The documentation of these sections and keys is the operator's: [`crate::reference`] prints it.
+
+use toml::de::DeTable;
+
+use crate::load::CONFIG_BYTES_MAX;
+use crate::problem::{Findings, Place, Placed};
+use crate::section::{Input, Unavailable, Value, section};
+
+/// A command: a program and its arguments.
+pub(crate) type Command = Vec<Placed<String>>;
+
+section! {
+    /// The cluster: identical on every node.
+    ClusterFile "" {
+        /// What is true of the cluster as a whole.
+        cluster: Cluster as "table" = required, r#"{ name = "catalog" }"#;
+        /// The machines.
+        node: Vec<Placed<Node>> as "tables" = "[]", r#"[{ name = "a", address = "10.0.0.1:7400" }]"#;
+        /// The Postgres cluster that is replicated.
+        postgres: Postgres as "table" = optional, r#"{ data_dir = "/var/lib/postgresql/15/main" }"#;
+        /// Trees of files that are replicated.
+        files: Vec<Placed<Files>> as "tables" = "[]", r#"[{ name = "uploads", path = "/srv/uploads" }]"#;
+        /// The configuration of the appliance.
+        settings: Settings as "table" = optional, r#"{ paths = ["/etc/catalog"] }"#;
+        /// What is rebuilt from the stores.
+        index: Vec<Placed<Index>> as "tables" = "[]", r#"[{ name = "search", engine = "command", command = ["reindex"] }]"#;
+        /// What runs on the primary only.
+        service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
+        /// Not available in this version.
+        kv: Unavailable as "table" = optional, "{}";
+        /// Not available in this version.
+        address: Unavailable as "table" = optional, "{}";
+        /// Not available in this version.
+        witness: Unavailable as "table" = optional, "{}";
+    }
+}
+
+section! {
+    /// What is true of the cluster as a whole.
+    Cluster "[cluster]" {
+        /// Names the cluster, in certificates, reports and on the page.
+        name: String as "name" = required, r#""catalog""#;
+        /// Who promotes a standby when the primary has failed: `"manual"`, an operator.
+        /// `"automatic"` needs a witness, which this version does not have.
+        promotion: String as "string" = r#""manual""#, r#""manual""#;
+    }
+}
+
+section! {
+    /// One machine of the cluster. The section is repeated for each; at least one is needed.
+    Node "[[node]]" {
+        /// Names the machine, as its own `node.toml` does. No two nodes have the same name.
+        name: String as "name" = required, r#""a""#;
+        /// Where the other nodes reach it: an IP address, since a failover must not wait for a name
+        /// service, and a port. No two nodes have the same.
+        address: String as "IP:PORT" = required, r#""10.0.0.1:7400""#;
+    }
+}
+
+section! {
+    /// The Postgres cluster that is replicated: the store `postgres`. Without this section, none is.
+    Postgres "[postgres]" {
+        /// Postgres' data directory.
+        data_dir: String as "absolute path" = required, r#""/var/lib/postgresql/15/main""#;
+        /// The port that Postgres listens on.
+        port: u16 as "port" = "5432", "5432";
+        /// The user of the operating system who owns the data directory.
+        user: String as "string" = r#""postgres""#, r#""postgres""#;
+        /// Where `pg_ctl` and its siblings are. Without it they are looked for in the usual places.
+        bin_dir: String as "absolute path" = optional, r#""/usr/lib/postgresql/15/bin""#;
+        /// The database that indexes read, unless they name one.
+        database: String as "string" = r#""postgres""#, r#""catalog""#;
+        /// Whether a commit waits for the standby: `"async"`, it does not. `"sync"` is not available
+        /// in this version.
+        durability: String as "string" = r#""async""#, r#""async""#;
+        /// How much WAL the primary keeps for a standby that is away. Past that, the standby must be
+        /// seeded again, and the primary's disk is safe. In units of 1024, as Postgres counts.
+        max_slot_wal_keep_size: String as "size" = r#""10GB""#, r#""64GB""#;
+        /// Where Postgres puts its Unix socket. Without it, where Postgres was built to.
+        socket_dir: String as "absolute path" = optional, r#""/var/run/postgresql""#;
+    }
+}
+
+section! {
+    /// A tree of files that is replicated: a store of its own name. The section is repeated for each.
+    Files "[[files]]" {
+        /// Names the store. No two stores have the same name; `postgres`, `settings` and `kv` are
+        /// taken.
+        name: String as "name" = required, r#""uploads""#;
+        /// The top of the tree. No store lies inside another.
+        path: String as "absolute path" = required, r#""/srv/catalog/uploads""#;
+        /// What is left out. A pattern without `/` is about names, at any depth; one with a `/` is
+        /// about paths relative to `path`. `*` does not match a `/`, `**` does.
+        exclude: Vec<Placed<String>> as "list of patterns" = "[]", r#"["*.tmp", "cache/**"]"#;
+    }
+}
+
+section! {
+    /// The configuration of the appliance: the store `settings`, which the standby fetches on a
+    /// schedule. Without this section, there is none.
+    Settings "[settings]" {
+        /// When it is fetched, in UTC: a cron line of five fields as in Unix, or of six or seven with
+        /// the seconds first and the year last.
+        schedule: String as "schedule" = r#""0 * * * * *""#, r#""*/5 * * * *""#;
+        /// The files and directories, at least one.
+        paths: Vec<Placed<String>> as "list of absolute paths" = required, r#"["/etc/catalog"]"#;
+        /// What is local to a node and stays so. The patterns are those of `[[files]]`.
+        exclude: Vec<Placed<String>> as "list of patterns" = "[]", r#"["local.conf"]"#;
+        /// The command that must succeed before new settings are applied.
+        validate: Command as "command" = optional, r#"["catalogctl", "check-config"]"#;
+        /// The command that runs after they were applied.
+        reload: Command as "command" = optional, r#"["systemctl", "reload", "catalog"]"#;
+    }
+}
+
+section! {
+    /// Derived data, rebuilt from the stores and never replicated. The section is repeated for each.
+    Index "[[index]]" {
+        /// Names the index. No two indexes have the same name.
+        name: String as "name" = required, r#""search""#;
+        /// What builds it: `"tantivy"`, understudy itself from the rows of `source`; or `"command"`, the
+        /// `command`. `"elasticsearch"` is not available in this version.
+        engine: String as "string" = required, r#""tantivy""#;
+        /// The query that yields the rows, the first column of which is the key. With `"tantivy"` only,
+        /// which needs it and `[postgres]`.
+        source: String as "SQL" = optional, r#""SELECT id, title, body FROM article""#;
+        /// The database to ask. With `"tantivy"` only; without it, that of `[postgres]`.
+        database: String as "string" = optional, r#""catalog""#;
+        /// The command that rebuilds the index. With `"command"` only, which needs it.
+        command: Command as "command" = optional, r#"["catalogctl", "reindex"]"#;
+        /// How long a rebuild may take.
+        timeout: String as "duration" = r#""1h""#, r#""30m""#;
+    }
+}
+
+section! {
+    /// Something that runs on the primary only. The section is repeated for each, in the order in which
+    /// they are started; they are stopped in the opposite one.
+    Service "[[service]]" {
+        /// Names the service. No two services have the same name.
+        name: String as "name" = required, r#""web""#;
+        /// The command that starts it.
+        start: Command as "command" = required, r#"["systemctl", "start", "catalog"]"#;
+        /// The command that stops it.
+        stop: Command as "command" = required, r#"["systemctl", "stop", "catalog"]"#;
+        /// The command that succeeds while it runs.
+        status: Command as "command" = required, r#"["systemctl", "is-active", "catalog"]"#;
+        /// How long each of these commands may take.
+        timeout: String as "duration" = r#""30s""#, r#""2m""#;
+    }
+}
+
+section! {
+    /// This machine: its name, and what is local to it.
+    NodeFile "" {
+        /// Which `[[node]]` of `understudy.toml` this machine is.
+        name: String as "name" = required, r#""a""#;
+        /// The directory under which every path of `understudy.toml` is taken on this machine. Another
+        /// one than `/` lets two nodes live on one machine. The directories below are not subject to it.
+        root: String as "absolute path" = r#""/""#, r#""/srv/node-a""#;
+        /// Where understudy keeps its state. Not within a store, nor a store within it.
+        state_dir: String as "absolute path" = r#""/var/lib/understudy""#, r#""/var/lib/understudy""#;
+        /// Where the socket is that the command line talks to.
+        run_dir: String as "absolute path" = r#""/run/understudy""#, r#""/run/understudy""#;
+        /// Where the certificates and the key are. Without it, `pki` beside this file.
+        pki_dir: String as "absolute path" = optional, r#""/etc/understudy/pki""#;
+        /// What tells how replication is doing.
+        monitor: Monitor as "table" = "{}", r#"{ listen = "127.0.0.1:7480" }"#;
+    }
+}
+
+section! {
+    /// The monitor: `/monitor/replication`, health checks, metrics and the page.
+    Monitor "[monitor]" {
+        /// Where it listens.
+        listen: String as "IP:PORT" = r#""0.0.0.0:7480""#, r#""127.0.0.1:7480""#;
+    }
+}
+
+/// Reads a file, and reports what is not TOML, not known or of the wrong type.
+///
+/// `None` means that nothing could be read.
+pub(crate) fn read<T: Value>(source: usize, text: &str, findings: &mut Findings) -> Option<T> {
+    if text.len() > CONFIG_BYTES_MAX {
+        let what = format!("the file has {} bytes", text.len());
+        let expected = format!("at most {CONFIG_BYTES_MAX} bytes");
+        findings.report(&Place::new(source, 0..0), what, expected);
+        return None;
+    }
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or_default();
+        let (what, expected) =
+            error.message().split_once(", expected ").unwrap_or((error.message(), "valid TOML"));
+        findings.report(&Place::new(source, span), what, expected);
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+    let value = toml::de::DeValue::Table(table.into_inner());
+    // What the file as a whole lacks is reported at its start.
+    T::read(&Input { source, key: "", value: &value, span: 0..0 }, findings)
+}

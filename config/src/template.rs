@@ -1,0 +1,217 @@
+//! New configurations, with every section explained.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::{NodeName, StoreName};
+
+/// What is known when a cluster is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The name of the first node.
+    pub node: NodeName,
+    /// Where its peers reach it.
+    pub address: SocketAddr,
+    /// The data directory of Postgres, if there is one.
+    pub postgres: Option<PathBuf>,
+    /// The trees of files.
+    pub files: Vec<(StoreName, PathBuf)>,
+    /// The files and directories of settings.
+    pub settings: Vec<PathBuf>,
+}
+
+/// Returns an `understudy.toml` that says what was answered, and has the rest as comments.
+pub fn cluster(answers: &Answers) -> String {
+    let mut text = format!(
+        r#"# The cluster: identical on every node. `understudy config check` says what is wrong with it.
+
+[cluster]
+name = {name}
+promotion = "manual"        # an operator promotes a standby
+
+# One section for each machine; `understudy invite` adds them.
+[[node]]
+name = {node}
+address = {address}    # where the other nodes reach it: IP and port
+"#,
+        name = quoted(&answers.cluster),
+        node = quoted(answers.node.as_str()),
+        address = quoted(&answers.address.to_string()),
+    );
+    text.push_str("\n# The Postgres cluster that is replicated.\n");
+    let data_dir = answers.postgres.as_deref().map(quoted_path);
+    text.push_str(&section(data_dir.is_some(), &format!(
+        r#"[postgres]
+data_dir = {data_dir}
+port = 5432
+user = "postgres"           # the user of the operating system who owns data_dir
+#bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
+database = "postgres"       # what indexes read, unless they name another
+durability = "async"        # a commit does not wait for the standby
+max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
+#socket_dir = "/var/run/postgresql"
+"#,
+        data_dir = data_dir.as_deref().unwrap_or(r#""/var/lib/postgresql/15/main""#),
+    )));
+
+    text.push_str("\n# Trees of files that are replicated, one section for each.\n");
+    for (name, path) in &answers.files {
+        text.push_str(&files(true, &quoted(name.as_str()), &quoted_path(path)));
+    }
+    if answers.files.is_empty() {
+        text.push_str(&files(false, "\"uploads\"", "\"/srv/catalog/uploads\""));
+    }
+
+    text.push_str("\n# The configuration of the appliance, fetched on a schedule.\n");
+    let paths: Vec<String> = answers.settings.iter().map(|path| quoted_path(path)).collect();
+    let has_settings = !paths.is_empty();
+    text.push_str(&section(has_settings, &format!(
+        r#"[settings]
+schedule = "0 * * * * *"    # every minute, in UTC; Unix lines such as "*/5 * * * *" do as well
+paths = [{paths}]
+exclude = []                # what is local to a node, such as ["local.conf"]
+#validate = ["catalogctl", "check-config"]      # must succeed before they are applied
+#reload = ["systemctl", "reload", "catalog"]    # runs after they were
+"#,
+        paths = if has_settings { paths.join(", ") } else { "\"/etc/catalog\"".to_owned() },
+    )));
+
+    text.push_str(
+        r#"
+# What is rebuilt from the stores and never replicated.
+#[[index]]
+#name = "search"
+#engine = "tantivy"          # built in, from the rows of `source`; it needs [postgres]
+#source = "SELECT id, title, body, updated_at FROM article"
+#database = "catalog"
+#timeout = "1h"
+#[[index]]
+#name = "other"
+#engine = "command"          # whatever the command builds
+#command = ["catalogctl", "reindex"]
+#timeout = "1h"
+
+# What runs on the primary only, in the order in which it is started.
+#[[service]]
+#name = "web"
+#start = ["systemctl", "start", "catalog"]
+#stop = ["systemctl", "stop", "catalog"]
+#status = ["systemctl", "is-active", "catalog"]
+#timeout = "30s"
+"#,
+    );
+    text
+}
+
+/// Returns a `node.toml`; its `pki_dir` is the one beside it.
+pub fn node(
+    name: &NodeName,
+    root: &Path,
+    state_dir: &Path,
+    run_dir: &Path,
+    monitor: SocketAddr,
+) -> String {
+    format!(
+        r#"# This machine: what is local to it.
+
+name = {name}                  # which [[node]] of understudy.toml it is
+root = {root}                  # where the paths of understudy.toml start on this machine
+state_dir = {state_dir}    # role and epoch, logs, staging, reports
+run_dir = {run_dir}        # the socket that the command line talks to
+#pki_dir = "/etc/understudy/pki"    # certificates and key; without it, pki beside this file
+
+# /monitor/replication, health checks, metrics and the page.
+[monitor]
+listen = {monitor}
+"#,
+        name = quoted(name.as_str()),
+        root = quoted_path(root),
+        state_dir = quoted_path(state_dir),
+        run_dir = quoted_path(run_dir),
+        monitor = quoted(&monitor.to_string()),
+    )
+}
+
+fn files(is_set: bool, name: &str, path: &str) -> String {
+    let text = format!(
+        r#"[[files]]
+name = {name}
+path = {path}
+exclude = []                # patterns such as ["*.tmp", "cache/**"]
+"#
+    );
+    section(is_set, &text)
+}
+
+/// Returns a section as it is, or as an example in comments.
+fn section(is_set: bool, text: &str) -> String {
+    if is_set {
+        return text.to_owned();
+    }
+    let comment = |line: &str| format!("#{}\n", line.trim_start_matches('#'));
+    text.lines().map(comment).collect()
+}
+
+fn quoted(text: &str) -> String {
+    toml_edit::Value::from(text).to_string()
+}
+
+fn quoted_path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::CLUSTER_SECTIONS;
+    use crate::{Config, parse_cluster};
+
+    fn answers() -> Answers {
+        Answers {
+            cluster: "catalog".to_owned(),
+            node: "a".parse().unwrap(),
+            address: "10.0.0.1:7400".parse().unwrap(),
+            postgres: None,
+            files: Vec::new(),
+            settings: Vec::new(),
+        }
+    }
+
+    fn parsed(text: &str) -> Config {
+        parse_cluster("understudy.toml", text).unwrap_or_else(|problems| panic!("{}", problems.render(false)))
+    }
+
+    #[test]
+    fn a_template_says_what_was_answered() {
+        let full = Answers {
+            postgres: Some("/pg".into()),
+            files: vec![("u".parse().unwrap(), "/a \"b\" 'c' \\".into()), ("v".parse().unwrap(), "/v".into())],
+            settings: vec!["/etc/x".into(), "/etc/y".into()],
+            ..answers()
+        };
+        insta::assert_debug_snapshot!(parsed(&cluster(&full)), @"");
+    }
+
+    #[test]
+    fn a_template_without_answers_is_valid_and_so_are_its_examples() {
+        let text = cluster(&answers());
+        insta::assert_snapshot!(text, @"");
+        let config = parsed(&text);
+        assert_eq!((config.postgres, config.settings, config.files), (None, None, Vec::new()));
+        let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+        let uncommented: String = text
+            .lines()
+            .map(|line| if is_example(&line) { &line[1..] } else { line })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let config = parsed(&uncommented);
+        assert_eq!((config.indexes.len(), config.services.len(), config.files.len()), (2, 1, 1));
+        for section in CLUSTER_SECTIONS {
+            for key in section.keys {
+                assert!(uncommented.contains(&format!("\n{} = ", key.name)), "no example of {}", key.name);
+            }
+        }
+    }
+}

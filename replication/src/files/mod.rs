@@ -1,0 +1,1 @@
+//! The model of a files store that both sides share.

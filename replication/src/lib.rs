@@ -1,0 +1,32 @@
+//! The language both sides speak.
+//!
+//! ```text
+//!            what                         where
+//! decides    Epoch, Position, Marks       epoch, position, mark
+//!            Role (the role machine)      role
+//! does       PeerClient, PeerServer       transport, trust
+//!            Shipper, Receiver            store (what a store offers its role)
+//!            Log, Table                   log, table (durable forms)
+//! tells      Status, Events               status, event
+//! per store  files, postgres, settings    the model that both sides share
+//! ```
+//! Read first: [`epoch::Epoch`], [`mark::Marks`], [`store::Shipper`] and [`store::Receiver`].
+
+pub mod command;
+pub mod durable;
+pub mod epoch;
+pub mod event;
+pub mod mark;
+pub mod position;
+pub mod role;
+pub mod status;
+pub mod store;
+pub mod transport;
+pub mod trust;
+pub mod wall_time;
+
+pub mod files;
+pub mod log;
+pub mod postgres;
+pub mod settings;
+pub mod table;

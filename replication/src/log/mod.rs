@@ -1,0 +1,1 @@
+//! The segmented log: the durable form of what is shipped.

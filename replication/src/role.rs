@@ -1,0 +1,428 @@
+//! The role machine: what a node is, and what follows when something happens.
+//!
+//! Pure: events in, actions out. The shell carries the actions out in the order given and stops at
+//! the first failure, so order is the contract: what has to be durable is recorded before it acts,
+//! and a superseded node fences before anything else.
+
+use serde::{Deserialize, Serialize};
+use understudy_config::NodeName;
+
+use crate::epoch::Epoch;
+use crate::status::RoleName;
+
+/// What a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Takes all traffic in `epoch`.
+    Primary {
+        /// The epoch that it writes in.
+        epoch: Epoch,
+        /// The nodes that have joined it as standbys in this epoch.
+        standbys: Vec<NodeName>,
+    },
+    /// Was primary in `epoch` before a restart, with standbys that may have superseded it since.
+    Returning {
+        /// The epoch that it wrote in.
+        epoch: Epoch,
+        /// The nodes that had joined it.
+        standbys: Vec<NodeName>,
+    },
+    /// Keeps a copy of `primary`'s stores.
+    Standby {
+        /// The highest epoch it has seen.
+        epoch: Epoch,
+        /// The node it follows.
+        primary: NodeName,
+        /// The epoch that a promotion here has asked its peers to fence themselves for.
+        proposed: Option<Epoch>,
+    },
+    /// Has opened `epoch`, and is on its way to primary.
+    Promoting {
+        /// The epoch that it has opened.
+        epoch: Epoch,
+    },
+    /// Has been superseded by `epoch`; serves nothing.
+    Fenced {
+        /// The highest epoch it has seen.
+        epoch: Epoch,
+    },
+}
+
+/// What can happen to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The daemon has started with this role on disk.
+    Started,
+    /// A message of a peer carried this epoch.
+    Heard(Epoch),
+    /// A peer has answered, and knows of no epoch above ours.
+    Reassured,
+    /// Nobody has answered for as long as a restarted primary may leave running what it found.
+    Alone,
+    /// A promotion here is about to ask its peers to fence themselves.
+    Propose,
+    /// The peers are fenced (or an operator answers for it): open the proposed epoch.
+    Open,
+    /// Every store, index and service of the promotion is up.
+    Risen,
+    /// A node has joined as a standby.
+    Joined(NodeName),
+}
+
+/// What must be done, in this order, before the next event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make the new role durable.
+    Record,
+    /// Ship the stores, keep the services up.
+    Serve,
+    /// Ask the peers which epoch they are in, until one answers.
+    AskPeers,
+    /// Follow the primary.
+    Follow,
+    /// Stop the services, then the stores, whatever state they are in.
+    Fence,
+    /// Stop receiving: the stores are about to be taken over.
+    StopReceiving,
+}
+
+/// Why an event is not possible in a role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a node that is {} cannot {what}", role.as_str())]
+pub struct Impossible {
+    /// What the node is.
+    pub role: RoleName,
+    /// What was asked of it.
+    pub what: &'static str,
+}
+
+impl Role {
+    /// Returns the highest epoch that this node has made durable.
+    pub fn epoch(&self) -> &Epoch {
+        match self {
+            Self::Primary { epoch, .. }
+            | Self::Returning { epoch, .. }
+            | Self::Standby { epoch, .. }
+            | Self::Promoting { epoch }
+            | Self::Fenced { epoch } => epoch,
+        }
+    }
+
+    /// Returns the role without its data.
+    pub fn name(&self) -> RoleName {
+        match self {
+            Self::Primary { .. } => RoleName::Primary,
+            Self::Returning { .. } => RoleName::Returning,
+            Self::Standby { .. } => RoleName::Standby,
+            Self::Promoting { .. } => RoleName::Promoting,
+            Self::Fenced { .. } => RoleName::Fenced,
+        }
+    }
+
+    /// Returns the node that is primary, as far as this node knows.
+    pub fn primary(&self, me: &NodeName) -> Option<NodeName> {
+        match self {
+            Self::Primary { .. } => Some(me.clone()),
+            Self::Standby { primary, .. } => Some(primary.clone()),
+            Self::Fenced { epoch } if epoch.node != *me => Some(epoch.node.clone()),
+            Self::Returning { .. } | Self::Promoting { .. } | Self::Fenced { .. } => None,
+        }
+    }
+
+    /// Applies `event`, and returns the new role and what follows from it.
+    ///
+    /// # Errors
+    /// When the event asks for what this role cannot do; nothing has changed then.
+    pub fn step(&self, me: &NodeName, event: Event) -> Result<(Self, Vec<Action>), Impossible> {
+        let unchanged = (self.clone(), vec![]);
+        let impossible = |what| {
+            Err(Impossible {
+                role: self.name(),
+                what,
+            })
+        };
+        Ok(match (self, event) {
+            // While nobody has joined in its epoch, nobody can supersede a primary but by an
+            // operator's force on a node that it has fenced before; so it need not ask.
+            (Self::Primary { standbys, .. }, Event::Started) if standbys.is_empty() => {
+                (self.clone(), vec![Action::Serve])
+            }
+            (Self::Primary { epoch, standbys }, Event::Started) => (
+                Self::Returning {
+                    epoch: epoch.clone(),
+                    standbys: standbys.clone(),
+                },
+                // Not recorded: a second restart must find the same doubt.
+                vec![Action::AskPeers],
+            ),
+            (Self::Standby { .. }, Event::Started) => (self.clone(), vec![Action::Follow]),
+            // Which of its peers are fenced is not known after a restart: the operator says
+            // `promote` again, and the plan is made anew.
+            (Self::Promoting { .. }, Event::Started) => unchanged,
+            (Self::Fenced { .. }, Event::Started) => (self.clone(), vec![Action::Fence]),
+            (Self::Returning { .. }, Event::Started) => (self.clone(), vec![Action::AskPeers]),
+
+            (Self::Standby { proposed, .. }, Event::Heard(heard))
+                if proposed.as_ref() == Some(&heard) =>
+            {
+                // A peer has fenced itself for our own proposal.
+                unchanged
+            }
+            (_, Event::Heard(heard)) if heard <= *self.epoch() => unchanged,
+            (Self::Standby { primary, .. }, Event::Heard(heard)) => {
+                // An epoch in our own name that we do not remember is no reason to follow
+                // ourselves.
+                let follows = if heard.node == *me {
+                    primary.clone()
+                } else {
+                    heard.node.clone()
+                };
+                (
+                    Self::Standby {
+                        epoch: heard,
+                        primary: follows,
+                        proposed: None,
+                    },
+                    vec![Action::Record, Action::Follow],
+                )
+            }
+            (Self::Primary { .. } | Self::Returning { .. } | Self::Promoting { .. }, Event::Heard(heard)) => (
+                Self::Fenced { epoch: heard },
+                // Fenced first: a crash in between leaves a node that, being superseded, will hear
+                // so again; the other order could leave one that calls itself fenced and writes.
+                vec![Action::Fence, Action::Record],
+            ),
+            (Self::Fenced { .. }, Event::Heard(heard)) => {
+                (Self::Fenced { epoch: heard }, vec![Action::Record])
+            }
+
+            (Self::Returning { epoch, standbys }, Event::Reassured) => (
+                Self::Primary {
+                    epoch: epoch.clone(),
+                    standbys: standbys.clone(),
+                },
+                vec![Action::Serve],
+            ),
+            (
+                Self::Primary { .. }
+                | Self::Standby { .. }
+                | Self::Promoting { .. }
+                | Self::Fenced { .. },
+                Event::Reassured,
+            ) => unchanged,
+            (Self::Returning { .. }, Event::Alone) => (self.clone(), vec![Action::Fence]),
+            (
+                Self::Primary { .. }
+                | Self::Standby { .. }
+                | Self::Promoting { .. }
+                | Self::Fenced { .. },
+                Event::Alone,
+            ) => unchanged,
+
+            (
+                Self::Standby {
+                    epoch,
+                    primary,
+                    proposed,
+                },
+                Event::Propose,
+            ) => {
+                let next = epoch.superseded_by(me.clone());
+                // An earlier proposal may have fenced a peer already: propose the same again.
+                let next = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+                (
+                    Self::Standby {
+                        epoch: epoch.clone(),
+                        primary: primary.clone(),
+                        proposed: Some(next),
+                    },
+                    vec![Action::Record],
+                )
+            }
+            (Self::Returning { .. } | Self::Fenced { .. }, Event::Propose) => unchanged,
+            (Self::Promoting { .. }, Event::Propose) => unchanged,
+            (Self::Primary { .. }, Event::Propose) => return impossible("be promoted"),
+
+            (Self::Standby { epoch, proposed, .. }, Event::Open) => {
+                let next = epoch.superseded_by(me.clone());
+                let epoch = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+                (
+                    Self::Promoting { epoch },
+                    vec![Action::StopReceiving, Action::Record],
+                )
+            }
+            (Self::Returning { epoch, .. } | Self::Fenced { epoch }, Event::Open) => (
+                Self::Promoting {
+                    epoch: epoch.superseded_by(me.clone()),
+                },
+                vec![Action::Record],
+            ),
+            (Self::Promoting { .. }, Event::Open) => unchanged,
+            (Self::Primary { .. }, Event::Open) => return impossible("be promoted"),
+
+            (Self::Promoting { epoch }, Event::Risen) => (
+                Self::Primary {
+                    epoch: epoch.clone(),
+                    standbys: vec![],
+                },
+                vec![Action::Record, Action::Serve],
+            ),
+            (Self::Primary { .. }, Event::Risen) => unchanged,
+            (
+                Self::Returning { .. } | Self::Standby { .. } | Self::Fenced { .. },
+                Event::Risen,
+            ) => return impossible("finish a promotion that it has not begun"),
+
+            (Self::Primary { epoch, standbys }, Event::Joined(node)) => {
+                if standbys.contains(&node) {
+                    return Ok(unchanged);
+                }
+                let mut standbys = standbys.clone();
+                standbys.push(node);
+                (
+                    Self::Primary {
+                        epoch: epoch.clone(),
+                        standbys,
+                    },
+                    // Durable before the standby gets a byte: a primary that forgets who may
+                    // supersede it would not ask after a restart.
+                    vec![Action::Record],
+                )
+            }
+            (
+                Self::Returning { .. }
+                | Self::Standby { .. }
+                | Self::Promoting { .. }
+                | Self::Fenced { .. },
+                Event::Joined(_),
+            ) => return impossible("take a standby"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn me() -> NodeName {
+        "b".parse().unwrap()
+    }
+
+    fn epoch(text: &str) -> Epoch {
+        text.parse().unwrap()
+    }
+
+    fn node(text: &str) -> NodeName {
+        text.parse().unwrap()
+    }
+
+    fn roles() -> Vec<Role> {
+        vec![
+            Role::Primary { epoch: epoch("2.b"), standbys: vec![] },
+            Role::Primary { epoch: epoch("2.b"), standbys: vec![node("c")] },
+            Role::Returning { epoch: epoch("2.b"), standbys: vec![node("c")] },
+            Role::Standby { epoch: epoch("2.a"), primary: node("a"), proposed: None },
+            Role::Standby { epoch: epoch("2.a"), primary: node("a"), proposed: Some(epoch("3.b")) },
+            Role::Promoting { epoch: epoch("3.b") },
+            Role::Fenced { epoch: epoch("3.c") },
+        ]
+    }
+
+    fn events() -> Vec<Event> {
+        vec![
+            Event::Started,
+            Event::Heard(epoch("1.z")),
+            Event::Heard(epoch("3.b")),
+            Event::Heard(epoch("3.c")),
+            Event::Heard(epoch("4.a")),
+            Event::Reassured,
+            Event::Alone,
+            Event::Propose,
+            Event::Open,
+            Event::Risen,
+            Event::Joined(node("c")),
+        ]
+    }
+
+    /// The whole table, so that a change of behaviour is a difference to review.
+    #[test]
+    fn the_transition_table() {
+        let mut table = String::new();
+        for role in roles() {
+            for event in events() {
+                let outcome = match role.step(&me(), event.clone()) {
+                    Ok((next, actions)) if next == role => format!("· {actions:?}"),
+                    Ok((next, actions)) => format!("{next:?} {actions:?}"),
+                    Err(error) => error.to_string(),
+                };
+                table += &format!("{role:?} + {event:?}\n    {outcome}\n");
+            }
+        }
+        let table = table
+            .replace("Epoch { number: ", "")
+            .replace("NodeName(\"", "")
+            .replace("\")", "")
+            .replace(", node: ", ".");
+        insta::assert_snapshot!("transition_table", table);
+    }
+
+    fn any_epoch() -> impl Strategy<Value = Epoch> {
+        (1..6_u64, prop::sample::select(vec!["a", "b", "c"]))
+            .prop_map(|(number, name)| Epoch { number, node: node(name) })
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Started),
+            any_epoch().prop_map(Event::Heard),
+            Just(Event::Reassured),
+            Just(Event::Alone),
+            Just(Event::Propose),
+            Just(Event::Open),
+            Just(Event::Risen),
+            Just(Event::Joined(node("c"))),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// Whatever happens: the epoch never falls, a node that serves does so in the highest epoch
+        /// that it has seen, a fenced node does not serve without opening an epoch of its own, and
+        /// what it opens is durable before it serves.
+        #[test]
+        fn any_history_keeps_one_writer_per_node(
+            history in prop::collection::vec(any_event(), 1..60)
+        ) {
+            let mut role = Role::Standby { epoch: epoch("1.a"), primary: node("a"), proposed: None };
+            let mut highest = epoch("1.a");
+            let mut durable = role.clone();
+            for event in history {
+                let own_proposal = match (&role, &event) {
+                    (Role::Standby { proposed, .. }, Event::Heard(heard)) => proposed.as_ref() == Some(heard),
+                    _ => false,
+                };
+                if let Event::Heard(heard) = &event && !own_proposal {
+                    highest = highest.max(heard.clone());
+                }
+                let Ok((next, actions)) = role.step(&me(), event) else { continue };
+                prop_assert!(next.epoch() >= role.epoch());
+                highest = highest.max(next.epoch().clone());
+                for action in actions {
+                    match action {
+                        Action::Record => durable = next.clone(),
+                        Action::Serve => {
+                            prop_assert_eq!(next.epoch(), &highest);
+                            prop_assert_eq!(durable.epoch(), next.epoch());
+                            prop_assert_eq!(&next.epoch().node, &me());
+                        }
+                        Action::AskPeers | Action::Follow | Action::Fence | Action::StopReceiving => {}
+                    }
+                }
+                role = next;
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The model of the settings that both sides share.

@@ -1,0 +1,302 @@
+//! What a node tells of itself: the one source of `/monitor/status`, `/monitor/replication`,
+//! `/metrics`, the health checks and `understudy status`.
+//!
+//! The types are a contract (version 1): fields are added, never renamed or given another meaning.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use understudy_config::{NodeName, StoreName};
+
+use crate::epoch::Epoch;
+use crate::event::Event;
+use crate::position::Position;
+use crate::store::StoreId;
+use crate::wall_time::WallTime;
+
+/// The version of these types on the wire.
+pub const STATUS_VERSION: u32 = 1;
+
+/// What a node is in its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleName {
+    /// Takes all traffic.
+    Primary,
+    /// Was primary before it was restarted; serves nothing until it has heard a peer.
+    Returning,
+    /// Keeps a copy current.
+    Standby,
+    /// Has opened an epoch, and is on its way to primary.
+    Promoting,
+    /// Was primary, has been superseded, serves nothing.
+    Fenced,
+}
+
+impl RoleName {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Returning => "returning",
+            Self::Standby => "standby",
+            Self::Promoting => "promoting",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+/// The word of `/monitor/replication` for a node's role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicationMode {
+    /// A primary with at least one standby that has joined in its epoch.
+    Master,
+    /// A standby, or a node on its way from or to that role.
+    Slave,
+    /// A primary that nobody follows.
+    Standalone,
+}
+
+/// Everything that a node tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`STATUS_VERSION`].
+    pub version: u32,
+    /// The version of the program.
+    pub software: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// This node.
+    pub node: NodeName,
+    /// What it is.
+    pub role: RoleName,
+    /// Since when it is that.
+    pub role_since: WallTime,
+    /// The word for `/monitor/replication`.
+    pub replication_mode: ReplicationMode,
+    /// The highest epoch this node has seen.
+    pub epoch: Epoch,
+    /// When this was told, by this node's clock.
+    pub time: WallTime,
+    /// When the daemon started.
+    pub started: WallTime,
+    /// The node that is primary as far as this one knows.
+    pub primary: Option<NodeName>,
+    /// On a primary: each standby that has joined in this epoch.
+    pub standbys: Vec<StandbyStatus>,
+    /// On a standby: how its own copy is.
+    pub upstream: Option<UpstreamStatus>,
+    /// This node's stores: what they tell beside their positions.
+    pub stores: Vec<StoreStatus>,
+    /// Services in start order.
+    pub services: Vec<ServiceStatus>,
+    /// Search indexes.
+    pub indexes: Vec<IndexStatus>,
+    /// A promotion that runs or was cut short here; `None` otherwise.
+    pub promotion: Option<PromotionStatus>,
+    /// What needs an operator now, each a sentence that ends with what to do.
+    pub problems: Vec<String>,
+    /// The newest events, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// What a primary knows of one standby.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandbyStatus {
+    /// Its name.
+    pub node: NodeName,
+    /// Its address without the port: the key in `/monitor/replication`.
+    pub ip: String,
+    /// When it last reported, by this node's clock.
+    pub seen: Option<WallTime>,
+    /// Reports arrive.
+    pub is_connected: bool,
+    /// Each store's lag.
+    pub stores: Vec<StoreLag>,
+    /// The time of the newest mark that every store has applied, by the primary's clock.
+    pub cut: Option<WallTime>,
+}
+
+/// What a standby knows of its own copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// The node it follows.
+    pub primary: NodeName,
+    /// When it last had a mark from it, by this node's clock.
+    pub seen: Option<WallTime>,
+    /// Marks arrive.
+    pub is_connected: bool,
+    /// Each store's lag.
+    pub stores: Vec<StoreLag>,
+    /// The time of the newest mark that every store has applied, by the primary's clock.
+    pub cut: Option<WallTime>,
+    /// How far the primary's clock is ahead of this node's, in milliseconds, as its marks tell.
+    pub clock_ahead_ms: Option<i64>,
+}
+
+/// How far a standby's copy of a store is behind.
+///
+/// Lag cannot lie: either both figures are there, or `unknown` says why not and since when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoreLag {
+    /// Which store.
+    #[serde(flatten)]
+    pub id: StoreId,
+    /// The unit of the positions and of `lag`: `bytes` or `revisions`.
+    pub unit: String,
+    /// Where the primary is, by the newest mark.
+    pub current: Option<Position>,
+    /// What has been sent.
+    pub sent: Option<Position>,
+    /// What is durable on the standby.
+    pub flushed: Option<Position>,
+    /// What is visible on the standby.
+    pub applied: Option<Position>,
+    /// `current` less `applied`, in `unit`.
+    pub lag: Option<u64>,
+    /// `current` less `flushed`, in `unit`: what the loss of the primary would take.
+    pub lag_flushed: Option<u64>,
+    /// Seconds since the newest mark that it has applied.
+    pub lag_seconds: Option<f64>,
+    /// Why the lag cannot be told.
+    pub unknown: Option<Unknown>,
+    /// The copy has to be compared whole before it can follow again.
+    pub must_reseed: bool,
+    /// Why the copy does not advance, although the lag can be told.
+    pub stalled: Option<String>,
+}
+
+/// Why a figure cannot be told, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// A sentence.
+    pub reason: String,
+    /// Since when, by this node's clock.
+    pub since: WallTime,
+}
+
+/// What a store tells beside its positions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Which store.
+    #[serde(flatten)]
+    pub id: StoreId,
+    /// Where it is on this node: shipped on a primary, applied on a standby.
+    pub position: Option<Position>,
+    /// The position as people write it (an LSN for Postgres).
+    pub position_text: Option<String>,
+    /// What needs an operator.
+    pub problems: Vec<String>,
+    /// Further figures, in base units.
+    pub gauges: BTreeMap<String, u64>,
+}
+
+/// How a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    /// Its status command says that it is up.
+    Online,
+    /// Its status command says that it is not up.
+    Offline,
+    /// It is being started.
+    GoingOnline,
+    /// It is being stopped.
+    GoingOffline,
+    /// It should be up and is not, or a command of it failed.
+    Fault,
+    /// It has not been asked yet.
+    Unknown,
+}
+
+impl ServiceState {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::GoingOnline => "going_online",
+            Self::GoingOffline => "going_offline",
+            Self::Fault => "fault",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A service on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// How it is.
+    pub state: ServiceState,
+    /// Since when.
+    pub since: WallTime,
+    /// The last line that one of its commands printed.
+    pub message: String,
+}
+
+/// How an index is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexState {
+    /// It has not been built on this node.
+    Absent,
+    /// It is being built; searches are answered from the index before, if there is one.
+    Rebuilding,
+    /// It can be searched.
+    Ready,
+    /// The last build failed.
+    Failed,
+}
+
+impl IndexState {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Rebuilding => "rebuilding",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A search index on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// How it is.
+    pub state: IndexState,
+    /// How many documents the searchable index holds, or have been read while it is rebuilt.
+    pub documents: u64,
+    /// How many documents the rebuild will read, where that is known.
+    pub documents_total: Option<u64>,
+    /// When the searchable index was built.
+    pub built: Option<WallTime>,
+    /// Why the last build failed.
+    pub message: Option<String>,
+}
+
+/// A promotion that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromotionStatus {
+    /// The epoch that it opens.
+    pub epoch: Epoch,
+    /// Steps that are done.
+    pub done: Vec<String>,
+    /// The step that runs, or at which it stopped.
+    pub step: Option<String>,
+    /// It runs now; otherwise it was cut short and waits for `understudy promote`.
+    pub is_running: bool,
+    /// Why it stopped.
+    pub error: Option<String>,
+}
+
+/// What can tell a node's status at any moment; cheap, and never blocks.
+pub trait StatusSource: Send + Sync {
+    /// Returns the status as of now.
+    fn status(&self) -> Status;
+}

@@ -1,0 +1,215 @@
+//! What a store offers its role, and nothing more.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use understudy_config::StoreName;
+
+use crate::epoch::Epoch;
+use crate::position::Position;
+use crate::transport::PeerClient;
+
+/// A future that a store returns through its trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Why a store cannot go on; its chain of sources tells the whole story.
+pub type StoreFailure = Box<dyn Error + Send + Sync>;
+
+/// The kinds of stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    /// A Postgres cluster; positions are LSNs, lag is in bytes.
+    Postgres,
+    /// A tree of data files; positions are bytes of its log, lag is in bytes.
+    Files,
+    /// Configuration files; positions are revisions, lag is in revisions.
+    Settings,
+}
+
+impl StoreKind {
+    /// Returns the word that messages, keys and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Files => "files",
+            Self::Settings => "settings",
+        }
+    }
+
+    /// Returns the unit of positions and of lag, in the plural.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Postgres | Self::Files => "bytes",
+            Self::Settings => "revisions",
+        }
+    }
+}
+
+impl fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The name and the kind of a store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StoreId {
+    /// The name in the configuration; `postgres` and `settings` for those.
+    pub name: StoreName,
+    /// What kind of thing it is.
+    pub kind: StoreKind,
+}
+
+/// A request to stop that many tasks can wait for.
+///
+/// Cloning is cheap. Dropping the [`Stopper`] also stops: a task never outlives its owner.
+#[derive(Clone, Debug)]
+pub struct Stop(watch::Receiver<bool>);
+
+/// The end of a [`Stop`] that gives the word.
+#[derive(Debug)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Stopper {
+    /// Returns a pair of the end that stops and the end that waits.
+    pub fn new() -> (Self, Stop) {
+        let (sender, receiver) = watch::channel(false);
+        (Self(sender), Stop(receiver))
+    }
+
+    /// Tells all who wait to stop.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Stop {
+    /// Waits until the word to stop is given. Safe to cancel.
+    pub async fn wait(&self) {
+        let mut receiver = self.0.clone();
+        // An error means that the owner is gone, which is a word to stop as well.
+        let _owner_gone = receiver.wait_for(|stopped| *stopped).await.is_err();
+    }
+
+    /// Returns whether the word to stop has been given.
+    pub fn is_stopped(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}
+
+/// What a store tells of itself, beside its positions, for status and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreReport {
+    /// What needs an operator, in a sentence; empty when all is well.
+    pub problems: Vec<String>,
+    /// Figures by their name in metrics, such as `log_bytes`, in base units.
+    pub gauges: std::collections::BTreeMap<String, u64>,
+}
+
+/// How far a standby's copy of a store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// What is durable here: a failure of the primary can no longer take it.
+    pub flushed: Option<Position>,
+    /// What is visible here: a promotion would serve it at once.
+    pub applied: Option<Position>,
+    /// Why it does not advance, in a sentence; `None` while it does.
+    pub stalled: Option<String>,
+    /// The copy cannot catch up from the log any more, and has to be compared whole.
+    pub must_reseed: bool,
+    /// What it tells beside its positions.
+    pub report: StoreReport,
+}
+
+/// Shows how far a long work is; implementations must be cheap to call often.
+pub trait Progress: Send + Sync {
+    /// Starts a piece of work on `what`, of `total` units if that is known.
+    fn start(&self, what: &str, total: Option<u64>, unit: Unit);
+    /// Sets how much of the present piece is done.
+    fn at(&self, done: u64);
+    /// Ends the present piece with a word on its outcome.
+    fn end(&self, outcome: &str);
+}
+
+/// What a progress counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes, shown with a rate and the time left.
+    Bytes,
+    /// Things: files, rows, documents.
+    Items,
+}
+
+/// A progress that nobody watches.
+#[derive(Debug, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn start(&self, _: &str, _: Option<u64>, _: Unit) {}
+    fn at(&self, _: u64) {}
+    fn end(&self, _: &str) {}
+}
+
+/// The primary's end of a store.
+pub trait Shipper: Send + Sync {
+    /// Returns which store this is.
+    fn id(&self) -> &StoreId;
+
+    /// Makes the store serve its application. Repeatable; called before [`Shipper::run`].
+    fn open(&self) -> BoxFuture<'_, Result<(), StoreFailure>>;
+
+    /// Ships until told to stop. An error is logged, shown, and tried again by the runtime.
+    fn run(self: Arc<Self>, stop: Stop) -> BoxFuture<'static, Result<(), StoreFailure>>;
+
+    /// Makes the store refuse writes, as far as it can. Repeatable; nothing is lost by it.
+    fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>>;
+
+    /// Returns a position that covers everything that happened before the call, or `None` when
+    /// that cannot be told now (then the mark has no position of this store, and lag grows).
+    fn mark(&self) -> BoxFuture<'_, Option<Position>>;
+
+    /// Returns the routes of the peer API, served beneath `/store/NAME`. Only authenticated peers
+    /// reach them; the handler finds the caller in the request's extensions.
+    fn routes(self: Arc<Self>) -> axum::Router;
+
+    /// Returns what it tells beside its position.
+    fn report(&self) -> StoreReport;
+}
+
+/// The standby's end of a store.
+pub trait Receiver: Send + Sync {
+    /// Returns which store this is.
+    fn id(&self) -> &StoreId;
+
+    /// Makes the local copy equal to the primary's, from whatever is there: nothing, a part of an
+    /// earlier attempt, or an older copy. Repeatable after a crash at any point. Refuses what
+    /// exists here and was not put there by a seeding (see `force`).
+    fn seed<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<(), StoreFailure>>;
+
+    /// Follows the primary until told to stop, or until it fails; the runtime calls it again.
+    fn run(
+        self: Arc<Self>,
+        primary: Arc<PeerClient>,
+        stop: Stop,
+    ) -> BoxFuture<'static, Result<(), StoreFailure>>;
+
+    /// Returns how far the copy is; cheap.
+    fn received(&self) -> Received;
+
+    /// Applies what is durable here but not yet visible, and makes the copy the primary's store in
+    /// `epoch`. Called with [`Receiver::run`] stopped. Repeatable after a crash at any point.
+    fn take_over<'a>(
+        &'a self,
+        epoch: &'a Epoch,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<(), StoreFailure>>;
+}

@@ -1,0 +1,1 @@
+//! Tables that can be rebuilt from a log.

@@ -1,0 +1,13 @@
+//! What a standby does: receives its stores, and takes over.
+//!
+//! ```text
+//! files     peer API ─▶ log ─▶ apply ─▶ manifest        postgres  base backup, streaming
+//! settings  schedule ─▶ validate ─▶ apply ─▶ history    index     built from stores
+//! promote   plan ─▶ execute
+//! ```
+
+pub mod files;
+pub mod index;
+pub mod postgres;
+pub mod promote;
+pub mod settings;
