@@ -45,8 +45,23 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for text in ["", "5", "s", "5 s", "-5s", "1.5s", "0s", "31d", "99999999999h", "5S", "5sec"] {
-            assert_eq!(parse(text).unwrap_err().what, format!("`{text}` is not a duration"));
+        for text in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-5s",
+            "1.5s",
+            "0s",
+            "31d",
+            "99999999999h",
+            "5S",
+            "5sec",
+        ] {
+            assert_eq!(
+                parse(text).unwrap_err().what,
+                format!("`{text}` is not a duration")
+            );
         }
     }
 }

@@ -27,7 +27,8 @@ pub fn add_node(text: &str, name: &NodeName, address: SocketAddr) -> Result<Stri
         .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()))
         .as_array_of_tables_mut()
         .ok_or(EditError::NotSections)?;
-    let is_named = |node: &&mut Table| node.get("name").and_then(Item::as_str) == Some(name.as_str());
+    let is_named =
+        |node: &&mut Table| node.get("name").and_then(Item::as_str) == Some(name.as_str());
     let address = address.to_string();
     let Some(node) = nodes.iter_mut().find(is_named) else {
         let mut node = Table::new();
@@ -74,12 +75,35 @@ paths = ["/etc/catalog"] # all of it
 
     #[test]
     fn a_new_node_stands_behind_the_others_and_nothing_else_changes() {
-        insta::assert_snapshot!(added(TEXT, "b", "10.0.0.2:7400"), @"");
+        insta::assert_snapshot!(added(TEXT, "b", "10.0.0.2:7400"), @r#"
+        # Ours.
+        [cluster]
+        name = "catalog" # the name
+
+        # The first.
+        [[node]]
+        name = "a"
+        address = "10.0.0.1:7400" # rack 1
+
+        [[node]]
+        name = "b"
+        address = "10.0.0.2:7400"
+
+        [settings]
+        paths = ["/etc/catalog"] # all of it
+        "#);
     }
 
     #[test]
     fn the_first_node_is_added_at_the_end() {
-        insta::assert_snapshot!(added("[cluster]\nname = \"c\" # c\n", "a", "10.0.0.1:7400"), @"");
+        insta::assert_snapshot!(added("[cluster]\nname = \"c\" # c\n", "a", "10.0.0.1:7400"), @r#"
+        [cluster]
+        name = "c" # c
+
+        [[node]]
+        name = "a"
+        address = "10.0.0.1:7400"
+        "#);
     }
 
     #[test]
@@ -99,6 +123,12 @@ paths = ["/etc/catalog"] # all of it
             let error = add_node(text, &"a".parse().unwrap(), "10.0.0.1:1".parse().unwrap());
             error.unwrap_err().to_string()
         });
-        assert_eq!(errors, ["`node` is not written as `[[node]]` sections", "the file is not valid TOML"]);
+        assert_eq!(
+            errors,
+            [
+                "`node` is not written as `[[node]]` sections",
+                "the file is not valid TOML"
+            ]
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Patterns of what is left out of a store.
 
+use std::fmt;
 use std::path::Path;
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
@@ -8,7 +9,7 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 ///
 /// A pattern without `/` is matched against the name of an entry, at any depth; one with a `/` against
 /// the path relative to the store. `*` and `?` do not match a `/`, `**` does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Globs {
     patterns: Vec<String>,
     names: GlobSet,
@@ -42,12 +43,21 @@ impl Globs {
         let mut paths = GlobSetBuilder::new();
         for pattern in &patterns {
             let glob = compile(pattern)?;
-            if pattern.contains('/') { paths.add(glob) } else { names.add(glob) };
+            if pattern.contains('/') {
+                paths.add(glob)
+            } else {
+                names.add(glob)
+            };
         }
         let build = |set: GlobSetBuilder| {
-            set.build().map_err(|error| GlobError::TooLarge(error.kind().clone()))
+            set.build()
+                .map_err(|error| GlobError::TooLarge(error.kind().clone()))
         };
-        Ok(Self { names: build(names)?, paths: build(paths)?, patterns })
+        Ok(Self {
+            names: build(names)?,
+            paths: build(paths)?,
+            patterns,
+        })
     }
 
     /// Returns whether a pattern matches this path, which is relative to the store.
@@ -56,7 +66,9 @@ impl Globs {
     /// `relative_path` by walking down asks for its ancestors, too.
     pub fn is_match(&self, relative_path: &Path) -> bool {
         self.paths.is_match(relative_path)
-            || relative_path.file_name().is_some_and(|name| self.names.is_match(name))
+            || relative_path
+                .file_name()
+                .is_some_and(|name| self.names.is_match(name))
     }
 
     /// Returns the patterns as they were written.
@@ -67,7 +79,17 @@ impl Globs {
 
 impl Default for Globs {
     fn default() -> Self {
-        Self { patterns: Vec::new(), names: GlobSet::empty(), paths: GlobSet::empty() }
+        Self {
+            patterns: Vec::new(),
+            names: GlobSet::empty(),
+            paths: GlobSet::empty(),
+        }
+    }
+}
+
+impl fmt::Debug for Globs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Globs").field(&self.patterns).finish()
     }
 }
 
@@ -85,10 +107,13 @@ fn compile(pattern: &str) -> Result<Glob, GlobError> {
     if relative.is_empty() || relative.ends_with('/') {
         return Err(GlobError::Unmatchable(pattern.to_owned()));
     }
-    GlobBuilder::new(relative).literal_separator(true).build().map_err(|error| GlobError::Syntax {
-        pattern: pattern.to_owned(),
-        reason: error.kind().clone(),
-    })
+    GlobBuilder::new(relative)
+        .literal_separator(true)
+        .build()
+        .map_err(|error| GlobError::Syntax {
+            pattern: pattern.to_owned(),
+            reason: error.kind().clone(),
+        })
 }
 
 #[cfg(test)]
@@ -114,9 +139,8 @@ mod tests {
             ("/top", "below/top", false),
             ("{a,b}[0-9]", "b7", true),
         ];
-        let matched = table.map(|(pattern, path, _)| {
-            (pattern, path, globs(&[pattern]).is_match(Path::new(path)))
-        });
+        let matched = table
+            .map(|(pattern, path, _)| (pattern, path, globs(&[pattern]).is_match(Path::new(path))));
         assert_eq!(matched, table);
     }
 
@@ -127,9 +151,15 @@ mod tests {
 
     #[test]
     fn a_pattern_that_cannot_match_is_refused() {
-        let errors = ["cache/", "/", "", "[a"].map(|pattern| {
-            Globs::new([pattern.to_owned()]).unwrap_err().to_string()
-        });
-        insta::assert_debug_snapshot!(errors, @"");
+        let errors = ["cache/", "/", "", "[a"]
+            .map(|pattern| Globs::new([pattern.to_owned()]).unwrap_err().to_string());
+        insta::assert_debug_snapshot!(errors, @r#"
+        [
+            "`cache/` can match nothing",
+            "`/` can match nothing",
+            "`` can match nothing",
+            "`[a` is not a pattern: unclosed character class; missing ']'",
+        ]
+        "#);
     }
 }

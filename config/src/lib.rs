@@ -26,6 +26,7 @@ mod section;
 mod size;
 pub mod template;
 mod validate;
+mod value;
 
 pub use config::{Cluster, Config, Engine, Files, Index, Node, Postgres, Service, Settings};
 pub use globs::{GlobError, Globs};

@@ -39,16 +39,30 @@ pub enum LoadError {
 /// Reads `understudy.toml` and `node.toml`, and returns every problem of both.
 pub fn load(cluster_file: &Path, node_file: &Path) -> Result<Loaded, LoadError> {
     let read = |file: &Path| {
-        std::fs::read_to_string(file)
-            .map_err(|source| LoadError::Read { file: file.to_owned(), source })
+        std::fs::read_to_string(file).map_err(|source| LoadError::Read {
+            file: file.to_owned(),
+            source,
+        })
     };
-    let source = |file: &Path, text| Source { file: file.display().to_string(), text };
+    let source = |file: &Path, text| Source {
+        file: file.display().to_string(),
+        text,
+    };
     let text = read(cluster_file)?;
-    let sources = vec![source(cluster_file, text.clone()), source(node_file, read(node_file)?)];
-    let absolute = std::path::absolute(node_file)
-        .map_err(|source| LoadError::Read { file: node_file.to_owned(), source })?;
+    let sources = vec![
+        source(cluster_file, text.clone()),
+        source(node_file, read(node_file)?),
+    ];
+    let absolute = std::path::absolute(node_file).map_err(|source| LoadError::Read {
+        file: node_file.to_owned(),
+        source,
+    })?;
     let (config, local) = parse_both(sources, &absolute.with_file_name("pki"))?;
-    Ok(Loaded { config, local, text })
+    Ok(Loaded {
+        config,
+        local,
+        text,
+    })
 }
 
 /// Parses the text of both files: the cluster's and this machine's.
@@ -72,7 +86,10 @@ pub fn parse_cluster(file_name: &str, text: &str) -> Result<Config, Problems> {
     let mut findings = Findings::default();
     let config = raw::read(0, text, &mut findings)
         .and_then(|file| validate::cluster(&file, &mut findings).config);
-    let source = Source { file: file_name.to_owned(), text: text.to_owned() };
+    let source = Source {
+        file: file_name.to_owned(),
+        text: text.to_owned(),
+    };
     match findings.into_problems(vec![source]) {
         Some(problems) => Err(problems),
         None => Ok(config.expect("what is not read was reported")),

@@ -55,11 +55,20 @@ mod tests {
     #[test]
     fn paths_are_taken_under_the_root() {
         let resolved = ["/", "/tmp/a"].map(|root| local(root).resolve(Path::new("/srv/uploads")));
-        assert_eq!(resolved, [PathBuf::from("/srv/uploads"), PathBuf::from("/tmp/a/srv/uploads")]);
+        assert_eq!(
+            resolved,
+            [
+                PathBuf::from("/srv/uploads"),
+                PathBuf::from("/tmp/a/srv/uploads")
+            ]
+        );
     }
 
     #[test]
     fn the_socket_is_in_the_run_dir_whatever_the_root() {
-        assert_eq!(local("/tmp/a").socket(), Path::new("/run/understudy/understudy.sock"));
+        assert_eq!(
+            local("/tmp/a").socket(),
+            Path::new("/run/understudy/understudy.sock")
+        );
     }
 }

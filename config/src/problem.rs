@@ -16,12 +16,19 @@ pub struct Place {
 
 impl Place {
     pub(crate) fn new(source: usize, span: Range<usize>) -> Self {
-        Self { source, start: span.start, end: span.end }
+        Self {
+            source,
+            start: span.start,
+            end: span.end,
+        }
     }
 
     /// Returns the part of this place that lies at `within`, counted from its start.
     pub(crate) fn part(&self, within: &Range<usize>) -> Self {
-        Self::new(self.source, self.start + within.start..self.start + within.end)
+        Self::new(
+            self.source,
+            self.start + within.start..self.start + within.end,
+        )
     }
 }
 
@@ -74,6 +81,9 @@ pub struct Source {
     pub text: String,
 }
 
+/// The most problems that are told: whoever has more of them did not write a configuration.
+const PROBLEMS_MAX: usize = 1000;
+
 /// Everything that is wrong with the files. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
@@ -99,19 +109,32 @@ impl Problems {
     /// Returns the line and the column of a place's start, both counted from 1, the column in
     /// characters.
     pub(crate) fn line_and_column(&self, place: &Place) -> (usize, usize) {
-        let before = self.source(place).text.get(..place.start).unwrap_or_default();
+        let before = self
+            .source(place)
+            .text
+            .get(..place.start)
+            .unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
     }
 }
 
 impl fmt::Display for Problems {
     /// Writes the first problem on one line, and how many more there are.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(first) = self.problems.first() else { return f.write_str("no problems") };
+        let Some(first) = self.problems.first() else {
+            return f.write_str("no problems");
+        };
         let (line, column) = self.line_and_column(&first.place);
         let file = &self.source(&first.place).file;
-        write!(f, "{file}:{line}:{column}: {}, expected {}", first.what, first.expected)?;
+        write!(
+            f,
+            "{file}:{line}:{column}: {}, expected {}",
+            first.what, first.expected
+        )?;
         match self.problems.len() {
             1 => Ok(()),
             count => write!(f, " (and {} more)", count - 1),
@@ -132,7 +155,11 @@ pub(crate) struct Mistake {
 
 impl Mistake {
     pub(crate) fn new(what: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { what: what.into(), expected: expected.into(), within: None }
+        Self {
+            what: what.into(),
+            expected: expected.into(),
+            within: None,
+        }
     }
 }
 
@@ -155,9 +182,15 @@ impl Findings {
         what: impl Into<String>,
         expected: impl Into<String>,
     ) -> &mut Problem {
-        let (what, expected) = (what.into(), expected.into());
+        let (what, expected) = (printable(&what.into()), printable(&expected.into()));
         let place = place.clone();
-        self.0.push_mut(Problem { place, what, expected, suggestion: None, related: None })
+        self.0.push_mut(Problem {
+            place,
+            what,
+            expected,
+            suggestion: None,
+            related: None,
+        })
     }
 
     /// Parses a value; its mistake becomes a problem.
@@ -186,6 +219,16 @@ impl Findings {
     pub(crate) fn into_problems(self, sources: Vec<Source>) -> Option<Problems> {
         let mut problems = self.0;
         problems.sort_by(|left, right| left.place.cmp(&right.place));
+        problems.truncate(PROBLEMS_MAX);
         (!problems.is_empty()).then_some(Problems { sources, problems })
     }
+}
+
+/// Escapes what would break a line or a terminal: texts quote what was written.
+fn printable(text: &str) -> String {
+    let escape = |c: char| {
+        let escaped = c.is_control().then(|| c.escape_default().to_string());
+        escaped.unwrap_or_else(|| c.to_string())
+    };
+    text.chars().map(escape).collect()
 }

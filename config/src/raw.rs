@@ -6,7 +6,8 @@ use toml::de::DeTable;
 
 use crate::load::CONFIG_BYTES_MAX;
 use crate::problem::{Findings, Place, Placed};
-use crate::section::{Input, Unavailable, Value, section};
+use crate::section::section;
+use crate::value::{Input, Unavailable, Value};
 
 /// A command: a program and its arguments.
 pub(crate) type Command = Vec<Placed<String>>;
@@ -29,11 +30,11 @@ section! {
         /// What runs on the primary only.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
         /// Not available in this version.
-        kv: Unavailable as "table" = optional, "{}";
+        kv: Unavailable as "table" = unavailable, "{}";
         /// Not available in this version.
-        address: Unavailable as "table" = optional, "{}";
+        address: Unavailable as "table" = unavailable, "{}";
         /// Not available in this version.
-        witness: Unavailable as "table" = optional, "{}";
+        witness: Unavailable as "table" = unavailable, "{}";
     }
 }
 
@@ -192,8 +193,12 @@ pub(crate) fn read<T: Value>(source: usize, text: &str, findings: &mut Findings)
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let span = error.span().unwrap_or_default();
-        let (what, expected) =
-            error.message().split_once(", expected ").unwrap_or((error.message(), "valid TOML"));
+        let (what, expected) = match error.message() {
+            "duplicate key" => ("the key was given before", "each key once"),
+            message => message
+                .split_once(", expected ")
+                .unwrap_or((message, "valid TOML")),
+        };
         findings.report(&Place::new(source, span), what, expected);
     }
     if !errors.is_empty() {
@@ -201,5 +206,14 @@ pub(crate) fn read<T: Value>(source: usize, text: &str, findings: &mut Findings)
     }
     let value = toml::de::DeValue::Table(table.into_inner());
     // What the file as a whole lacks is reported at its start.
-    T::read(&Input { source, key: "", value: &value, span: 0..0 }, findings)
+    T::read(
+        &Input {
+            source,
+            key: "",
+            is_element: false,
+            value: &value,
+            span: 0..0,
+        },
+        findings,
+    )
 }

@@ -61,21 +61,24 @@ fn append_section(page: &mut String, section: &Section) {
     append(page, format_args!("\n{}\n\n", one_line(section.about)));
     page.push_str("| key | holds | when absent | meaning | example |\n|---|---|---|---|---|\n");
     for key in section.keys.iter().filter(|key| key.kind != "table") {
-        append(page, format_args!(
-            "| `{}` | {} | {} | {} | `{}` |\n",
-            key.name,
-            key.kind,
-            absence(key),
-            one_line(key.about),
-            key.example.replace('|', "\\|"),
-        ));
+        append(
+            page,
+            format_args!(
+                "| `{}` | {} | {} | {} | `{}` |\n",
+                key.name,
+                key.kind,
+                absence(key),
+                one_line(key.about),
+                key.example.replace('|', "\\|"),
+            ),
+        );
     }
 }
 
 fn absence(key: &Key) -> String {
     match key.presence {
         Presence::Required => "**required**".to_owned(),
-        Presence::Optional => "none".to_owned(),
+        Presence::Optional | Presence::Unavailable => "none".to_owned(),
         Presence::Default(value) => format!("`{value}`"),
     }
 }
@@ -86,7 +89,8 @@ fn one_line(about: &str) -> String {
 }
 
 fn append(page: &mut String, text: std::fmt::Arguments<'_>) {
-    page.write_fmt(text).expect("a string takes whatever is written");
+    page.write_fmt(text)
+        .expect("a string takes whatever is written");
 }
 
 #[cfg(test)]
@@ -111,26 +115,31 @@ mod tests {
     /// Puts every key of `section` into a table, with its example or its default.
     fn table(section: &Section, value: fn(&Key) -> Option<&'static str>) -> String {
         let lines = section.keys.iter().filter(|key| key.kind != "table");
-        lines.filter_map(|key| Some(format!("{} = {}\n", key.name, value(key)?))).collect()
+        lines
+            .filter_map(|key| Some(format!("{} = {}\n", key.name, value(key)?)))
+            .collect()
     }
 
     #[test]
     fn every_example_and_every_default_has_the_type_of_its_key() {
         let example = |key: &Key| Some(key.example);
         let default = |key: &Key| match key.presence {
-            Presence::Required | Presence::Optional => Some(key.example),
+            Presence::Required | Presence::Optional | Presence::Unavailable => Some(key.example),
             Presence::Default(value) => Some(value),
         };
         let mut findings = Findings::default();
         for value in [example, default] {
             read::<raw::Cluster>(0, &table(&raw::Cluster::SECTION, value), &mut findings).unwrap();
             read::<raw::Node>(0, &table(&raw::Node::SECTION, value), &mut findings).unwrap();
-            read::<raw::Postgres>(0, &table(&raw::Postgres::SECTION, value), &mut findings).unwrap();
+            read::<raw::Postgres>(0, &table(&raw::Postgres::SECTION, value), &mut findings)
+                .unwrap();
             read::<raw::Files>(0, &table(&raw::Files::SECTION, value), &mut findings).unwrap();
-            read::<raw::Settings>(0, &table(&raw::Settings::SECTION, value), &mut findings).unwrap();
+            read::<raw::Settings>(0, &table(&raw::Settings::SECTION, value), &mut findings)
+                .unwrap();
             read::<raw::Index>(0, &table(&raw::Index::SECTION, value), &mut findings).unwrap();
             read::<raw::Service>(0, &table(&raw::Service::SECTION, value), &mut findings).unwrap();
-            read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings).unwrap();
+            read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings)
+                .unwrap();
             read::<raw::Monitor>(0, &table(&raw::Monitor::SECTION, value), &mut findings).unwrap();
         }
         assert_eq!(findings.into_problems(Vec::new()), None);

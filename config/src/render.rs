@@ -10,9 +10,16 @@ use crate::problem::{Place, Problem, Problems};
 impl Problems {
     /// Renders every problem as rustc would: what, where, the line itself, and what was expected.
     pub fn render(&self, color: bool) -> String {
-        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-        let reports: Vec<String> =
-            self.problems.iter().map(|problem| renderer.render(&self.report(problem))).collect();
+        let renderer = if color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
+        let reports: Vec<String> = self
+            .problems
+            .iter()
+            .map(|problem| renderer.render(&self.report(problem)))
+            .collect();
         reports.join("\n\n")
     }
 
@@ -23,14 +30,18 @@ impl Problems {
         let mut snippet = self.snippet(&problem.place).annotation(primary);
         let mut elsewhere = None;
         if let Some((place, label)) = &problem.related {
-            let context = AnnotationKind::Context.span(self.span(place)).label(label.as_str());
+            let context = AnnotationKind::Context
+                .span(self.span(place))
+                .label(label.as_str());
             if place.source == problem.place.source {
                 snippet = snippet.annotation(context);
             } else {
                 elsewhere = Some(self.snippet(place).annotation(context));
             }
         }
-        let mut main = Level::ERROR.primary_title(problem.what.as_str()).element(snippet);
+        let mut main = Level::ERROR
+            .primary_title(problem.what.as_str())
+            .element(snippet);
         if let Some(snippet) = elsewhere {
             main = main.element(snippet);
         }

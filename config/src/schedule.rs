@@ -27,7 +27,7 @@ const FIELDS: [Field; 7] = [
 ///
 /// Five fields are read as Unix does (minute first, weekdays from Sunday = 0); six as Quartz does
 /// (seconds first, weekdays from Sunday = 1), seven with a year at the end.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Schedule {
     source: String,
     cron: cron::Schedule,
@@ -108,12 +108,20 @@ impl Schedule {
         let since_epoch = t.duration_since(UNIX_EPOCH).unwrap_or_default();
         let Some(start) = i64::try_from(since_epoch.as_secs())
             .ok()
-            .and_then(|seconds| DateTime::<Utc>::from_timestamp(seconds, since_epoch.subsec_nanos()))
+            .and_then(|seconds| {
+                DateTime::<Utc>::from_timestamp(seconds, since_epoch.subsec_nanos())
+            })
         else {
             return Vec::new();
         };
-        let seconds = self.cron.after(&start).filter_map(|due| u64::try_from(due.timestamp()).ok());
-        seconds.take(n).map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds)).collect()
+        let seconds = self
+            .cron
+            .after(&start)
+            .filter_map(|due| u64::try_from(due.timestamp()).ok());
+        seconds
+            .take(n)
+            .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds))
+            .collect()
     }
 }
 
@@ -137,12 +145,21 @@ impl FromStr for Schedule {
         };
         let cron = cron::Schedule::from_str(&line)
             .map_err(|_| ScheduleError::FieldCount(written.len()))?;
-        let schedule = Self { source: text.to_owned(), cron };
+        let schedule = Self {
+            source: text.to_owned(),
+            cron,
+        };
         // From a fixed time: whether a configuration is valid does not depend on today.
         match schedule.next_after(UNIX_EPOCH) {
             Some(_) => Ok(schedule),
             None => Err(ScheduleError::NeverDue),
         }
+    }
+}
+
+impl fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Schedule").field(&self.source).finish()
     }
 }
 
@@ -166,7 +183,9 @@ fn fields(text: &str) -> Vec<(Range<usize>, &str)> {
         let start = field.as_ptr().addr() - text.as_ptr().addr();
         start..start + field.len()
     };
-    text.split_whitespace().map(|field| (place(field), field)).collect()
+    text.split_whitespace()
+        .map(|field| (place(field), field))
+        .collect()
 }
 
 /// Checks one field alone, so that the message can point at it.
@@ -181,7 +200,12 @@ fn check_field(field: Field, text: &str, within: &Range<usize>) -> Result<(), Sc
         return Ok(());
     }
     let (name, expected) = field;
-    Err(ScheduleError::Field { name, expected, text: text.to_owned(), within: within.clone() })
+    Err(ScheduleError::Field {
+        name,
+        expected,
+        text: text.to_owned(),
+        within: within.clone(),
+    })
 }
 
 /// Returns whether this is `*`, `?`, `a` or `a-b`, with a step `/n` or without.
@@ -209,29 +233,103 @@ mod tests {
     fn due(line: &str) -> Vec<String> {
         let schedule: Schedule = line.parse().unwrap();
         let times = schedule.next(UNIX_EPOCH + Duration::from_secs(NEW_YEAR), 3);
-        times.into_iter().map(|t| DateTime::<Utc>::from(t).format("%a %F %T").to_string()).collect()
+        times
+            .into_iter()
+            .map(|t| DateTime::<Utc>::from(t).format("%a %F %T").to_string())
+            .collect()
     }
 
     #[test]
     fn lines_of_every_kind_come_due_as_they_say() {
-        let lines = ["0 * * * * *", "*/15 * * * *", "0 0 12 ? * MON", "0 0 0 1 1 * 2030", "@daily", "30 4 1 */6 *"];
-        let table: Vec<_> = lines.iter().map(|line| (line, due(line).join(", "))).collect();
-        insta::assert_debug_snapshot!(table, @"");
+        let lines = [
+            "0 * * * * *",
+            "*/15 * * * *",
+            "0 0 12 ? * MON",
+            "0 0 0 1 1 * 2030",
+            "@daily",
+            "30 4 1 */6 *",
+        ];
+        let table: Vec<_> = lines
+            .iter()
+            .map(|line| (line, due(line).join(", ")))
+            .collect();
+        insta::assert_debug_snapshot!(table, @r#"
+        [
+            (
+                "0 * * * * *",
+                "Thu 2026-01-01 00:01:00, Thu 2026-01-01 00:02:00, Thu 2026-01-01 00:03:00",
+            ),
+            (
+                "*/15 * * * *",
+                "Thu 2026-01-01 00:15:00, Thu 2026-01-01 00:30:00, Thu 2026-01-01 00:45:00",
+            ),
+            (
+                "0 0 12 ? * MON",
+                "Mon 2026-01-05 12:00:00, Mon 2026-01-12 12:00:00, Mon 2026-01-19 12:00:00",
+            ),
+            (
+                "0 0 0 1 1 * 2030",
+                "Tue 2030-01-01 00:00:00",
+            ),
+            (
+                "@daily",
+                "Fri 2026-01-02 00:00:00, Sat 2026-01-03 00:00:00, Sun 2026-01-04 00:00:00",
+            ),
+            (
+                "30 4 1 */6 *",
+                "Thu 2026-01-01 04:30:00, Wed 2026-07-01 04:30:00, Fri 2027-01-01 04:30:00",
+            ),
+        ]
+        "#);
     }
 
     #[test]
     fn a_line_that_is_wrong_is_refused_with_the_place_of_the_field() {
         let lines = [
-            "", "* * *", "hourly", "@sometimes", "60 * * * *", "* 24 * * *", "0 5* * * * *", "* * * * * * * *",
-            "0 0 30 2 *", "0 0 0 31 4,6,9,11 ?", "0 0 1 * 1", "0 0 * * 8", "0 0 * * 5-1", "0 0 * * 1/2", "*/0 * * * *",
-            "99999999999 * * * *", "0-4294967295 * * * *",
+            "",
+            "* * *",
+            "hourly",
+            "@sometimes",
+            "60 * * * *",
+            "* 24 * * *",
+            "0 5* * * * *",
+            "* * * * * * * *",
+            "0 0 30 2 *",
+            "0 0 0 31 4,6,9,11 ?",
+            "0 0 1 * 1",
+            "0 0 * * 8",
+            "0 0 * * 5-1",
+            "0 0 * * 1/2",
+            "*/0 * * * *",
+            "99999999999 * * * *",
+            "0-4294967295 * * * *",
         ];
         let refused = lines.map(|line| {
             let error = line.parse::<Schedule>().unwrap_err();
             let place = error.within().map(|within| &line[within]);
             format!("{line:?}: {error} ({place:?})")
         });
-        insta::assert_debug_snapshot!(refused, @"");
+        insta::assert_debug_snapshot!(refused, @r#"
+        [
+            "\"\": a schedule cannot have 0 fields (None)",
+            "\"* * *\": a schedule cannot have 3 fields (None)",
+            "\"hourly\": a schedule cannot have 1 fields (None)",
+            "\"@sometimes\": a schedule cannot have 1 fields (None)",
+            "\"60 * * * *\": `60` is not valid for the minute (Some(\"60\"))",
+            "\"* 24 * * *\": `24` is not valid for the hour (Some(\"24\"))",
+            "\"0 5* * * * *\": `5*` is not valid for the minute (Some(\"5*\"))",
+            "\"* * * * * * * *\": a schedule cannot have 8 fields (None)",
+            "\"0 0 30 2 *\": the schedule never comes due (None)",
+            "\"0 0 0 31 4,6,9,11 ?\": the schedule never comes due (None)",
+            "\"0 0 1 * 1\": the schedule restricts both the day of the month and the day of the week (Some(\"1\"))",
+            "\"0 0 * * 8\": `8` is not valid for the day of the week (Some(\"8\"))",
+            "\"0 0 * * 5-1\": `5-1` is not valid for the day of the week (Some(\"5-1\"))",
+            "\"0 0 * * 1/2\": `1/2` is not valid for the day of the week (Some(\"1/2\"))",
+            "\"*/0 * * * *\": `*/0` is not valid for the minute (Some(\"*/0\"))",
+            "\"99999999999 * * * *\": `99999999999` is not valid for the minute (Some(\"99999999999\"))",
+            "\"0-4294967295 * * * *\": `0-4294967295` is not valid for the minute (Some(\"0-4294967295\"))",
+        ]
+        "#);
     }
 
     #[test]
@@ -239,9 +337,15 @@ mod tests {
         let schedule: Schedule = "* * * * *".parse().unwrap();
         let year_3000 = UNIX_EPOCH + Duration::from_secs(32_503_680_000);
         let last = UNIX_EPOCH + Duration::from_secs(i64::MAX.unsigned_abs());
-        assert_eq!([year_3000, last].map(|t| schedule.next_after(t)), [None, None]);
+        assert_eq!(
+            [year_3000, last].map(|t| schedule.next_after(t)),
+            [None, None]
+        );
         let before = UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(schedule.next_after(before), Some(UNIX_EPOCH + Duration::from_secs(60)));
+        assert_eq!(
+            schedule.next_after(before),
+            Some(UNIX_EPOCH + Duration::from_secs(60))
+        );
     }
 
     proptest! {

@@ -7,11 +7,10 @@
 //! and go on, so that one look at the file finds everything; what could not be read is `None`, and
 //! what depends on it is not checked.
 
-use std::ops::Range;
-
 use toml::de::{DeTable, DeValue};
 
 use crate::problem::{Findings, Place, Placed};
+use crate::value::{Input, Value};
 
 /// A section as the reference tells it.
 #[derive(Debug)]
@@ -39,132 +38,10 @@ pub(crate) struct Key {
 pub(crate) enum Presence {
     Required,
     Optional,
+    /// The key is absent: a word of the design that this version does not have.
+    Unavailable,
     /// The same as this value, as TOML.
     Default(&'static str),
-}
-
-/// What is read, and where it is.
-pub(crate) struct Input<'a> {
-    pub(crate) source: usize,
-    /// The key that holds the value.
-    pub(crate) key: &'a str,
-    pub(crate) value: &'a DeValue<'a>,
-    pub(crate) span: Range<usize>,
-}
-
-impl Input<'_> {
-    pub(crate) fn place(&self) -> Place {
-        Place::new(self.source, self.span.clone())
-    }
-
-    fn report_type<T: Value>(&self, findings: &mut Findings) {
-        let article = match self.value {
-            DeValue::Integer(_) | DeValue::Array(_) => "an",
-            DeValue::String(_)
-            | DeValue::Float(_)
-            | DeValue::Boolean(_)
-            | DeValue::Datetime(_)
-            | DeValue::Table(_) => "a",
-        };
-        let what = format!("`{}` is {article} {}", self.key, self.value.type_str());
-        findings.report(&self.place(), what, T::expected(self.key));
-    }
-}
-
-/// What a key can hold.
-pub(crate) trait Value: Sized {
-    /// Says what is expected of the value of `key`: "a string".
-    fn expected(key: &str) -> String;
-
-    /// Says the same of a list of such values.
-    fn expected_list(key: &str) -> String;
-
-    /// Reads the value, or reports why it cannot.
-    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self>;
-}
-
-impl Value for String {
-    fn expected(_: &str) -> String {
-        "a string in quotes".to_owned()
-    }
-
-    fn expected_list(_: &str) -> String {
-        "a list of strings, such as [\"a\", \"b\"]".to_owned()
-    }
-
-    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self> {
-        let text = input.value.as_str().map(str::to_owned);
-        if text.is_none() {
-            input.report_type::<Self>(findings);
-        }
-        text
-    }
-}
-
-impl Value for u16 {
-    fn expected(_: &str) -> String {
-        format!("a whole number from 0 to {}", Self::MAX)
-    }
-
-    fn expected_list(_: &str) -> String {
-        "a list of whole numbers".to_owned()
-    }
-
-    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self> {
-        let Some(integer) = input.value.as_integer() else {
-            input.report_type::<Self>(findings);
-            return None;
-        };
-        let number = Self::from_str_radix(integer.as_str(), integer.radix()).ok();
-        if number.is_none() {
-            let what = format!("`{integer}` is out of range");
-            findings.report(&input.place(), what, Self::expected(input.key));
-        }
-        number
-    }
-}
-
-impl<T: Value> Value for Vec<Placed<T>> {
-    fn expected(key: &str) -> String {
-        T::expected_list(key)
-    }
-
-    fn expected_list(key: &str) -> String {
-        format!("a list of lists: {}", T::expected_list(key))
-    }
-
-    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self> {
-        let Some(array) = input.value.as_array() else {
-            input.report_type::<Self>(findings);
-            return None;
-        };
-        let elements = array.iter().filter_map(|element| {
-            let span = element.span();
-            let input = Input { value: element.get_ref(), span, ..*input };
-            Some(Placed { value: T::read(&input, findings)?, place: input.place() })
-        });
-        Some(elements.collect())
-    }
-}
-
-/// A section that the design knows and this version does not have.
-#[derive(Clone, Debug)]
-pub(crate) struct Unavailable;
-
-impl Value for Unavailable {
-    fn expected(_: &str) -> String {
-        "nothing".to_owned()
-    }
-
-    fn expected_list(key: &str) -> String {
-        Self::expected(key)
-    }
-
-    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self> {
-        let what = format!("section `[{}]` is not available in this version", input.key);
-        findings.report(&input.place(), what, "the section to be removed");
-        None
-    }
 }
 
 impl Section {
@@ -178,17 +55,25 @@ impl Section {
             input.report_type::<T>(findings);
             return None;
         };
-        let names = || self.keys.iter().map(|key| key.name);
+        let known = || {
+            self.keys
+                .iter()
+                .filter(|key| key.presence != Presence::Unavailable)
+        };
         for (key, _) in table {
             let name: &str = key.get_ref();
-            if names().any(|known| known == name) {
+            if self.keys.iter().any(|known| known.name == name) {
                 continue;
             }
-            let known: Vec<String> = names().map(|name| format!("`{name}`")).collect();
-            let what = format!("{} has no key `{name}`", self.subject());
-            let expected = format!("one of {}", known.join(", "));
+            let what = match self.heading {
+                "" => format!("unknown key `{name}`"),
+                heading => format!("unknown key `{name}` in `{heading}`"),
+            };
+            let names: Vec<String> = known().map(|key| format!("`{}`", key.name)).collect();
+            let expected = format!("one of {}", names.join(", "));
             let place = Place::new(input.source, key.span());
-            findings.report(&place, what, expected).suggesting(name, names());
+            let problem = findings.report(&place, what, expected);
+            problem.suggesting(name, known().map(|key| key.name));
         }
         Some(table)
     }
@@ -203,12 +88,20 @@ impl Section {
     ) -> Option<Placed<T>> {
         if let Some(value) = table.get(key.name) {
             let span = value.span();
-            let input =
-                Input { source: section.source, key: key.name, value: value.get_ref(), span };
-            return Some(Placed { value: T::read(&input, findings)?, place: input.place() });
+            let input = Input {
+                source: section.source,
+                key: key.name,
+                is_element: false,
+                value: value.get_ref(),
+                span,
+            };
+            return Some(Placed {
+                value: T::read(&input, findings)?,
+                place: input.place(),
+            });
         }
         match key.presence {
-            Presence::Optional => None,
+            Presence::Optional | Presence::Unavailable => None,
             Presence::Required => {
                 let (missing, expected) = match key.kind {
                     "table" => (format!("section `[{}]`", key.name), T::expected(key.name)),
@@ -223,9 +116,17 @@ impl Section {
             }
             Presence::Default(text) => {
                 let value = DeValue::parse(text).expect("defaults are TOML, as a test makes sure");
-                let input =
-                    Input { key: key.name, value: value.get_ref(), span: section.span.clone(), ..*section };
-                Some(Placed { value: T::read(&input, findings)?, place: section.place() })
+                let input = Input {
+                    key: key.name,
+                    is_element: false,
+                    value: value.get_ref(),
+                    span: section.span.clone(),
+                    ..*section
+                };
+                Some(Placed {
+                    value: T::read(&input, findings)?,
+                    place: section.place(),
+                })
             }
         }
     }
@@ -243,6 +144,7 @@ impl Section {
 /// The doc comments are what the operator reads in the reference.
 macro_rules! section {
     (@presence required) => { $crate::section::Presence::Required };
+    (@presence unavailable) => { $crate::section::Presence::Unavailable };
     (@presence optional) => { $crate::section::Presence::Optional };
     (@presence $default:literal) => { $crate::section::Presence::Default($default) };
     (
@@ -279,7 +181,7 @@ macro_rules! section {
             };
         }
 
-        impl $crate::section::Value for $section {
+        impl $crate::value::Value for $section {
             fn expected(key: &str) -> String {
                 format!("a table: `[{key}]`")
             }
@@ -289,7 +191,7 @@ macro_rules! section {
             }
 
             fn read(
-                input: &$crate::section::Input<'_>,
+                input: &$crate::value::Input<'_>,
                 findings: &mut $crate::problem::Findings,
             ) -> Option<Self> {
                 let section = Self::SECTION;

@@ -25,12 +25,16 @@ pub(crate) fn parse(text: &str) -> Result<u64, Mistake> {
         _ => return Err(mistake("is not a size")),
     };
     let number: u64 = number.parse().map_err(|_| mistake("is not a size"))?;
-    let bytes = number.checked_mul(unit).ok_or_else(|| mistake("is more than Postgres can count"))?;
+    let bytes = number
+        .checked_mul(unit)
+        .ok_or_else(|| mistake("is more than Postgres can count"))?;
     if bytes / MEGABYTE > MEGABYTES_MAX {
         return Err(mistake("is more than Postgres can count"));
     }
     if bytes == 0 || bytes % MEGABYTE != 0 {
-        return Err(mistake("is not a whole number of megabytes, in which Postgres counts WAL"));
+        return Err(mistake(
+            "is not a whole number of megabytes, in which Postgres counts WAL",
+        ));
     }
     Ok(bytes)
 }
@@ -47,8 +51,30 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        let refused = ["10", "10gb", "GB", "-1GB", "1.5GB", "0GB", "10kB", "9999999TB", "99999999999999999TB"]
-            .map(|text| parse(text).unwrap_err().what);
-        insta::assert_debug_snapshot!(refused, @"");
+        let refused = [
+            "10",
+            "10gb",
+            "GB",
+            "-1GB",
+            "1.5GB",
+            "0GB",
+            "10kB",
+            "9999999TB",
+            "99999999999999999TB",
+        ]
+        .map(|text| parse(text).unwrap_err().what);
+        insta::assert_debug_snapshot!(refused, @r#"
+        [
+            "`10` is not a size",
+            "`10gb` is not a size",
+            "`GB` is not a size",
+            "`-1GB` is not a size",
+            "`1.5GB` is not a size",
+            "`0GB` is not a whole number of megabytes, in which Postgres counts WAL",
+            "`10kB` is not a whole number of megabytes, in which Postgres counts WAL",
+            "`9999999TB` is more than Postgres can count",
+            "`99999999999999999TB` is more than Postgres can count",
+        ]
+        "#);
     }
 }

@@ -42,8 +42,10 @@ address = {address}    # where the other nodes reach it: IP and port
     );
     text.push_str("\n# The Postgres cluster that is replicated.\n");
     let data_dir = answers.postgres.as_deref().map(quoted_path);
-    text.push_str(&section(data_dir.is_some(), &format!(
-        r#"[postgres]
+    text.push_str(&section(
+        data_dir.is_some(),
+        &format!(
+            r#"[postgres]
 data_dir = {data_dir}
 port = 5432
 user = "postgres"           # the user of the operating system who owns data_dir
@@ -53,8 +55,11 @@ durability = "async"        # a commit does not wait for the standby
 max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
 #socket_dir = "/var/run/postgresql"
 "#,
-        data_dir = data_dir.as_deref().unwrap_or(r#""/var/lib/postgresql/15/main""#),
-    )));
+            data_dir = data_dir
+                .as_deref()
+                .unwrap_or(r#""/var/lib/postgresql/15/main""#),
+        ),
+    ));
 
     text.push_str("\n# Trees of files that are replicated, one section for each.\n");
     for (name, path) in &answers.files {
@@ -65,18 +70,29 @@ max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
     }
 
     text.push_str("\n# The configuration of the appliance, fetched on a schedule.\n");
-    let paths: Vec<String> = answers.settings.iter().map(|path| quoted_path(path)).collect();
+    let paths: Vec<String> = answers
+        .settings
+        .iter()
+        .map(|path| quoted_path(path))
+        .collect();
     let has_settings = !paths.is_empty();
-    text.push_str(&section(has_settings, &format!(
-        r#"[settings]
+    text.push_str(&section(
+        has_settings,
+        &format!(
+            r#"[settings]
 schedule = "0 * * * * *"    # every minute, in UTC; Unix lines such as "*/5 * * * *" do as well
 paths = [{paths}]
 exclude = []                # what is local to a node, such as ["local.conf"]
 #validate = ["catalogctl", "check-config"]      # must succeed before they are applied
 #reload = ["systemctl", "reload", "catalog"]    # runs after they were
 "#,
-        paths = if has_settings { paths.join(", ") } else { "\"/etc/catalog\"".to_owned() },
-    )));
+            paths = if has_settings {
+                paths.join(", ")
+            } else {
+                "\"/etc/catalog\"".to_owned()
+            },
+        ),
+    ));
 
     text.push_str(
         r#"
@@ -180,26 +196,167 @@ mod tests {
     }
 
     fn parsed(text: &str) -> Config {
-        parse_cluster("understudy.toml", text).unwrap_or_else(|problems| panic!("{}", problems.render(false)))
+        parse_cluster("understudy.toml", text)
+            .unwrap_or_else(|problems| panic!("{}", problems.render(false)))
     }
 
     #[test]
     fn a_template_says_what_was_answered() {
         let full = Answers {
             postgres: Some("/pg".into()),
-            files: vec![("u".parse().unwrap(), "/a \"b\" 'c' \\".into()), ("v".parse().unwrap(), "/v".into())],
+            files: vec![
+                ("u".parse().unwrap(), "/a \"b\" 'c' \\".into()),
+                ("v".parse().unwrap(), "/v".into()),
+            ],
             settings: vec!["/etc/x".into(), "/etc/y".into()],
             ..answers()
         };
-        insta::assert_debug_snapshot!(parsed(&cluster(&full)), @"");
+        insta::assert_debug_snapshot!(parsed(&cluster(&full)), @r#"
+        Config {
+            cluster: Cluster {
+                name: "catalog",
+            },
+            nodes: [
+                Node {
+                    name: NodeName(
+                        "a",
+                    ),
+                    address: 10.0.0.1:7400,
+                },
+            ],
+            postgres: Some(
+                Postgres {
+                    data_dir: "/pg",
+                    port: 5432,
+                    user: "postgres",
+                    bin_dir: None,
+                    database: "postgres",
+                    max_slot_wal_keep_bytes: 10737418240,
+                    socket_dir: None,
+                },
+            ),
+            files: [
+                Files {
+                    name: StoreName(
+                        "u",
+                    ),
+                    path: "/a \"b\" 'c' \\",
+                    exclude: Globs(
+                        [],
+                    ),
+                },
+                Files {
+                    name: StoreName(
+                        "v",
+                    ),
+                    path: "/v",
+                    exclude: Globs(
+                        [],
+                    ),
+                },
+            ],
+            settings: Some(
+                Settings {
+                    schedule: Schedule(
+                        "0 * * * * *",
+                    ),
+                    paths: [
+                        "/etc/x",
+                        "/etc/y",
+                    ],
+                    exclude: Globs(
+                        [],
+                    ),
+                    validate: None,
+                    reload: None,
+                },
+            ),
+            indexes: [],
+            services: [],
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_node_can_be_added_to_a_template() {
+        let address = "10.0.0.2:7400".parse().unwrap();
+        let text = cluster(&answers());
+        let added = crate::edit::add_node(&text, &"b".parse().unwrap(), address).unwrap();
+        let section = "[[node]]\nname = \"b\"\naddress = \"10.0.0.2:7400\"\n";
+        let expected = text.replacen(
+            "\n\n# The Postgres",
+            &format!("\n\n{section}\n# The Postgres"),
+            1,
+        );
+        assert_eq!(added, expected);
     }
 
     #[test]
     fn a_template_without_answers_is_valid_and_so_are_its_examples() {
         let text = cluster(&answers());
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        # The cluster: identical on every node. `understudy config check` says what is wrong with it.
+
+        [cluster]
+        name = "catalog"
+        promotion = "manual"        # an operator promotes a standby
+
+        # One section for each machine; `understudy invite` adds them.
+        [[node]]
+        name = "a"
+        address = "10.0.0.1:7400"    # where the other nodes reach it: IP and port
+
+        # The Postgres cluster that is replicated.
+        #[postgres]
+        #data_dir = "/var/lib/postgresql/15/main"
+        #port = 5432
+        #user = "postgres"           # the user of the operating system who owns data_dir
+        #bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
+        #database = "postgres"       # what indexes read, unless they name another
+        #durability = "async"        # a commit does not wait for the standby
+        #max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
+        #socket_dir = "/var/run/postgresql"
+
+        # Trees of files that are replicated, one section for each.
+        #[[files]]
+        #name = "uploads"
+        #path = "/srv/catalog/uploads"
+        #exclude = []                # patterns such as ["*.tmp", "cache/**"]
+
+        # The configuration of the appliance, fetched on a schedule.
+        #[settings]
+        #schedule = "0 * * * * *"    # every minute, in UTC; Unix lines such as "*/5 * * * *" do as well
+        #paths = ["/etc/catalog"]
+        #exclude = []                # what is local to a node, such as ["local.conf"]
+        #validate = ["catalogctl", "check-config"]      # must succeed before they are applied
+        #reload = ["systemctl", "reload", "catalog"]    # runs after they were
+
+        # What is rebuilt from the stores and never replicated.
+        #[[index]]
+        #name = "search"
+        #engine = "tantivy"          # built in, from the rows of `source`; it needs [postgres]
+        #source = "SELECT id, title, body, updated_at FROM article"
+        #database = "catalog"
+        #timeout = "1h"
+        #[[index]]
+        #name = "other"
+        #engine = "command"          # whatever the command builds
+        #command = ["catalogctl", "reindex"]
+        #timeout = "1h"
+
+        # What runs on the primary only, in the order in which it is started.
+        #[[service]]
+        #name = "web"
+        #start = ["systemctl", "start", "catalog"]
+        #stop = ["systemctl", "stop", "catalog"]
+        #status = ["systemctl", "is-active", "catalog"]
+        #timeout = "30s"
+        "#);
         let config = parsed(&text);
-        assert_eq!((config.postgres, config.settings, config.files), (None, None, Vec::new()));
+        assert_eq!(
+            (config.postgres, config.settings, config.files),
+            (None, None, Vec::new())
+        );
         let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
         let uncommented: String = text
             .lines()
@@ -207,10 +364,21 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let config = parsed(&uncommented);
-        assert_eq!((config.indexes.len(), config.services.len(), config.files.len()), (2, 1, 1));
+        assert_eq!(
+            (
+                config.indexes.len(),
+                config.services.len(),
+                config.files.len()
+            ),
+            (2, 1, 1)
+        );
         for section in CLUSTER_SECTIONS {
             for key in section.keys {
-                assert!(uncommented.contains(&format!("\n{} = ", key.name)), "no example of {}", key.name);
+                assert!(
+                    uncommented.contains(&format!("\n{} = ", key.name)),
+                    "no example of {}",
+                    key.name
+                );
             }
         }
     }

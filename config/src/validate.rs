@@ -3,6 +3,7 @@
 //! What could not be read is reported already: it is `None` here, and nothing is said about it
 //! again. A function looks at all of its section before it gives up.
 
+mod index;
 mod local;
 mod paths;
 mod sections;
@@ -28,25 +29,59 @@ pub(crate) struct Checked {
 
 /// Validates an `understudy.toml`.
 pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Checked {
-    let cluster = file.cluster.as_ref().and_then(|it| sections::cluster(&it.value, findings));
+    for (key, section) in [
+        ("kv", &file.kv),
+        ("address", &file.address),
+        ("witness", &file.witness),
+    ] {
+        if let Some(section) = section {
+            let what = format!("section `[{key}]` is not available in this version");
+            findings.report(&section.place, what, "the section to be removed");
+        }
+    }
+    let cluster = file
+        .cluster
+        .as_ref()
+        .and_then(|it| sections::cluster(&it.value, findings));
     let nodes = file.node.as_ref().map(|it| sections::nodes(it, findings));
-    let postgres = file.postgres.as_ref().map(|it| sections::postgres(&it.value, findings));
+    let postgres = file
+        .postgres
+        .as_ref()
+        .map(|it| sections::postgres(&it.value, findings));
     let files = all(elements(&file.files).map(|it| sections::files(it, findings)));
-    let settings = file.settings.as_ref().map(|it| sections::settings(&it.value, findings));
+    let settings = file
+        .settings
+        .as_ref()
+        .map(|it| sections::settings(&it.value, findings));
     let has_postgres = file.postgres.is_some();
-    let indexes = all(elements(&file.index).map(|it| sections::index(it, has_postgres, findings)));
+    let indexes = all(elements(&file.index).map(|it| index::index(it, has_postgres, findings)));
     let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
 
-    unique(elements(&file.files).filter_map(|it| it.value.name.as_ref()), "store", findings);
-    unique(elements(&file.index).filter_map(|it| it.value.name.as_ref()), "index", findings);
-    unique(elements(&file.service).filter_map(|it| it.value.name.as_ref()), "service", findings);
+    unique(
+        elements(&file.files).filter_map(|it| it.value.name.as_ref()),
+        "store",
+        findings,
+    );
+    unique(
+        elements(&file.index).filter_map(|it| it.value.name.as_ref()),
+        "index",
+        findings,
+    );
+    unique(
+        elements(&file.service).filter_map(|it| it.value.name.as_ref()),
+        "service",
+        findings,
+    );
     let stores = paths::stores(file);
     paths::report_overlaps(&stores, findings);
 
     let names = nodes.as_ref().and_then(|nodes| {
         all(nodes.iter().zip(elements(&file.node)).map(|(node, raw)| {
             let place = raw.value.name.as_ref()?.place.clone();
-            Some(Placed { value: node.as_ref()?.name.clone(), place })
+            Some(Placed {
+                value: node.as_ref()?.name.clone(),
+                place,
+            })
         }))
     });
     let config = || {
@@ -60,7 +95,11 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             services: services?,
         })
     };
-    Checked { config: config(), nodes: names, stores }
+    Checked {
+        config: config(),
+        nodes: names,
+        stores,
+    }
 }
 
 /// Tells a section that is absent (which is fine) from one that is wrong.
@@ -97,7 +136,9 @@ fn unique<'a>(
         };
         let what = format!("{kind} `{}` is named twice", name.value);
         let expected = format!("a name that no other {kind} has");
-        findings.report(&name.place, what, expected).related(place, "it is named here first");
+        findings
+            .report(&name.place, what, expected)
+            .related(place, "it is named here first");
     }
 }
 

@@ -6,7 +6,10 @@ use std::ops::Range;
 use super::{FIELDS, Field, ScheduleError, check_field, is_element};
 
 const WEEKDAY_NAMES: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
-const WEEKDAY: Field = ("day of the week", "0-7, where 0 and 7 are Sunday, or SUN-SAT");
+const WEEKDAY: Field = (
+    "day of the week",
+    "0-7, where 0 and 7 are Sunday, or SUN-SAT",
+);
 
 /// Translates the five fields of a Unix line.
 pub(super) fn translate(fields: [&(Range<usize>, &str); 5]) -> Result<String, ScheduleError> {
@@ -23,9 +26,14 @@ pub(super) fn translate(fields: [&(Range<usize>, &str); 5]) -> Result<String, Sc
     // Unix calls a field that starts with `*` unrestricted, whatever its step.
     let is_restricted = |text: &str| !text.starts_with(['*', '?']);
     if is_restricted(day.1) && is_restricted(weekday.1) {
-        return Err(ScheduleError::BothDays { within: weekday.0.clone() });
+        return Err(ScheduleError::BothDays {
+            within: weekday.0.clone(),
+        });
     }
-    Ok(format!("0 {} {} {} {} {days}", minute.1, hour.1, day.1, month.1))
+    Ok(format!(
+        "0 {} {} {} {} {days}",
+        minute.1, hour.1, day.1, month.1
+    ))
 }
 
 /// Translates the days of the week: the numbers differ, so the days are named one by one.
@@ -52,7 +60,11 @@ fn weekdays(text: &str) -> Option<String> {
         if first > last {
             return None;
         }
-        days.extend((first..=last).step_by(step.unwrap_or(1)).map(|day| day % WEEKDAY_NAMES.len()));
+        days.extend(
+            (first..=last)
+                .step_by(step.unwrap_or(1))
+                .map(|day| day % WEEKDAY_NAMES.len()),
+        );
     }
     let names: Vec<&str> = days.into_iter().map(|day| WEEKDAY_NAMES[day]).collect();
     Some(names.join(","))
@@ -60,8 +72,14 @@ fn weekdays(text: &str) -> Option<String> {
 
 /// Reads a day of the week: 0 to 7, or its name.
 fn weekday(text: &str) -> Option<usize> {
-    let named = WEEKDAY_NAMES.iter().position(|name| name.eq_ignore_ascii_case(text));
-    named.or_else(|| text.parse().ok().filter(|number| *number <= WEEKDAY_NAMES.len()))
+    let named = WEEKDAY_NAMES
+        .iter()
+        .position(|name| name.eq_ignore_ascii_case(text));
+    named.or_else(|| {
+        text.parse()
+            .ok()
+            .filter(|number| *number <= WEEKDAY_NAMES.len())
+    })
 }
 
 #[cfg(test)]
@@ -71,7 +89,9 @@ mod tests {
 
     fn translated(line: &str) -> String {
         let fields = fields(line);
-        let [a, b, c, d, e] = fields.as_slice() else { panic!("{line} has five fields") };
+        let [a, b, c, d, e] = fields.as_slice() else {
+            panic!("{line} has five fields")
+        };
         translate([a, b, c, d, e]).unwrap()
     }
 
@@ -94,6 +114,9 @@ mod tests {
             ("0 22 * * sun,3", "0 0 22 * * SUN,WED"),
             ("0 22 */2 * 1", "0 0 22 */2 * MON"),
         ];
-        assert_eq!(table.map(|(line, _)| (line, translated(line))), table.map(|(a, b)| (a, b.to_owned())));
+        assert_eq!(
+            table.map(|(line, _)| (line, translated(line))),
+            table.map(|(a, b)| (a, b.to_owned()))
+        );
     }
 }

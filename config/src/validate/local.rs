@@ -23,13 +23,21 @@ pub(crate) fn local(
         Some(name)
     });
     let mut directory = |written: &Option<Placed<String>>| {
-        written.as_ref().map(|it| findings.check(it, paths::absolute))
+        written
+            .as_ref()
+            .map(|it| findings.check(it, paths::absolute))
     };
     let root = directory(&file.root);
     let state_dir = directory(&file.state_dir);
     let pki_dir = directory(&file.pki_dir);
-    let run_dir = file.run_dir.as_ref().and_then(|it| findings.check(it, run_dir));
-    let monitor = file.monitor.as_ref().and_then(|it| it.value.listen.as_ref());
+    let run_dir = file
+        .run_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, run_dir));
+    let monitor = file
+        .monitor
+        .as_ref()
+        .and_then(|it| it.value.listen.as_ref());
     let monitor_listen = monitor.and_then(|it| findings.check(it, address));
     let local = Local {
         name: name?,
@@ -44,11 +52,16 @@ pub(crate) fn local(
 }
 
 fn is_a_node(name: &NodeName, place: &Place, checked: Option<&Checked>, findings: &mut Findings) {
-    let Some(nodes) = checked.and_then(|checked| checked.nodes.as_ref()) else { return };
+    let Some(nodes) = checked.and_then(|checked| checked.nodes.as_ref()) else {
+        return;
+    };
     if nodes.iter().any(|node| node.value == *name) {
         return;
     }
-    let known: Vec<String> = nodes.iter().map(|node| format!("`{}`", node.value)).collect();
+    let known: Vec<String> = nodes
+        .iter()
+        .map(|node| format!("`{}`", node.value))
+        .collect();
     let what = format!("no `[[node]]` of the cluster is named `{name}`");
     let expected = format!("the name of one: {}", known.join(", "));
     let problem = findings.report(place, what, expected);
@@ -85,7 +98,11 @@ fn are_outside_of_stores(
                     path.display()
                 );
                 findings
-                    .report(place, what, "a directory that no store lies in, nor it in a store")
+                    .report(
+                        place,
+                        what,
+                        "a directory that no store lies in, nor it in a store",
+                    )
                     .related(&store.place, format!("{} is here", store.owner));
             }
         }
@@ -98,7 +115,10 @@ fn run_dir(text: &str) -> Result<PathBuf, Mistake> {
     let bytes = path.join(SOCKET_NAME).as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
         return Err(Mistake::new(
-            format!("the socket's path `{}` has {bytes} bytes", path.join(SOCKET_NAME).display()),
+            format!(
+                "the socket's path `{}` has {bytes} bytes",
+                path.join(SOCKET_NAME).display()
+            ),
             format!("a directory so short that the path has at most {SOCKET_PATH_BYTES_MAX}"),
         ));
     }

@@ -27,8 +27,11 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, Mistake> {
     } else {
         return Ok(path.components().collect());
     };
-    let what = format!("`{}` {what}", text.escape_debug());
-    Err(Mistake::new(what, "a path that starts with `/` and has no `..`"))
+    let what = format!("`{text}` {what}");
+    Err(Mistake::new(
+        what,
+        "a path that starts with `/` and has no `..`",
+    ))
 }
 
 /// Reads the path of a store.
@@ -42,7 +45,10 @@ pub(super) fn store(text: &str) -> Result<PathBuf, Mistake> {
 
 /// Returns the paths of all stores that are valid by themselves.
 pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
-    let postgres = file.postgres.iter().filter_map(|it| it.value.data_dir.as_ref());
+    let postgres = file
+        .postgres
+        .iter()
+        .filter_map(|it| it.value.data_dir.as_ref());
     let postgres = postgres.map(|path| ("store `postgres`".to_owned(), path));
     let files = elements(&file.files).filter_map(|it| {
         let owner = match &it.value.name {
@@ -51,13 +57,24 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         };
         Some((owner, it.value.path.as_ref()?))
     });
-    let settings = file.settings.iter().flat_map(|it| elements(&it.value.paths));
+    let settings = file
+        .settings
+        .iter()
+        .flat_map(|it| elements(&it.value.paths));
     let settings = settings.map(|path| ("store `settings`".to_owned(), path));
     let valid = |(owner, written): (String, &Placed<String>)| {
         let path = store(&written.value).ok()?;
-        Some(StorePath { owner, path, place: written.place.clone() })
+        Some(StorePath {
+            owner,
+            path,
+            place: written.place.clone(),
+        })
     };
-    postgres.chain(files).chain(settings).filter_map(valid).collect()
+    postgres
+        .chain(files)
+        .chain(settings)
+        .filter_map(valid)
+        .collect()
 }
 
 /// Reports every path that equals another or lies inside one.
@@ -65,7 +82,11 @@ pub(super) fn report_overlaps(stores: &[StorePath], findings: &mut Findings) {
     let mut first: BTreeMap<&Path, &StorePath> = BTreeMap::new();
     let mut report = |inner: &StorePath, outer: &StorePath, what: String| {
         findings
-            .report(&inner.place, what, "paths of which none lies inside another")
+            .report(
+                &inner.place,
+                what,
+                "paths of which none lies inside another",
+            )
             .related(&outer.place, format!("{} is here", outer.owner));
     };
     for store in stores {
@@ -77,7 +98,11 @@ pub(super) fn report_overlaps(stores: &[StorePath], findings: &mut Findings) {
         report(store, other, what);
     }
     for store in first.values() {
-        let above = store.path.ancestors().skip(1).find_map(|path| first.get(path));
+        let above = store
+            .path
+            .ancestors()
+            .skip(1)
+            .find_map(|path| first.get(path));
         if let Some(outer) = above {
             let what = format!("{} lies inside {}", store.owner, outer.owner);
             report(store, outer, what);

@@ -6,30 +6,38 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Engine, Files, GlobError, Globs, Index, Node, NodeName, Postgres, Schedule, Service,
-    Settings, StoreName, duration, raw, size,
+    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, Schedule, Service, Settings,
+    StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
 const STORE_NAMES_RESERVED: [&str; 3] = ["postgres", "settings", "kv"];
 
 pub(super) fn cluster(raw: &raw::Cluster, findings: &mut Findings) -> Option<Cluster> {
-    let name = raw.name.as_ref().and_then(|it| findings.check(it, name::<StoreName>));
+    let name = raw
+        .name
+        .as_ref()
+        .and_then(|it| findings.check(it, name::<StoreName>));
     if let Some(promotion) = &raw.promotion {
         let known = ["manual"];
         match promotion.value.as_str() {
             "manual" => {}
             "automatic" => {
-                let what = "promotion `automatic` needs a witness, which this version does not have";
+                let what =
+                    "promotion `automatic` needs a witness, which this version does not have";
                 findings.report(&promotion.place, what, "\"manual\"");
             }
             other => {
                 let what = format!("`{other}` is not a way to promote");
-                findings.report(&promotion.place, what, "\"manual\"").suggesting(other, known);
+                findings
+                    .report(&promotion.place, what, "\"manual\"")
+                    .suggesting(other, known);
             }
         }
     }
-    Some(Cluster { name: name?.to_string() })
+    Some(Cluster {
+        name: name?.to_string(),
+    })
 }
 
 /// Returns the nodes in the order of the file, those that are wrong as `None`.
@@ -38,18 +46,37 @@ pub(super) fn nodes(
     findings: &mut Findings,
 ) -> Vec<Option<Node>> {
     if raw.value.is_empty() {
-        findings.report(&raw.place, "the cluster has no node", "at least one `[[node]]`");
+        findings.report(
+            &raw.place,
+            "the cluster has no node",
+            "at least one `[[node]]`",
+        );
     }
-    unique(raw.value.iter().filter_map(|node| node.value.name.as_ref()), "node", findings);
+    unique(
+        raw.value.iter().filter_map(|node| node.value.name.as_ref()),
+        "node",
+        findings,
+    );
     let mut first: BTreeMap<SocketAddr, &Place> = BTreeMap::new();
     let mut node = |raw: &raw::Node| -> Option<Node> {
-        let name = raw.name.as_ref().and_then(|it| findings.check(it, name::<NodeName>));
-        let address = raw.address.as_ref().and_then(|it| findings.check(it, node_address));
-        Some(Node { name: name?, address: address? })
+        let name = raw
+            .name
+            .as_ref()
+            .and_then(|it| findings.check(it, name::<NodeName>));
+        let address = raw
+            .address
+            .as_ref()
+            .and_then(|it| findings.check(it, node_address));
+        Some(Node {
+            name: name?,
+            address: address?,
+        })
     };
     let nodes: Vec<_> = raw.value.iter().map(|it| node(&it.value)).collect();
     for (node, raw) in nodes.iter().zip(&raw.value) {
-        let (Some(node), Some(written)) = (node, &raw.value.address) else { continue };
+        let (Some(node), Some(written)) = (node, &raw.value.address) else {
+            continue;
+        };
         let canonical = SocketAddr::new(node.address.ip().to_canonical(), node.address.port());
         let Some(place) = first.get(&canonical) else {
             first.insert(canonical, &written.place);
@@ -79,11 +106,23 @@ fn node_address(text: &str) -> Result<SocketAddr, Mistake> {
 }
 
 pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<Postgres> {
-    let data_dir = raw.data_dir.as_ref().and_then(|it| findings.check(it, paths::store));
-    let bin_dir = raw.bin_dir.as_ref().and_then(|it| findings.check(it, paths::absolute));
-    let socket_dir = raw.socket_dir.as_ref().and_then(|it| findings.check(it, paths::absolute));
+    let data_dir = raw
+        .data_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::store));
+    let bin_dir = raw
+        .bin_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::absolute));
+    let socket_dir = raw
+        .socket_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::absolute));
     let user = raw.user.as_ref().and_then(|it| findings.check(it, word));
-    let database = raw.database.as_ref().and_then(|it| findings.check(it, word));
+    let database = raw
+        .database
+        .as_ref()
+        .and_then(|it| findings.check(it, word));
     let kept = raw.max_slot_wal_keep_size.as_ref();
     let max_slot_wal_keep_bytes = kept.and_then(|it| findings.check(it, size::parse));
     let port = raw.port.as_ref().map(|it| it.value);
@@ -100,7 +139,9 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
             }
             other => {
                 let what = format!("`{other}` is not a durability");
-                findings.report(place, what, "\"async\"").suggesting(other, ["async"]);
+                findings
+                    .report(place, what, "\"async\"")
+                    .suggesting(other, ["async"]);
             }
         }
     }
@@ -126,15 +167,29 @@ pub(super) fn files(raw: &Placed<raw::Files>, findings: &mut Findings) -> Option
         }
         Some(name)
     });
-    let path = raw.path.as_ref().and_then(|it| findings.check(it, paths::store));
+    let path = raw
+        .path
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::store));
     let exclude = globs(&raw.exclude, findings);
-    Some(Files { name: name?, path: path?, exclude: exclude? })
+    Some(Files {
+        name: name?,
+        path: path?,
+        exclude: exclude?,
+    })
 }
 
 pub(super) fn settings(raw: &raw::Settings, findings: &mut Findings) -> Option<Settings> {
-    let schedule = raw.schedule.as_ref().and_then(|it| findings.check(it, schedule));
+    let schedule = raw
+        .schedule
+        .as_ref()
+        .and_then(|it| findings.check(it, schedule));
     if let Some(paths) = raw.paths.as_ref().filter(|paths| paths.value.is_empty()) {
-        findings.report(&paths.place, "`paths` is empty", "at least one file or directory");
+        findings.report(
+            &paths.place,
+            "`paths` is empty",
+            "at least one file or directory",
+        );
     }
     let paths = super::all(elements(&raw.paths).map(|it| findings.check(it, paths::store)));
     let exclude = globs(&raw.exclude, findings);
@@ -149,93 +204,29 @@ pub(super) fn settings(raw: &raw::Settings, findings: &mut Findings) -> Option<S
     })
 }
 
-pub(super) fn index(
-    raw: &Placed<raw::Index>,
-    has_postgres: bool,
-    findings: &mut Findings,
-) -> Option<Index> {
-    let (raw, section) = (&raw.value, &raw.place);
-    let name = raw.name.as_ref().and_then(|it| findings.check(it, name::<StoreName>));
-    let timeout = raw.timeout.as_ref().and_then(|it| findings.check(it, duration::parse));
-    let engine = raw.engine.as_ref().and_then(|engine| match engine.value.as_str() {
-        "tantivy" => tantivy(raw, engine, section, has_postgres, findings),
-        "command" => commanded(raw, engine, section, findings),
-        "elasticsearch" => {
-            let what = "engine `elasticsearch` is not available in this version";
-            findings.report(&engine.place, what, "\"tantivy\" or \"command\"");
-            None
-        }
-        other => {
-            let what = format!("`{other}` is not an engine");
-            findings
-                .report(&engine.place, what, "\"tantivy\" or \"command\"")
-                .suggesting(other, ["tantivy", "command"]);
-            None
-        }
-    });
-    Some(Index { name: name?, engine: engine?, timeout: timeout? })
-}
-
-fn tantivy(
-    raw: &raw::Index,
-    engine: &Placed<String>,
-    section: &Place,
-    has_postgres: bool,
-    findings: &mut Findings,
-) -> Option<Engine> {
-    if let Some(command) = &raw.command {
-        findings
-            .report(&command.place, "engine `tantivy` takes no `command`", "`source`, a query")
-            .related(&engine.place, "the engine is chosen here");
-    }
-    if !has_postgres {
-        let what = "engine `tantivy` reads from Postgres, and there is no section `[postgres]`";
-        findings.report(&engine.place, what, "a section `[postgres]`, or engine \"command\"");
-    }
-    let database = raw.database.as_ref().map(|it| findings.check(it, word));
-    let source = raw.source.as_ref().map(|it| findings.check(it, query));
-    if source.is_none() {
-        findings
-            .report(section, "an index of engine `tantivy` lacks the key `source`", "a query")
-            .related(&engine.place, "the engine is chosen here");
-    }
-    Some(Engine::Tantivy { source: source??, database: super::whole(database)? })
-}
-
-fn commanded(
-    raw: &raw::Index,
-    engine: &Placed<String>,
-    section: &Place,
-    findings: &mut Findings,
-) -> Option<Engine> {
-    for (key, written) in [("source", &raw.source), ("database", &raw.database)] {
-        if let Some(written) = written {
-            let what = format!("engine `command` takes no `{key}`");
-            findings
-                .report(&written.place, what, "`command`, a program and its arguments")
-                .related(&engine.place, "the engine is chosen here");
-        }
-    }
-    if raw.command.is_none() {
-        let what = "an index of engine `command` lacks the key `command`";
-        findings
-            .report(section, what, "a program and its arguments")
-            .related(&engine.place, "the engine is chosen here");
-    }
-    let command = raw.command.as_ref().and_then(|it| command(it, findings));
-    Some(Engine::Command { command: command? })
-}
-
 pub(super) fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Service> {
-    let name = raw.name.as_ref().and_then(|it| findings.check(it, name::<StoreName>));
+    let name = raw
+        .name
+        .as_ref()
+        .and_then(|it| findings.check(it, name::<StoreName>));
     let start = raw.start.as_ref().and_then(|it| command(it, findings));
     let stop = raw.stop.as_ref().and_then(|it| command(it, findings));
     let status = raw.status.as_ref().and_then(|it| command(it, findings));
-    let timeout = raw.timeout.as_ref().and_then(|it| findings.check(it, duration::parse));
-    Some(Service { name: name?, start: start?, stop: stop?, status: status?, timeout: timeout? })
+    let timeout = raw
+        .timeout
+        .as_ref()
+        .and_then(|it| findings.check(it, duration::parse));
+    Some(Service {
+        name: name?,
+        start: start?,
+        stop: stop?,
+        status: status?,
+        timeout: timeout?,
+    })
 }
 
-fn command(raw: &Placed<raw::Command>, findings: &mut Findings) -> Option<Vec<String>> {
+/// Reads a command: a program, which is not empty, and its arguments.
+pub(super) fn command(raw: &Placed<raw::Command>, findings: &mut Findings) -> Option<Vec<String>> {
     let program = raw.value.first();
     let place = program.map_or(&raw.place, |program| &program.place);
     if program.is_none_or(|program| program.value.is_empty()) {
@@ -243,10 +234,23 @@ fn command(raw: &Placed<raw::Command>, findings: &mut Findings) -> Option<Vec<St
         findings.report(place, "the command names no program", expected);
         return None;
     }
-    for argument in raw.value.iter().filter(|argument| argument.value.contains('\0')) {
-        findings.report(&argument.place, "the argument holds a NUL", "text without NUL");
+    for argument in raw
+        .value
+        .iter()
+        .filter(|argument| argument.value.contains('\0'))
+    {
+        findings.report(
+            &argument.place,
+            "the argument holds a NUL",
+            "text without NUL",
+        );
     }
-    Some(raw.value.iter().map(|argument| argument.value.clone()).collect())
+    Some(
+        raw.value
+            .iter()
+            .map(|argument| argument.value.clone())
+            .collect(),
+    )
 }
 
 fn globs(raw: &Option<Placed<Vec<Placed<String>>>>, findings: &mut Findings) -> Option<Globs> {
@@ -280,17 +284,13 @@ fn schedule(text: &str) -> Result<Schedule, Mistake> {
 }
 
 /// Reads the name of a user or a database.
-fn word(text: &str) -> Result<String, Mistake> {
+pub(super) fn word(text: &str) -> Result<String, Mistake> {
     let is_word = !text.is_empty() && !text.contains(|c: char| c.is_control() || c.is_whitespace());
     if is_word {
         return Ok(text.to_owned());
     }
-    Err(Mistake::new(format!("`{}` is not a name", text.escape_debug()), "a name without spaces"))
-}
-
-fn query(text: &str) -> Result<String, Mistake> {
-    if text.trim().is_empty() || text.contains('\0') {
-        return Err(Mistake::new("the query is empty", "a query, such as \"SELECT id, title FROM article\""));
-    }
-    Ok(text.to_owned())
+    Err(Mistake::new(
+        format!("`{text}` is not a name"),
+        "a name without spaces",
+    ))
 }

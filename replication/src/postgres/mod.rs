@@ -1,1 +1,67 @@
-//! Control of a Postgres cluster.
+//! Control of a Postgres cluster, by either role.
+//!
+//! ```text
+//! Cluster     where it is, whose it is; start, stop, promote      (pg_ctl as its OS user)
+//! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
+//! ControlData system identifier, timeline, state                  (pg_controldata)
+//! sql         a connection over the Unix socket                   (role `understudy`)
+//! ```
+
+mod cluster;
+mod control_data;
+mod settings;
+mod sql;
+
+pub use cluster::{Cluster, PostgresError, VERSION_MIN};
+pub use control_data::{ControlData, ParseControlDataError};
+pub use settings::{Upstream, with_block, without_block};
+pub use sql::{connect, lsn, one_lsn};
+
+use serde::{Deserialize, Serialize};
+use understudy_config::NodeName;
+
+/// The database role of the daemon: it monitors, reads for indexes, and manages slots.
+pub const ROLE: &str = "understudy";
+
+/// The database role of a standby's stream.
+pub const REPLICATION_ROLE: &str = "understudy_replication";
+
+/// What a standby has to know of the primary's cluster before it is seeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedInfo {
+    /// Tells clusters apart.
+    pub system_identifier: u64,
+    /// The major version, such as 15.
+    pub version: u32,
+    /// How large the cluster is, in bytes, as far as the primary can tell cheaply.
+    pub bytes: u64,
+}
+
+/// What the primary knows of a standby's slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotInfo {
+    /// The slot's name.
+    pub name: String,
+    /// The write-ahead log that the standby needs has been removed.
+    pub is_lost: bool,
+}
+
+/// Returns the name of `node`'s replication slot. Slots are named with `[a-z0-9_]` only, nodes also
+/// with `-`, and two nodes must not share a slot: so both of the special characters are written out.
+pub fn slot_name(node: &NodeName) -> String {
+    let node = node.as_str().replace('_', "__").replace('-', "_m");
+    format!("understudy_{node}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_of_different_nodes_differ() {
+        let slot = |node: &str| slot_name(&node.parse().unwrap());
+        assert_eq!(slot("b"), "understudy_b");
+        assert_eq!(slot("db-2"), "understudy_db_m2");
+        assert_ne!(slot("db-2"), slot("db_2"));
+    }
+}

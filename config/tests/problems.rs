@@ -1,0 +1,782 @@
+//! What is said about files that are wrong: every problem at once, each with its place.
+
+use insta::assert_snapshot;
+use proptest::prelude::*;
+use understudy_config::{LoadError, load, parse_cluster};
+
+const VALID: &str = r#"[cluster]
+name = "catalog"
+[[node]]
+name = "a"
+address = "10.0.0.1:7400"
+"#;
+
+fn problems_of(text: &str) -> String {
+    parse_cluster("understudy.toml", text)
+        .expect_err("the text is wrong")
+        .render(false)
+}
+
+fn problems_with(section: &str) -> String {
+    problems_of(&format!("{VALID}{section}"))
+}
+
+/// Loads both files from a directory, which does not appear in the result.
+fn problems_of_both(cluster: &str, node: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let paths = ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
+    std::fs::write(&paths[0], cluster).expect("it is written");
+    std::fs::write(&paths[1], node).expect("it is written");
+    match load(&paths[0], &paths[1]) {
+        Err(LoadError::Invalid(problems)) => problems
+            .render(false)
+            .replace(&format!("{}/", directory.path().display()), ""),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_one_that_was_meant() {
+    assert_snapshot!(problems_with("[[files]]\nname = \"u\"\npaht = \"/srv/u\"\n[postgre]\nx = 1\n"), @r#"
+    error: `[[files]]` lacks the key `path`
+     --> understudy.toml:6:1
+      |
+    6 | [[files]]
+      | ^^^^^^^^^ expected `path = "/srv/catalog/uploads"`, for example
+
+    error: unknown key `paht` in `[[files]]`
+     --> understudy.toml:8:1
+      |
+    8 | paht = "/srv/u"
+      | ^^^^ expected one of `name`, `path`, `exclude`
+      |
+      = help: did you mean `path`?
+
+    error: unknown key `postgre`
+     --> understudy.toml:9:2
+      |
+    9 | [postgre]
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `settings`, `index`, `service`
+      |
+      = help: did you mean `postgres`?
+    "#);
+}
+
+#[test]
+fn an_unknown_key_that_is_like_none_gets_no_suggestion() {
+    assert_snapshot!(problems_of(&VALID.replace("[cluster]", "[cluster]\nflavour = 1")), @r"
+    error: unknown key `flavour` in `[cluster]`
+     --> understudy.toml:2:1
+      |
+    2 | flavour = 1
+      | ^^^^^^^ expected one of `name`, `promotion`
+    ");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused() {
+    assert_snapshot!(problems_with("[node_]\n[postgres]\ndata_dir = [\"/pg\"]\nport = 70000\nuser = 1979-05-27\n[settings]\npaths = \"/etc\"\nexclude = [5]\n[service]\nname = \"web\"\n"), @r#"
+    error: unknown key `node_`
+     --> understudy.toml:6:2
+      |
+    6 | [node_]
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `settings`, `index`, `service`
+      |
+      = help: did you mean `node`?
+
+    error: `data_dir` is an array
+     --> understudy.toml:8:12
+      |
+    8 | data_dir = ["/pg"]
+      |            ^^^^^^^ expected a string in quotes
+
+    error: `70000` is out of range
+     --> understudy.toml:9:8
+      |
+    9 | port = 70000
+      |        ^^^^^ expected a whole number from 0 to 65535
+
+    error: `user` is a datetime
+      --> understudy.toml:10:8
+       |
+    10 | user = 1979-05-27
+       |        ^^^^^^^^^^ expected a string in quotes
+
+    error: `paths` is a string
+      --> understudy.toml:12:9
+       |
+    12 | paths = "/etc"
+       |         ^^^^^^ expected a list of strings, such as ["a", "b"]
+
+    error: `exclude` holds an integer
+      --> understudy.toml:13:12
+       |
+    13 | exclude = [5]
+       |            ^ expected a string in quotes
+
+    error: `service` is a table
+      --> understudy.toml:14:1
+       |
+    14 | [service]
+       | ^^^^^^^^^ expected tables: `[[service]]`, with two brackets
+    "#);
+}
+
+#[test]
+fn a_store_that_is_named_twice_is_shown_with_the_first() {
+    assert_snapshot!(problems_with("[[files]]\nname = \"u\"\npath = \"/u\"\n\n[[files]]\nname = \"u\"\npath = \"/v\"\n\n[[files]]\nname = \"kv\"\npath = \"/w\"\n"), @r#"
+    error: store `u` is named twice
+      --> understudy.toml:11:8
+       |
+     7 | name = "u"
+       |        --- it is named here first
+    ...
+    11 | name = "u"
+       |        ^^^ expected a name that no other store has
+
+    error: the name `kv` is taken by the section `[kv]`
+      --> understudy.toml:15:8
+       |
+    15 | name = "kv"
+       |        ^^^^ expected a name that no other store has
+    "#);
+}
+
+#[test]
+fn paths_that_overlap_are_shown_together() {
+    assert_snapshot!(problems_with(r#"
+[postgres]
+data_dir = "/srv/pg/"
+[[files]]
+name = "u"
+path = "/srv"
+[[files]]
+name = "v"
+path = "/data/./v"
+[settings]
+paths = ["/etc/x", "/data/v/conf", "/etc/x"]
+"#), @r#"
+    error: store `postgres` lies inside store `u`
+      --> understudy.toml:8:12
+       |
+     8 | data_dir = "/srv/pg/"
+       |            ^^^^^^^^^^ expected paths of which none lies inside another
+    ...
+    11 | path = "/srv"
+       |        ------ store `u` is here
+
+    error: store `settings` lies inside store `v`
+      --> understudy.toml:16:20
+       |
+    14 | path = "/data/./v"
+       |        ----------- store `v` is here
+    15 | [settings]
+    16 | paths = ["/etc/x", "/data/v/conf", "/etc/x"]
+       |                    ^^^^^^^^^^^^^^ expected paths of which none lies inside another
+
+    error: store `settings` has the path of store `settings`
+      --> understudy.toml:16:36
+       |
+    16 | paths = ["/etc/x", "/data/v/conf", "/etc/x"]
+       |          --------                  ^^^^^^^^ expected paths of which none lies inside another
+       |          |
+       |          store `settings` is here
+    "#);
+}
+
+#[test]
+fn paths_that_lead_elsewhere_are_refused() {
+    assert_snapshot!(problems_with("[settings]\npaths = [\"etc\", \"/etc/../root\", \"/\", \"/a\\u0000\"]\n"), @r#"
+    error: `etc` is not an absolute path
+     --> understudy.toml:7:10
+      |
+    7 | paths = ["etc", "/etc/../root", "/", "/a\u0000"]
+      |          ^^^^^ expected a path that starts with `/` and has no `..`
+
+    error: `/etc/../root` leads upwards with `..`
+     --> understudy.toml:7:17
+      |
+    7 | paths = ["etc", "/etc/../root", "/", "/a\u0000"]
+      |                 ^^^^^^^^^^^^^^ expected a path that starts with `/` and has no `..`
+
+    error: `/` is the whole machine
+     --> understudy.toml:7:33
+      |
+    7 | paths = ["etc", "/etc/../root", "/", "/a\u0000"]
+      |                                 ^^^ expected a path below `/`
+
+    error: `/a\u{0}` holds a NUL
+     --> understudy.toml:7:38
+      |
+    7 | paths = ["etc", "/etc/../root", "/", "/a\u0000"]
+      |                                      ^^^^^^^^^^ expected a path that starts with `/` and has no `..`
+    "#);
+}
+
+#[test]
+fn a_schedule_is_refused_at_the_field_that_is_wrong() {
+    assert_snapshot!(problems_with("[settings]\npaths = [\"/etc/x\"]\nschedule = \"0 25 * * *\"\n"), @r#"
+    error: `25` is not valid for the hour
+     --> understudy.toml:8:15
+      |
+    8 | schedule = "0 25 * * *"
+      |               ^^ expected `*`, or 0-23, with lists `a,b`, ranges `a-b` and steps `*/n`
+    "#);
+    assert_snapshot!(problems_with("[settings]\npaths = [\"/etc/x\"]\nschedule = '0 3 1 * mon'\n"), @r"
+    error: the schedule restricts both the day of the month and the day of the week
+     --> understudy.toml:8:21
+      |
+    8 | schedule = '0 3 1 * mon'
+      |                     ^^^ expected one of the two to be `*`: Unix would run when either day matches, Quartz when both do, and a reader cannot tell which was meant
+    ");
+    assert_snapshot!(problems_with("[settings]\npaths = [\"/etc/x\"]\nschedule = \"0 3 30 2 *\"\n"), @r#"
+    error: the schedule never comes due
+     --> understudy.toml:8:12
+      |
+    8 | schedule = "0 3 30 2 *"
+      |            ^^^^^^^^^^^^ expected a date that exists, between 1970 and 2100
+    "#);
+}
+
+#[test]
+fn what_is_not_toml_is_refused_at_its_place() {
+    assert_snapshot!(problems_of("[cluster]\nname = \"catalog\n[[node]\n"), @r#"
+    error: invalid basic string
+     --> understudy.toml:2:16
+      |
+    2 | name = "catalog
+      |                ^ expected `"`
+
+    error: unclosed array table
+     --> understudy.toml:3:8
+      |
+    3 | [[node]
+      |        ^ expected `]`
+    "#);
+    assert_snapshot!(problems_of("[cluster]\nname = \"a\"\nname = \"b\"\n"), @r#"
+    error: the key was given before
+     --> understudy.toml:3:1
+      |
+    3 | name = "b"
+      | ^^^^ expected each key once
+    "#);
+}
+
+#[test]
+fn what_this_version_does_not_have_is_said_precisely() {
+    assert_snapshot!(problems_of(r#"
+[cluster]
+name = "catalog"
+promotion = "automatic"
+[[node]]
+name = "a"
+address = "10.0.0.1:7400"
+[address]
+ip = "10.0.0.100/24"
+[postgres]
+data_dir = "/pg"
+durability = "sync"
+[kv]
+[[index]]
+name = "search"
+engine = "elasticsearch"
+[witness]
+"#), @r#"
+    error: promotion `automatic` needs a witness, which this version does not have
+     --> understudy.toml:4:13
+      |
+    4 | promotion = "automatic"
+      |             ^^^^^^^^^^^ expected "manual"
+
+    error: section `[address]` is not available in this version
+     --> understudy.toml:8:1
+      |
+    8 | [address]
+      | ^^^^^^^^^ expected the section to be removed
+
+    error: durability `sync` is not available in this version
+      --> understudy.toml:12:14
+       |
+    12 | durability = "sync"
+       |              ^^^^^^ expected "async"
+
+    error: section `[kv]` is not available in this version
+      --> understudy.toml:13:1
+       |
+    13 | [kv]
+       | ^^^^ expected the section to be removed
+
+    error: engine `elasticsearch` is not available in this version
+      --> understudy.toml:16:10
+       |
+    16 | engine = "elasticsearch"
+       |          ^^^^^^^^^^^^^^^ expected "tantivy" or "command"
+
+    error: section `[witness]` is not available in this version
+      --> understudy.toml:17:1
+       |
+    17 | [witness]
+       | ^^^^^^^^^ expected the section to be removed
+    "#);
+}
+
+#[test]
+fn nodes_that_nobody_could_reach_or_tell_apart_are_refused() {
+    assert_snapshot!(problems_of(r#"
+[cluster]
+name = "Catalog"
+[[node]]
+name = "a"
+address = "db1.example.com:7400"
+[[node]]
+name = "a"
+address = "0.0.0.0:7400"
+[[node]]
+name = "c"
+address = "10.0.0.1:7400"
+[[node]]
+name = "d"
+address = "[::ffff:10.0.0.1]:7400"
+[[node]]
+name = "e"
+address = "10.0.0.1:0"
+"#), @r#"
+    error: `Catalog` is not a name
+     --> understudy.toml:3:8
+      |
+    3 | name = "Catalog"
+      |        ^^^^^^^^^ expected 1 to 63 of the characters a-z, 0-9, `_` and `-`, of which the first is a letter or a digit
+
+    error: `db1.example.com:7400` is not an IP address and a port
+     --> understudy.toml:6:11
+      |
+    6 | address = "db1.example.com:7400"
+      |           ^^^^^^^^^^^^^^^^^^^^^^ expected an address such as "10.0.0.1:7400" or "[fd00::1]:7400"
+
+    error: node `a` is named twice
+     --> understudy.toml:8:8
+      |
+    5 | name = "a"
+      |        --- it is named here first
+    ...
+    8 | name = "a"
+      |        ^^^ expected a name that no other node has
+
+    error: `0.0.0.0:7400` is an address that nobody can connect to
+     --> understudy.toml:9:11
+      |
+    9 | address = "0.0.0.0:7400"
+      |           ^^^^^^^^^^^^^^ expected the address that the other nodes reach, such as "10.0.0.1:7400"
+
+    error: address `[::ffff:10.0.0.1]:7400` is given twice
+      --> understudy.toml:15:11
+       |
+    12 | address = "10.0.0.1:7400"
+       |           --------------- it is given here first
+    ...
+    15 | address = "[::ffff:10.0.0.1]:7400"
+       |           ^^^^^^^^^^^^^^^^^^^^^^^^ expected an address that no other node has
+
+    error: `10.0.0.1:0` has no port
+      --> understudy.toml:18:11
+       |
+    18 | address = "10.0.0.1:0"
+       |           ^^^^^^^^^^^^ expected the address that the other nodes reach, such as "10.0.0.1:7400"
+    "#);
+}
+
+#[test]
+fn an_index_has_what_its_engine_needs_and_no_more() {
+    assert_snapshot!(problems_with(r#"
+[[index]]
+name = "a"
+engine = "tantivy"
+command = ["true"]
+[[index]]
+name = "b"
+engine = "command"
+source = "SELECT 1"
+[[index]]
+name = "c"
+engine = "comand"
+timeout = "0s"
+"#), @r#"
+    error: an index of engine `tantivy` lacks the key `source`
+     --> understudy.toml:7:1
+      |
+    7 | [[index]]
+      | ^^^^^^^^^ expected a query
+    8 | name = "a"
+    9 | engine = "tantivy"
+      |          --------- the engine is chosen here
+
+    error: engine `tantivy` reads from Postgres, and there is no section `[postgres]`
+     --> understudy.toml:9:10
+      |
+    9 | engine = "tantivy"
+      |          ^^^^^^^^^ expected a section `[postgres]`, or engine "command"
+
+    error: engine `tantivy` takes no `command`
+      --> understudy.toml:10:11
+       |
+     9 | engine = "tantivy"
+       |          --------- the engine is chosen here
+    10 | command = ["true"]
+       |           ^^^^^^^^ expected `source`, a query
+
+    error: an index of engine `command` lacks the key `command`
+      --> understudy.toml:11:1
+       |
+    11 | [[index]]
+       | ^^^^^^^^^ expected a program and its arguments
+    12 | name = "b"
+    13 | engine = "command"
+       |          --------- the engine is chosen here
+
+    error: engine `command` takes no `source`
+      --> understudy.toml:14:10
+       |
+    13 | engine = "command"
+       |          --------- the engine is chosen here
+    14 | source = "SELECT 1"
+       |          ^^^^^^^^^^ expected `command`, a program and its arguments
+
+    error: `comand` is not an engine
+      --> understudy.toml:17:10
+       |
+    17 | engine = "comand"
+       |          ^^^^^^^^ expected "tantivy" or "command"
+       |
+       = help: did you mean `command`?
+
+    error: `0s` is not a duration
+      --> understudy.toml:18:11
+       |
+    18 | timeout = "0s"
+       |           ^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+    "#);
+}
+
+#[test]
+fn commands_and_patterns_are_looked_into() {
+    assert_snapshot!(problems_with(r#"
+[[files]]
+name = "u"
+path = "/u"
+exclude = ["*.tmp", "[a", "cache/"]
+[[service]]
+name = "web"
+start = []
+stop = [""]
+timeout = "30"
+"#), @r#"
+    error: `[a` is not a pattern: unclosed character class; missing ']'
+      --> understudy.toml:10:21
+       |
+    10 | exclude = ["*.tmp", "[a", "cache/"]
+       |                     ^^^^ expected a pattern such as "*.tmp" or "cache/**"
+
+    error: `cache/` can match nothing
+      --> understudy.toml:10:27
+       |
+    10 | exclude = ["*.tmp", "[a", "cache/"]
+       |                           ^^^^^^^^ expected a pattern without a `/` at its end, such as "cache"
+
+    error: `[[service]]` lacks the key `status`
+      --> understudy.toml:11:1
+       |
+    11 | [[service]]
+       | ^^^^^^^^^^^ expected `status = ["systemctl", "is-active", "catalog"]`, for example
+
+    error: the command names no program
+      --> understudy.toml:13:9
+       |
+    13 | start = []
+       |         ^^ expected a program and its arguments, such as ["systemctl", "start", "web"]
+
+    error: the command names no program
+      --> understudy.toml:14:9
+       |
+    14 | stop = [""]
+       |         ^^ expected a program and its arguments, such as ["systemctl", "start", "web"]
+
+    error: `30` is not a duration
+      --> understudy.toml:15:11
+       |
+    15 | timeout = "30"
+       |           ^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+    "#);
+}
+
+#[test]
+fn an_empty_file_lacks_what_is_required() {
+    assert_snapshot!(problems_of(""), @r"
+    error: the file lacks the section `[cluster]`
+     --> understudy.toml:1:1
+      |
+    1 |
+      | ^ expected a table: `[cluster]`
+
+    error: the cluster has no node
+     --> understudy.toml:1:1
+      |
+    1 |
+      | ^ expected at least one `[[node]]`
+    ");
+}
+
+#[test]
+fn a_node_that_the_cluster_does_not_have_is_refused_with_those_it_has() {
+    assert_snapshot!(problems_of_both(VALID, "name = \"b\"\nroot = \"srv\"\n"), @r#"
+    error: no `[[node]]` of the cluster is named `b`
+     --> node.toml:1:8
+      |
+    1 | name = "b"
+      |        ^^^ expected the name of one: `a`
+      |
+     ::: understudy.toml:4:8
+      |
+    4 | name = "a"
+      |        --- the nodes are named here
+
+    error: `srv` is not an absolute path
+     --> node.toml:2:8
+      |
+    2 | root = "srv"
+      |        ^^^^^ expected a path that starts with `/` and has no `..`
+    "#);
+}
+
+#[test]
+fn the_directories_of_the_node_lie_outside_of_its_stores() {
+    let cluster = format!(
+        "{VALID}[[files]]\nname = \"u\"\npath = \"/u\"\n[settings]\npaths = [\"/etc/understudy\"]\n"
+    );
+    let node = "name = \"a\"\nroot = \"/r\"\nstate_dir = \"/r/u/state\"\npki_dir = \"/r/etc/understudy/pki\"\nrun_dir = \"/r\"\n";
+    assert_snapshot!(problems_of_both(&cluster, node), @r#"
+    error: state_dir `/r/u/state` overlaps with store `u`, which is `/r/u` on this machine
+     --> node.toml:3:13
+      |
+    3 | state_dir = "/r/u/state"
+      |             ^^^^^^^^^^^^ expected a directory that no store lies in, nor it in a store
+      |
+     ::: understudy.toml:8:8
+      |
+    8 | path = "/u"
+      |        ---- store `u` is here
+
+    error: pki_dir `/r/etc/understudy/pki` overlaps with store `settings`, which is `/r/etc/understudy` on this machine
+      --> node.toml:4:11
+       |
+     4 | pki_dir = "/r/etc/understudy/pki"
+       |           ^^^^^^^^^^^^^^^^^^^^^^^ expected a directory that no store lies in, nor it in a store
+       |
+      ::: understudy.toml:10:10
+       |
+    10 | paths = ["/etc/understudy"]
+       |          ----------------- store `settings` is here
+
+    error: run_dir `/r` overlaps with store `u`, which is `/r/u` on this machine
+     --> node.toml:5:11
+      |
+    5 | run_dir = "/r"
+      |           ^^^^ expected a directory that no store lies in, nor it in a store
+      |
+     ::: understudy.toml:8:8
+      |
+    8 | path = "/u"
+      |        ---- store `u` is here
+
+    error: run_dir `/r` overlaps with store `settings`, which is `/r/etc/understudy` on this machine
+      --> node.toml:5:11
+       |
+     5 | run_dir = "/r"
+       |           ^^^^ expected a directory that no store lies in, nor it in a store
+       |
+      ::: understudy.toml:10:10
+       |
+    10 | paths = ["/etc/understudy"]
+       |          ----------------- store `settings` is here
+    "#);
+}
+
+#[test]
+fn the_problems_of_both_files_come_together() {
+    assert_snapshot!(problems_of_both(&VALID.replace("7400", "x"), "nam = \"a\"\n[monitor]\nlisten = 7480\n"), @r#"
+    error: `10.0.0.1:x` is not an IP address and a port
+     --> understudy.toml:5:11
+      |
+    5 | address = "10.0.0.1:x"
+      |           ^^^^^^^^^^^^ expected an address such as "10.0.0.1:7400" or "[fd00::1]:7400"
+
+    error: the file lacks the key `name`
+     --> node.toml:1:1
+      |
+    1 | nam = "a"
+      | ^ expected `name = "a"`, for example
+
+    error: unknown key `nam`
+     --> node.toml:1:1
+      |
+    1 | nam = "a"
+      | ^^^ expected one of `name`, `root`, `state_dir`, `run_dir`, `pki_dir`, `monitor`
+      |
+      = help: did you mean `name`?
+
+    error: `listen` is an integer
+     --> node.toml:3:10
+      |
+    3 | listen = 7480
+      |          ^^^^ expected a string in quotes
+    "#);
+}
+
+#[test]
+fn problems_for_machines_have_the_same_in_fields() {
+    let text = format!(
+        "{VALID}[[files]]\nname = \"u\"\npath = \"/u\"\n[[files]]\nname = \"u\"\npaths = \"/v\"\n"
+    );
+    let problems = parse_cluster("understudy.toml", &text).unwrap_err();
+    assert_snapshot!(serde_json::to_string_pretty(&problems.to_json()).unwrap(), @r#"
+    [
+      {
+        "column": 1,
+        "expected": "`path = \"/srv/catalog/uploads\"`, for example",
+        "file": "understudy.toml",
+        "line": 9,
+        "related": null,
+        "suggestion": null,
+        "text": "[[files]]",
+        "what": "`[[files]]` lacks the key `path`"
+      },
+      {
+        "column": 8,
+        "expected": "a name that no other store has",
+        "file": "understudy.toml",
+        "line": 10,
+        "related": {
+          "column": 8,
+          "file": "understudy.toml",
+          "line": 7,
+          "text": "\"u\"",
+          "what": "it is named here first"
+        },
+        "suggestion": null,
+        "text": "\"u\"",
+        "what": "store `u` is named twice"
+      },
+      {
+        "column": 1,
+        "expected": "one of `name`, `path`, `exclude`",
+        "file": "understudy.toml",
+        "line": 11,
+        "related": null,
+        "suggestion": "path",
+        "text": "paths",
+        "what": "unknown key `paths` in `[[files]]`"
+      }
+    ]
+    "#);
+    assert_snapshot!(problems.to_string(), @r#"understudy.toml:9:1: `[[files]]` lacks the key `path`, expected `path = "/srv/catalog/uploads"`, for example (and 2 more)"#);
+}
+
+#[test]
+fn columns_are_counted_in_characters_and_messages_stay_on_their_line() {
+    let text = "cluster = { name = \"é\", flavour = 1 }
+node = [{ name = \"a\", address = \"a\\nb\" }]
+";
+    let problems = parse_cluster("understudy.toml", text).unwrap_err();
+    assert_snapshot!(problems.render(false), @r#"
+    error: `é` is not a name
+     --> understudy.toml:1:20
+      |
+    1 | cluster = { name = "é", flavour = 1 }
+      |                    ^^^ expected 1 to 63 of the characters a-z, 0-9, `_` and `-`, of which the first is a letter or a digit
+
+    error: unknown key `flavour` in `[cluster]`
+     --> understudy.toml:1:25
+      |
+    1 | cluster = { name = "é", flavour = 1 }
+      |                         ^^^^^^^ expected one of `name`, `promotion`
+
+    error: `a\nb` is not an IP address and a port
+     --> understudy.toml:2:33
+      |
+    2 | node = [{ name = "a", address = "a\nb" }]
+      |                                 ^^^^^^ expected an address such as "10.0.0.1:7400" or "[fd00::1]:7400"
+    "#);
+    assert_eq!(problems.to_json()[1]["column"], 25);
+}
+
+#[test]
+fn a_file_that_is_too_large_is_not_parsed() {
+    let text = "#".repeat(understudy_config::CONFIG_BYTES_MAX + 1);
+    assert_eq!(
+        parse_cluster("understudy.toml", &text)
+            .unwrap_err()
+            .to_string(),
+        "understudy.toml:1:1: the file has 1048577 bytes, expected at most 1048576 bytes"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = load(
+        "/nowhere/understudy.toml".as_ref(),
+        "/nowhere/node.toml".as_ref(),
+    )
+    .unwrap_err();
+    assert_eq!(error.to_string(), "cannot read /nowhere/understudy.toml");
+}
+
+/// Pieces of files, valid and not, to be joined at random.
+const PIECES: &[&str] = &[
+    "[cluster]\n",
+    "[[node]]\n",
+    "[node]\n",
+    "[postgres]\n",
+    "[[files]]\n",
+    "[settings]\n",
+    "[[index]]\n",
+    "[[service]]\n",
+    "[kv]\n",
+    "[a.b]\n",
+    "[postgres.x]\n",
+    "name = \"a\"\n",
+    "name = 5\n",
+    "address = \"10.0.0.1:1\"\n",
+    "data_dir = '/ä'\n",
+    "path = \"/a/b\"\n",
+    "path = \"\"\"\n/a\\u0000\"\"\"\n",
+    "paths = [\"/a\", {}, 1.5]\n",
+    "paths.x = [[]]\n",
+    "schedule = \"0 * 1 * ä\"\n",
+    "schedule = \"0 25\\u0020* * *\"\n",
+    "engine = \"tantivy\"\n",
+    "engine = \"command\"\n",
+    "exclude = [\"**\", \"{a\"]\n",
+    "start = [\"a\"]\n",
+    "timeout = \"1h\"\n",
+    "port = 0x10000\n",
+    "port = -1\n",
+    "é = \n",
+    "\r\n",
+    "#",
+];
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        if let Err(problems) = parse_cluster("understudy.toml", &text) {
+            drop((problems.render(true), problems.to_json(), problems.to_string()));
+        }
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_file_panics(pieces in prop::collection::vec(prop::sample::select(PIECES), 0..24)) {
+        if let Err(problems) = parse_cluster("understudy.toml", &pieces.concat()) {
+            prop_assert!(!problems.problems().is_empty());
+            drop((problems.render(true), problems.to_json(), problems.to_string()));
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What files that are right are read as.
+
+use std::path::{Path, PathBuf};
+
+use insta::assert_debug_snapshot;
+use understudy_config::{Config, Local, load, parse_cluster};
+
+/// The sample of DESIGN, without what this version does not have.
+const SAMPLE: &str = r#"
+[cluster]
+name = "catalog"
+promotion = "manual"
+[[node]]
+name = "a"
+address = "10.0.0.1:7400"
+[[node]]
+name = "b"
+address = "10.0.0.2:7400"
+[postgres]
+data_dir = "/var/lib/postgresql/15/main"
+durability = "async"
+[[files]]
+name = "uploads"
+path = "/srv/catalog/uploads"
+exclude = ["*.tmp"]
+[settings]
+schedule = "0 * * * * *"           # every minute
+paths = ["/etc/catalog"]
+validate = ["catalogctl", "check-config"]
+reload = ["systemctl", "reload", "catalog"]
+[[index]]
+name = "search"
+engine = "tantivy"
+source = "SELECT id, title, body, updated_at FROM article"
+[[index]]
+name = "other"
+engine = "command"
+command = ["reindex"]
+timeout = "5m"
+[[service]]
+name = "web"
+start = ["systemctl", "start", "catalog"]
+stop = ["systemctl", "stop", "catalog"]
+status = ["systemctl", "is-active", "catalog"]
+"#;
+
+fn sample() -> Config {
+    parse_cluster("understudy.toml", SAMPLE).expect("the sample is valid")
+}
+
+#[test]
+fn the_sample_is_read_whole() {
+    assert_debug_snapshot!(sample(), @r#"
+    Config {
+        cluster: Cluster {
+            name: "catalog",
+        },
+        nodes: [
+            Node {
+                name: NodeName(
+                    "a",
+                ),
+                address: 10.0.0.1:7400,
+            },
+            Node {
+                name: NodeName(
+                    "b",
+                ),
+                address: 10.0.0.2:7400,
+            },
+        ],
+        postgres: Some(
+            Postgres {
+                data_dir: "/var/lib/postgresql/15/main",
+                port: 5432,
+                user: "postgres",
+                bin_dir: None,
+                database: "postgres",
+                max_slot_wal_keep_bytes: 10737418240,
+                socket_dir: None,
+            },
+        ),
+        files: [
+            Files {
+                name: StoreName(
+                    "uploads",
+                ),
+                path: "/srv/catalog/uploads",
+                exclude: Globs(
+                    [
+                        "*.tmp",
+                    ],
+                ),
+            },
+        ],
+        settings: Some(
+            Settings {
+                schedule: Schedule(
+                    "0 * * * * *",
+                ),
+                paths: [
+                    "/etc/catalog",
+                ],
+                exclude: Globs(
+                    [],
+                ),
+                validate: Some(
+                    [
+                        "catalogctl",
+                        "check-config",
+                    ],
+                ),
+                reload: Some(
+                    [
+                        "systemctl",
+                        "reload",
+                        "catalog",
+                    ],
+                ),
+            },
+        ),
+        indexes: [
+            Index {
+                name: StoreName(
+                    "search",
+                ),
+                engine: Tantivy {
+                    source: "SELECT id, title, body, updated_at FROM article",
+                    database: None,
+                },
+                timeout: 3600s,
+            },
+            Index {
+                name: StoreName(
+                    "other",
+                ),
+                engine: Command {
+                    command: [
+                        "reindex",
+                    ],
+                },
+                timeout: 300s,
+            },
+        ],
+        services: [
+            Service {
+                name: StoreName(
+                    "web",
+                ),
+                start: [
+                    "systemctl",
+                    "start",
+                    "catalog",
+                ],
+                stop: [
+                    "systemctl",
+                    "stop",
+                    "catalog",
+                ],
+                status: [
+                    "systemctl",
+                    "is-active",
+                    "catalog",
+                ],
+                timeout: 30s,
+            },
+        ],
+    }
+    "#);
+}
+
+#[test]
+fn a_node_is_found_by_name_and_the_others_are_its_peers() {
+    let config = sample();
+    let names = ["a", "b", "c"].map(|name| name.parse().unwrap());
+    let found = names.each_ref().map(|name| {
+        (
+            config.node(name).is_some(),
+            config
+                .peers(name)
+                .map(|node| node.name.as_str())
+                .collect::<Vec<_>>(),
+        )
+    });
+    assert_eq!(
+        found,
+        [
+            (true, vec!["b"]),
+            (true, vec!["a"]),
+            (false, vec!["a", "b"])
+        ]
+    );
+}
+
+#[test]
+fn a_node_file_with_a_name_has_the_usual_directories() {
+    let directory = tempfile::tempdir().unwrap();
+    let [cluster, node] = ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
+    std::fs::write(&cluster, SAMPLE).unwrap();
+    std::fs::write(&node, "name = \"b\"\n").unwrap();
+    let loaded = load(&cluster, &node).unwrap();
+    let local = Local {
+        name: "b".parse().unwrap(),
+        root: PathBuf::from("/"),
+        state_dir: PathBuf::from("/var/lib/understudy"),
+        run_dir: PathBuf::from("/run/understudy"),
+        pki_dir: directory.path().join("pki"),
+        monitor_listen: "0.0.0.0:7480".parse().unwrap(),
+    };
+    assert_eq!(
+        (loaded.local, loaded.config, loaded.text),
+        (local, sample(), SAMPLE.to_owned())
+    );
+}
+
+#[test]
+fn the_template_of_a_node_says_what_was_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let [cluster, node] = ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
+    std::fs::write(&cluster, SAMPLE).unwrap();
+    let local = Local {
+        name: "a".parse().unwrap(),
+        root: PathBuf::from("/srv/a"),
+        state_dir: PathBuf::from("/srv/a-state"),
+        run_dir: PathBuf::from("/srv/a-run"),
+        pki_dir: directory.path().join("pki"),
+        monitor_listen: "[::1]:7480".parse().unwrap(),
+    };
+    let text = understudy_config::template::node(
+        &local.name,
+        &local.root,
+        &local.state_dir,
+        &local.run_dir,
+        local.monitor_listen,
+    );
+    std::fs::write(&node, text).unwrap();
+    assert_eq!(load(&cluster, &node).unwrap().local, local);
+}
+
+#[test]
+fn a_pair_of_nothing_but_nodes_is_valid() {
+    let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"a\"\naddress = \"[fd00::1]:1\"\n";
+    let config = parse_cluster("understudy.toml", text).unwrap();
+    assert_eq!(
+        (config.postgres, config.files, config.settings),
+        (None, Vec::new(), None)
+    );
+}
+
+#[test]
+fn paths_are_kept_in_their_shortest_form() {
+    let text = SAMPLE.replace("/srv/catalog/uploads", "//srv/./catalog/uploads/");
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    assert_eq!(config.files[0].path, Path::new("/srv/catalog/uploads"));
+}

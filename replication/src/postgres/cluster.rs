@@ -1,0 +1,541 @@
+//! A Postgres cluster on this machine: where it is, whose it is, and its control.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use understudy_config::{Local, Postgres};
+
+use super::control_data::{ControlData, ParseControlDataError};
+use super::settings::{self, Upstream};
+use super::{REPLICATION_ROLE, ROLE};
+use crate::command::{Command, CommandError, OsUser};
+use crate::durable;
+use crate::position::ParseLsnError;
+use crate::trust;
+
+/// The oldest major version that is supported.
+pub const VERSION_MIN: u32 = 15;
+
+/// Starting, and stopping in peace, may take this long.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The server's own log is set aside at a start when it is larger.
+const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// Why Postgres could not be controlled.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// No programs of a supported version.
+    #[error(
+        "Postgres {VERSION_MIN} or newer is not installed in {} (install postgresql-{VERSION_MIN}, \
+         or set `bin_dir` in [postgres])", place.display()
+    )]
+    NotInstalled {
+        /// Where it was looked for.
+        place: PathBuf,
+    },
+    /// The data directory is of a version that is not supported.
+    #[error("{} is a cluster of Postgres {found}; {VERSION_MIN} or newer is needed", data_dir.display())]
+    TooOld {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// There is no cluster.
+    #[error("{} is not a Postgres data directory", data_dir.display())]
+    NoCluster {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// Debian's layout keeps the configuration elsewhere.
+    #[error(
+        "{} has no postgresql.conf: a configuration outside of the data directory (Debian's \
+         /etc/postgresql) is not supported yet", data_dir.display()
+    )]
+    SplitLayout {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// A file could not be handled.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// A program of Postgres failed.
+    #[error("cannot {action} postgres in {}", data_dir.display())]
+    Control {
+        /// What was being done.
+        action: &'static str,
+        /// To which cluster.
+        data_dir: PathBuf,
+        /// What happened.
+        source: CommandError,
+    },
+    /// `pg_controldata` said something else.
+    #[error("cannot understand the control data of {}", data_dir.display())]
+    ControlData {
+        /// The cluster.
+        data_dir: PathBuf,
+        /// What is missing.
+        source: ParseControlDataError,
+    },
+    /// No connection.
+    #[error("cannot connect to postgres at {} port {port}", socket_dir.display())]
+    Connect {
+        /// The folder of its Unix socket.
+        socket_dir: PathBuf,
+        /// Its port.
+        port: u16,
+        /// What happened.
+        source: tokio_postgres::Error,
+    },
+    /// A query failed.
+    #[error("postgres could not {what}")]
+    Query {
+        /// What was asked.
+        what: &'static str,
+        /// What happened.
+        source: tokio_postgres::Error,
+    },
+    /// A query took too long.
+    #[error("postgres did not {what} in time")]
+    Late {
+        /// What was asked.
+        what: &'static str,
+    },
+    /// Postgres told something that is not an LSN.
+    #[error("postgres told a position that cannot be understood")]
+    Lsn {
+        /// What it told.
+        source: ParseLsnError,
+    },
+}
+
+/// A Postgres cluster on this machine.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// The folder of its programs.
+    pub bin_dir: PathBuf,
+    /// The OS user that owns it.
+    pub user: OsUser,
+    /// Its port, on the node's address.
+    pub port: u16,
+    /// The folder of its Unix socket.
+    pub socket_dir: PathBuf,
+    /// The node's address.
+    pub ip: IpAddr,
+    /// The database that indexes read by default.
+    pub database: String,
+    /// How much write-ahead log a standby's slot may keep back.
+    pub slot_keep_bytes: u64,
+    /// Where Understudy keeps what belongs to this store.
+    pub state: PathBuf,
+}
+
+impl Cluster {
+    /// Finds the cluster's programs and its OS user. The cluster itself need not exist yet.
+    ///
+    /// # Errors
+    /// When no supported version is installed, or the OS user does not exist.
+    pub fn find(config: &Postgres, local: &Local, ip: IpAddr) -> Result<Self, PostgresError> {
+        let data_dir = local.resolve(&config.data_dir);
+        let user = OsUser::find(&config.user).map_err(|source| PostgresError::Control {
+            action: "find the OS user of",
+            data_dir: data_dir.clone(),
+            source,
+        })?;
+        let bin_dir = match &config.bin_dir {
+            Some(bin_dir) => bin_dir.clone(),
+            None => find_bin_dir(&data_dir)?,
+        };
+        if !bin_dir.join("pg_ctl").exists() || !bin_dir.join("pg_basebackup").exists() {
+            return Err(PostgresError::NotInstalled { place: bin_dir });
+        }
+        Ok(Self {
+            data_dir,
+            bin_dir,
+            user,
+            port: config.port,
+            socket_dir: match &config.socket_dir {
+                Some(folder) => local.resolve(folder),
+                None => PathBuf::from("/var/run/postgresql"),
+            },
+            ip,
+            database: config.database.clone(),
+            slot_keep_bytes: config.max_slot_wal_keep_bytes,
+            state: local.state_dir.join("postgres"),
+        })
+    }
+
+    /// Returns the folder of the certificates that Postgres reads; they belong to its OS user.
+    pub fn tls_dir(&self) -> PathBuf {
+        self.state.join("tls")
+    }
+
+    /// Returns the major version of the programs.
+    ///
+    /// # Errors
+    /// When they cannot be run, or are too old.
+    pub async fn program_version(&self) -> Result<u32, PostgresError> {
+        let output = self.program("pg_ctl", ["--version"], "ask the version of").await?;
+        let version = output
+            .split_whitespace()
+            .nth(2)
+            .and_then(|version| version.split(['.', 'b', 'r', 'd']).next()?.parse().ok());
+        match version {
+            Some(version) if version >= VERSION_MIN => Ok(version),
+            Some(_) | None => Err(PostgresError::NotInstalled {
+                place: self.bin_dir.clone(),
+            }),
+        }
+    }
+
+    /// Checks that there is a cluster here that can be managed.
+    ///
+    /// # Errors
+    /// When there is none, it is too old, or its configuration is elsewhere.
+    pub fn check_exists(&self) -> Result<(), PostgresError> {
+        let data_dir = self.data_dir.clone();
+        let Ok(version) = fs::read_to_string(data_dir.join("PG_VERSION")) else {
+            return Err(PostgresError::NoCluster { data_dir });
+        };
+        if version.trim().parse::<u32>().is_ok_and(|version| version < VERSION_MIN) {
+            let found = version.trim().to_owned();
+            return Err(PostgresError::TooOld { data_dir, found });
+        }
+        if !data_dir.join("postgresql.conf").exists() {
+            return Err(PostgresError::SplitLayout { data_dir });
+        }
+        Ok(())
+    }
+
+    /// Returns what `pg_controldata` tells.
+    ///
+    /// # Errors
+    /// When there is no readable cluster.
+    pub async fn control_data(&self) -> Result<ControlData, PostgresError> {
+        let data_dir = self.data_dir.display().to_string();
+        let output = self
+            .program("pg_controldata", [data_dir.as_str()], "read the control data of")
+            .await?;
+        ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
+            data_dir: self.data_dir.clone(),
+            source,
+        })
+    }
+
+    /// Returns whether a server runs on the data directory.
+    pub fn is_running(&self) -> bool {
+        let Ok(text) = fs::read_to_string(self.data_dir.join("postmaster.pid")) else {
+            return false;
+        };
+        let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok()) else {
+            return false;
+        };
+        // A stale file may name a process that is something else by now, or an unreaped zombie.
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+            stat.contains("(postgres") && state != Some("Z")
+        })
+    }
+
+    /// Returns whether the data directory is a standby's.
+    pub fn is_standby(&self) -> bool {
+        self.data_dir.join("standby.signal").exists()
+    }
+
+    /// Writes our settings for a primary (`upstream` is `None`) or a standby. Repeatable; they take
+    /// effect with the next start or [`Cluster::reload`].
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn configure(&self, pki: &Path, upstream: Option<&Upstream>) -> Result<(), PostgresError> {
+        self.install_certificates(pki)?;
+        if !self.socket_dir.exists() {
+            self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
+        }
+        let conf_path = self.data_dir.join("postgresql.conf");
+        let conf = self.read(&conf_path)?;
+        let listen = settings::operators_listen(&conf);
+        let ours = self.conf(listen.as_deref(), upstream);
+        self.write_if_changed(&self.data_dir.join("understudy.conf"), &ours)?;
+        self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
+        let hba_path = self.data_dir.join("pg_hba.conf");
+        let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
+        self.write_if_changed(&hba_path, &hba)?;
+        let ident_path = self.data_dir.join("pg_ident.conf");
+        let me = OsUser::find("root").map_err(|source| PostgresError::Control {
+            action: "find whom the daemon runs as, for",
+            data_dir: self.data_dir.clone(),
+            source,
+        })?;
+        let ident = settings::ident(&me.name);
+        let ident = settings::with_block(&self.read(&ident_path)?, &ident);
+        self.write_if_changed(&ident_path, &ident)
+    }
+
+    /// Starts the server, if it does not run, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(&self) -> Result<(), PostgresError> {
+        if self.is_running() {
+            return Ok(());
+        }
+        let log = self.state.join("server.log");
+        if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
+            let aside = self.state.join("server.log.1");
+            fs::rename(&log, &aside).map_err(|source| self.file("set aside", &log, source))?;
+        }
+        let log = log.display().to_string();
+        let seconds = CONTROL_PATIENCE.as_secs().to_string();
+        self.pg_ctl(["-l", &log, "-w", "-t", &seconds, "start"], "start")
+            .await
+            .map_err(|error| self.with_server_log(error))
+    }
+
+    /// Stops the server, if it runs: in peace (which sends everything to the standbys), and after a
+    /// while at once.
+    ///
+    /// # Errors
+    /// When it still runs.
+    pub async fn stop(&self) -> Result<(), PostgresError> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        let fast = ["-m", "fast", "-w", "-t", "60", "stop"];
+        if let Err(error) = self.pg_ctl(fast, "stop").await {
+            tracing::warn!(%error, "postgres did not stop in peace; stopping it at once");
+            self.pg_ctl(["-m", "immediate", "-w", "-t", "30", "stop"], "stop at once").await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the server read its configuration again.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn reload(&self) -> Result<(), PostgresError> {
+        self.pg_ctl(["reload"], "reload").await
+    }
+
+    /// Tells a standby server to become a primary; returns before it is one.
+    ///
+    /// # Errors
+    /// When it does not run, or is no standby.
+    pub async fn promote(&self) -> Result<(), PostgresError> {
+        // Not waiting here: pg_ctl polls every 100 ms, and a promotion takes a quarter of that.
+        self.pg_ctl(["-W", "promote"], "promote").await
+    }
+
+    /// Makes the roles that Understudy uses, as the cluster's own superuser. Repeatable.
+    ///
+    /// # Errors
+    /// When the superuser cannot connect, or the statements fail.
+    pub async fn create_roles(&self) -> Result<(), PostgresError> {
+        let role = |name: &str, options: &str| {
+            format!(
+                "DO $$ BEGIN\n\
+                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{name}') THEN\n\
+                 CREATE ROLE {name} {options};\n\
+                 END IF; END $$;\n"
+            )
+        };
+        let script = format!(
+            "SET client_min_messages = warning;\n{}{}\
+             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n",
+            role(ROLE, "LOGIN REPLICATION"),
+            role(REPLICATION_ROLE, "LOGIN REPLICATION"),
+        );
+        let socket_dir = self.socket_dir.display().to_string();
+        let port = self.port.to_string();
+        let argv = [
+            self.bin("psql").as_str(),
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            &socket_dir,
+            "-p",
+            &port,
+            "-d",
+            "postgres",
+        ]
+        .map(str::to_owned);
+        Command::new(argv)
+            .user(&self.user)
+            .input(script)
+            .limit(Duration::from_secs(20))
+            .run()
+            .await
+            .map_err(|source| self.control("make the roles of", source))?;
+        Ok(())
+    }
+
+    /// Creates a folder that belongs to the cluster's OS user.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create_owned_directory(&self, path: &Path, mode: u32) -> Result<(), PostgresError> {
+        if let Some(parent) = path.parent() {
+            durable::create_directory(parent, 0o755)
+                .map_err(|source| self.file("create", parent, source))?;
+        }
+        durable::create_directory(path, mode).map_err(|source| self.file("create", path, source))?;
+        self.own(path)
+    }
+
+    /// Returns the path of one of Postgres' programs.
+    pub fn bin(&self, name: &str) -> String {
+        self.bin_dir.join(name).display().to_string()
+    }
+
+    fn install_certificates(&self, pki: &Path) -> Result<(), PostgresError> {
+        self.create_owned_directory(&self.state.clone(), 0o700)?;
+        let tls = self.tls_dir();
+        self.create_owned_directory(&tls, 0o700)?;
+        for name in [trust::CA_CERTIFICATE, trust::NODE_CERTIFICATE, trust::NODE_KEY] {
+            let source = pki.join(name);
+            let content = fs::read(&source).map_err(|error| self.file("read", &source, error))?;
+            let target = tls.join(name);
+            if fs::read(&target).is_ok_and(|present| present == content) {
+                continue;
+            }
+            durable::write(&target, &content, 0o600)
+                .map_err(|error| self.file("write", &target, error))?;
+            self.own(&target)?;
+        }
+        Ok(())
+    }
+
+    fn own(&self, path: &Path) -> Result<(), PostgresError> {
+        if !nix::unistd::Uid::effective().is_root() {
+            return Ok(());
+        }
+        chown(path, Some(self.user.uid), Some(self.user.gid))
+            .map_err(|source| self.file("give away", path, source))
+    }
+
+    fn read(&self, path: &Path) -> Result<String, PostgresError> {
+        fs::read_to_string(path).map_err(|source| self.file("read", path, source))
+    }
+
+    fn write_if_changed(&self, path: &Path, content: &str) -> Result<(), PostgresError> {
+        let mode = match fs::metadata(path) {
+            Ok(metadata) => metadata.permissions().mode() & 0o777,
+            Err(_) => 0o600,
+        };
+        if fs::read_to_string(path).is_ok_and(|present| present == content) {
+            return Ok(());
+        }
+        durable::write(path, content.as_bytes(), mode)
+            .map_err(|source| self.file("write", path, source))?;
+        self.own(path)
+    }
+
+    async fn pg_ctl<const N: usize>(
+        &self,
+        arguments: [&str; N],
+        action: &'static str,
+    ) -> Result<(), PostgresError> {
+        let data_dir = self.data_dir.display().to_string();
+        let argv = [self.bin("pg_ctl"), "-D".to_owned(), data_dir]
+            .into_iter()
+            .chain(arguments.map(str::to_owned));
+        Command::new(argv)
+            .user(&self.user)
+            .limit(CONTROL_PATIENCE + Duration::from_secs(10))
+            .run()
+            .await
+            .map_err(|source| self.control(action, source))?;
+        Ok(())
+    }
+
+    async fn program<const N: usize>(
+        &self,
+        name: &str,
+        arguments: [&str; N],
+        action: &'static str,
+    ) -> Result<String, PostgresError> {
+        let argv = std::iter::once(self.bin(name)).chain(arguments.map(str::to_owned));
+        Command::new(argv)
+            .user(&self.user)
+            .limit(Duration::from_secs(20))
+            .run()
+            .await
+            .map_err(|source| self.control(action, source))
+    }
+
+    fn control(&self, action: &'static str, source: CommandError) -> PostgresError {
+        PostgresError::Control {
+            action,
+            data_dir: self.data_dir.clone(),
+            source,
+        }
+    }
+
+    fn file(&self, action: &'static str, path: &Path, source: io::Error) -> PostgresError {
+        PostgresError::File {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Adds the server's own last words to a failed start: pg_ctl says only "examine the log".
+    fn with_server_log(&self, error: PostgresError) -> PostgresError {
+        let PostgresError::Control {
+            action,
+            data_dir,
+            source: CommandError::Failed { program, status, output },
+        } = error
+        else {
+            return error;
+        };
+        let log = fs::read(self.state.join("server.log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let fatal = log.lines().rev().take(50).find(|line| line.contains("FATAL"));
+        let output = match fatal {
+            Some(line) => format!("{output}\n{line}"),
+            None => output,
+        };
+        PostgresError::Control {
+            action,
+            data_dir,
+            source: CommandError::Failed { program, status, output },
+        }
+    }
+}
+
+/// Finds the programs for the cluster in `data_dir`, or the newest if there is none yet.
+fn find_bin_dir(data_dir: &Path) -> Result<PathBuf, PostgresError> {
+    let base = Path::new("/usr/lib/postgresql");
+    if let Ok(version) = fs::read_to_string(data_dir.join("PG_VERSION")) {
+        return Ok(base.join(version.trim()).join("bin"));
+    }
+    let newest = fs::read_dir(base)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|version| *version >= VERSION_MIN)
+        .max();
+    match newest {
+        Some(version) => Ok(base.join(version.to_string()).join("bin")),
+        None => Err(PostgresError::NotInstalled {
+            place: base.to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,71 @@
+//! A connection to the local cluster.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Config, NoTls};
+
+use super::cluster::{Cluster, PostgresError};
+use super::ROLE;
+use crate::position::Lsn;
+
+/// Connecting may take this long.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opens a connection to `database` (the configured one by default) over the Unix socket.
+///
+/// # Errors
+/// When Postgres does not answer, or refuses.
+pub async fn connect(cluster: &Cluster, database: Option<&str>) -> Result<Client, PostgresError> {
+    let (client, connection) = Config::new()
+        .host_path(&cluster.socket_dir)
+        .port(cluster.port)
+        .user(ROLE)
+        .dbname(database.unwrap_or(&cluster.database))
+        .application_name("understudy")
+        .connect_timeout(CONNECT_PATIENCE)
+        .connect(NoTls)
+        .await
+        .map_err(|source| PostgresError::Connect {
+            socket_dir: cluster.socket_dir.clone(),
+            port: cluster.port,
+            source,
+        })?;
+    // Ends when the client is dropped, or Postgres closes it.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to the local postgres ended");
+        }
+    });
+    Ok(client)
+}
+
+/// Returns column `column` of `row` as an LSN; the column is text.
+///
+/// # Errors
+/// When it is neither null nor an LSN.
+pub fn lsn(row: &tokio_postgres::Row, column: usize) -> Result<Option<Lsn>, PostgresError> {
+    let text: Option<String> = row.try_get(column).map_err(|source| PostgresError::Query {
+        what: "read an LSN",
+        source,
+    })?;
+    text.map(|text| text.parse())
+        .transpose()
+        .map_err(|source| PostgresError::Lsn { source })
+}
+
+/// Runs `query`, which returns one LSN as text, within a second.
+///
+/// # Errors
+/// When the query fails, or takes longer.
+pub async fn one_lsn(client: &Client, query: &str) -> Result<Option<Lsn>, PostgresError> {
+    let row = tokio::time::timeout(Duration::from_secs(1), client.query_one(query, &[]))
+        .await
+        .map_err(|_| PostgresError::Late {
+            what: "tell its position",
+        })?
+        .map_err(|source| PostgresError::Query {
+            what: "tell its position",
+            source,
+        })?;
+    lsn(&row, 0)
+}
