@@ -15,7 +15,10 @@
 pub mod command;
 pub mod durable;
 pub mod epoch;
+mod error_chain;
 pub mod event;
+pub mod lag;
+pub mod link;
 pub mod mark;
 pub mod position;
 pub mod role;
@@ -30,3 +33,5 @@ pub mod log;
 pub mod postgres;
 pub mod settings;
 pub mod table;
+
+pub use error_chain::error_chain;

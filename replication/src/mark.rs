@@ -80,6 +80,14 @@ impl Marks {
             .find(|(_, mark)| mark.positions.get(store).is_some_and(|at| *at <= applied))
     }
 
+    /// Returns the newest position that a mark tells of `store`, and when that was learned.
+    pub fn newest_of(&self, store: &StoreName) -> Option<(&Instant, &Position)> {
+        self.marks
+            .iter()
+            .rev()
+            .find_map(|(at, mark)| Some((at, mark.positions.get(store)?)))
+    }
+
     /// Returns the cut: the newest mark that every store covers. `applied` holds each store's
     /// position; a store without one covers nothing.
     pub fn cut<'a>(

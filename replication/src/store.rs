@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use understudy_config::StoreName;
+use understudy_config::{NodeName, StoreName};
 
 use crate::epoch::Epoch;
 use crate::position::Position;
@@ -155,6 +155,29 @@ impl Progress for NoProgress {
     fn end(&self, _: &str) {}
 }
 
+/// What a primary sees of a standby by itself, without the standby's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// The store sees nothing of its standbys; what they report is taken.
+    ByReport,
+    /// The standby streams.
+    Streaming {
+        /// What has been sent to it.
+        sent: Position,
+        /// What it has told to be durable there.
+        flushed: Position,
+        /// What it has told to be visible there.
+        applied: Position,
+    },
+    /// The standby does not stream, and why.
+    NotStreaming {
+        /// A sentence.
+        reason: String,
+        /// What it needs has been removed here.
+        must_reseed: bool,
+    },
+}
+
 /// The primary's end of a store.
 pub trait Shipper: Send + Sync {
     /// Returns which store this is.
@@ -179,6 +202,11 @@ pub trait Shipper: Send + Sync {
 
     /// Returns what it tells beside its position.
     fn report(&self) -> StoreReport;
+
+    /// Returns what the store itself sees of a standby.
+    fn observed(&self, _standby: &NodeName) -> Observed {
+        Observed::ByReport
+    }
 }
 
 /// The standby's end of a store.

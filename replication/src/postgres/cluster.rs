@@ -403,7 +403,11 @@ impl Cluster {
         self.bin_dir.join(name).display().to_string()
     }
 
-    fn install_certificates(&self, pki: &Path) -> Result<(), PostgresError> {
+    /// Copies the certificates to where the OS user of the cluster can read them.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn install_certificates(&self, pki: &Path) -> Result<(), PostgresError> {
         self.create_owned_directory(&self.state.clone(), 0o700)?;
         let tls = self.tls_dir();
         self.create_owned_directory(&tls, 0o700)?;
@@ -421,7 +425,11 @@ impl Cluster {
         Ok(())
     }
 
-    fn own(&self, path: &Path) -> Result<(), PostgresError> {
+    /// Gives a file to the OS user of the cluster.
+    ///
+    /// # Errors
+    /// When this process may not.
+    pub fn own(&self, path: &Path) -> Result<(), PostgresError> {
         if !nix::unistd::Uid::effective().is_root() {
             return Ok(());
         }

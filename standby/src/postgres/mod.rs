@@ -1,1 +1,7 @@
-//! The standby's end: postgres.
+//! Receives a Postgres cluster: a base backup first, then Postgres' own streaming.
+
+mod receiver;
+mod seed;
+
+pub use receiver::{PostgresReceiver, ReceiveError};
+pub use seed::SeedError;

@@ -1,0 +1,259 @@
+//! The standby's end of the Postgres store: keeps the server streaming, and takes it over.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use understudy_config::{NodeName, StoreName};
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::{Events, Severity};
+use understudy_replication::position::Position;
+use understudy_replication::postgres::{
+    Cluster, PostgresError, SlotInfo, Upstream, connect, one_lsn,
+};
+use understudy_replication::store::{
+    BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
+};
+use understudy_replication::transport::PeerClient;
+
+/// How often the position is asked.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the primary is asked about the slot while nothing streams.
+const SLOT_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How long a promotion of the server may take: replay of all that was received comes first.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Why a cluster cannot be received or taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// It has not been seeded.
+    #[error("{} has not been seeded; run `understudy join`", data_dir.display())]
+    NotSeeded {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// The server did not leave recovery.
+    #[error("postgres in {} did not leave recovery within {} s", data_dir.display(), limit.as_secs())]
+    StillInRecovery {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// How long it had.
+        limit: Duration,
+    },
+}
+
+/// The standby's end of the Postgres store.
+pub struct PostgresReceiver {
+    pub(super) id: StoreId,
+    pub(super) cluster: Cluster,
+    pub(super) me: NodeName,
+    pub(super) pki: PathBuf,
+    pub(super) events: Events,
+    received: Mutex<Received>,
+}
+
+impl PostgresReceiver {
+    /// Returns the receiver of `cluster` on node `me`; `pki` is the folder of its certificates.
+    pub fn new(
+        name: StoreName,
+        cluster: Cluster,
+        me: NodeName,
+        pki: PathBuf,
+        events: Events,
+    ) -> Self {
+        Self {
+            id: StoreId {
+                name,
+                kind: StoreKind::Postgres,
+            },
+            cluster,
+            me,
+            pki,
+            events,
+            received: Mutex::new(Received::default()),
+        }
+    }
+
+    /// Returns where to stream from. Every node's Postgres listens on the configured port.
+    pub(super) fn upstream(&self, primary: &PeerClient) -> Upstream {
+        Upstream {
+            primary: primary.node().clone(),
+            address: SocketAddr::new(primary.address().ip(), self.cluster.port),
+            me: self.me.clone(),
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Received)) {
+        change(&mut self.received.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Writes the settings of a standby of `primary`, and makes the running server follow them.
+    pub(super) async fn follow(&self, primary: &PeerClient) -> Result<(), PostgresError> {
+        let upstream = self.upstream(primary);
+        self.cluster.configure(&self.pki, Some(&upstream))?;
+        if self.cluster.is_running() {
+            self.cluster.reload().await
+        } else {
+            self.cluster.start().await
+        }
+    }
+
+    /// Asks the server once how far it is.
+    async fn look(&self, client: &Client) -> Result<bool, PostgresError> {
+        let received = one_lsn(client, "SELECT pg_last_wal_receive_lsn()::text").await?;
+        let replayed = one_lsn(client, "SELECT pg_last_wal_replay_lsn()::text").await?;
+        let row = client
+            .query_one(
+                "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+                 pg_is_wal_replay_paused()",
+                &[],
+            )
+            .await
+            .map_err(|source| PostgresError::Query {
+                what: "tell whether it streams",
+                source,
+            })?;
+        let (is_streaming, is_paused): (bool, bool) = (row.get(0), row.get(1));
+        self.update(|state| {
+            // After a restart nothing has been received yet, but what was replayed is durable.
+            state.flushed = received.max(replayed).map(Position::from);
+            state.applied = replayed.map(Position::from);
+            state.stalled = match (is_streaming, is_paused) {
+                (_, true) => Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned()),
+                (false, false) => Some("postgres receives no stream from the primary".to_owned()),
+                (true, false) => None,
+            };
+            if is_streaming {
+                state.must_reseed = false;
+            }
+        });
+        Ok(is_streaming)
+    }
+
+    async fn take_over_cluster(&self, progress: &dyn Progress) -> Result<(), StoreFailure> {
+        let cluster = &self.cluster;
+        if !cluster.data_dir.join("PG_VERSION").exists() || self.is_seeding() {
+            return Err(Box::new(ReceiveError::NotSeeded {
+                data_dir: cluster.data_dir.clone(),
+            }));
+        }
+        progress.start("promote postgres", None, Unit::Items);
+        cluster.start().await?;
+        let client = connect(cluster, None).await?;
+        if is_in_recovery(&client).await? {
+            cluster.promote().await?;
+        }
+        let limit = PROMOTE_PATIENCE;
+        let left_recovery = async {
+            while is_in_recovery(&client).await? {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok::<_, PostgresError>(())
+        };
+        tokio::time::timeout(limit, left_recovery)
+            .await
+            .map_err(|_| ReceiveError::StillInRecovery {
+                data_dir: cluster.data_dir.clone(),
+                limit,
+            })??;
+        // The settings of a primary: nothing here may stream from the old one again.
+        cluster.configure(&self.pki, None)?;
+        cluster.reload().await?;
+        // Until its first checkpoint the control file shows the old timeline, and a pg_rewind of
+        // the old primary would find nothing to do.
+        client
+            .batch_execute("CHECKPOINT")
+            .await
+            .map_err(|source| PostgresError::Query {
+                what: "write a checkpoint",
+                source,
+            })?;
+        progress.end("postgres is primary");
+        Ok(())
+    }
+}
+
+async fn is_in_recovery(client: &Client) -> Result<bool, PostgresError> {
+    let row = client
+        .query_one("SELECT pg_is_in_recovery()", &[])
+        .await
+        .map_err(|source| PostgresError::Query {
+            what: "tell whether it is in recovery",
+            source,
+        })?;
+    Ok(row.get(0))
+}
+
+impl Receiver for PostgresReceiver {
+    fn id(&self) -> &StoreId {
+        &self.id
+    }
+
+    fn seed<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<(), StoreFailure>> {
+        Box::pin(self.seed_cluster(primary, progress))
+    }
+
+    fn run(
+        self: Arc<Self>,
+        primary: Arc<PeerClient>,
+        stop: Stop,
+    ) -> BoxFuture<'static, Result<(), StoreFailure>> {
+        Box::pin(async move {
+            if self.is_seeding() || !self.cluster.is_standby() {
+                return Err(Box::new(ReceiveError::NotSeeded {
+                    data_dir: self.cluster.data_dir.clone(),
+                }) as StoreFailure);
+            }
+            self.follow(&primary).await?;
+            let client = connect(&self.cluster, None).await?;
+            let mut tick = tokio::time::interval(LOOK_INTERVAL);
+            let mut asked = None::<tokio::time::Instant>;
+            loop {
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    () = stop.wait() => return Ok(()),
+                }
+                let is_streaming = self.look(&client).await?;
+                if is_streaming || asked.is_some_and(|at| at.elapsed() < SLOT_INTERVAL) {
+                    continue;
+                }
+                asked = Some(tokio::time::Instant::now());
+                let path = format!("/store/{}/slot", self.id.name);
+                if let Ok(answer) = primary.get(&path).await
+                    && let Ok(slot) = answer.json::<SlotInfo>(4096).await
+                    && slot.is_lost
+                {
+                    self.update(|state| state.must_reseed = true);
+                    self.events.record(
+                        Severity::Error,
+                        "must_reseed",
+                        "the primary has removed write-ahead log that this standby needs; run \
+                         `understudy join` again here",
+                    );
+                    // Said once; the server itself keeps trying.
+                    asked = asked.map(|at| at + Duration::from_secs(3600));
+                }
+            }
+        })
+    }
+
+    fn received(&self) -> Received {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take_over<'a>(
+        &'a self,
+        _: &'a Epoch,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<(), StoreFailure>> {
+        Box::pin(self.take_over_cluster(progress))
+    }
+}

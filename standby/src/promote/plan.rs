@@ -1,0 +1,363 @@
+//! The planner of promotions: pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use understudy_config::{NodeName, StoreName};
+use understudy_replication::epoch::Epoch;
+use understudy_replication::role::Role;
+use understudy_replication::status::StoreLag;
+use understudy_replication::store::StoreId;
+use understudy_replication::wall_time::WallTime;
+
+/// What a plan is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// This node.
+    pub me: NodeName,
+    /// What it is.
+    pub role: Role,
+    /// The node that is or was primary, and whether it answers; `None` if there is no other node.
+    pub primary: Option<(NodeName, Result<(), String>)>,
+    /// The other peers.
+    pub others: Vec<NodeName>,
+    /// The stores, in the order of the configuration.
+    pub stores: Vec<StoreSeen>,
+    /// The newest mark that every store has applied.
+    pub cut: Option<WallTime>,
+    /// The indexes, in order.
+    pub indexes: Vec<StoreName>,
+    /// There are services to start.
+    pub has_services: bool,
+    /// The operator answers for it that the old primary is off.
+    pub is_forced: bool,
+}
+
+/// A store, as the planner sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreSeen {
+    /// Which store.
+    pub id: StoreId,
+    /// How far its copy is behind; `None` on a node that is no standby.
+    pub lag: Option<StoreLag>,
+}
+
+/// One step; each can be repeated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Ask the old primary to fence itself, and wait until it has.
+    Fence(NodeName),
+    /// Receive what the fenced primary still had.
+    Drain,
+    /// Stop receiving, and make the new epoch durable.
+    Open(Epoch),
+    /// Make the copy of a store the primary's.
+    TakeOver(StoreName),
+    /// Rebuild an index from the stores.
+    Index(StoreName),
+    /// Start the services in order.
+    Services,
+    /// Be primary.
+    Serve,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fence(node) => write!(f, "fence {node}"),
+            Self::Drain => f.write_str("drain"),
+            Self::Open(epoch) => write!(f, "open epoch {epoch}"),
+            Self::TakeOver(store) => write!(f, "take over {store}"),
+            Self::Index(index) => write!(f, "rebuild index {index}"),
+            Self::Services => f.write_str("start services"),
+            Self::Serve => f.write_str("serve"),
+        }
+    }
+}
+
+/// What a promotion now would lose of a store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Which store.
+    #[serde(flatten)]
+    pub id: StoreId,
+    /// The unit of `amount`.
+    pub unit: String,
+    /// What the old primary had, by its newest word, and this node has not received; `None` where
+    /// that cannot be told.
+    pub amount: Option<u64>,
+    /// The age of the newest mark that is fully here, in seconds: everything older is here.
+    pub seconds: Option<f64>,
+    /// Why a figure cannot be told.
+    pub unknown: Option<String>,
+}
+
+/// Something that stands against the promotion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is.
+    pub what: String,
+    /// What to do about it.
+    pub mend: String,
+    /// `--force` overrides it.
+    pub can_be_forced: bool,
+}
+
+/// What a promotion now would do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The steps, in order; none if the node is primary already.
+    pub steps: Vec<Step>,
+    /// What stands against it. With one of these, nothing is executed.
+    pub unmet: Vec<Condition>,
+    /// What stood against it, and has been overridden.
+    pub overridden: Vec<Condition>,
+    /// What would be lost.
+    pub loss: Vec<Loss>,
+    /// The moment that the promotion would return to, by the old primary's clock.
+    pub cut: Option<WallTime>,
+}
+
+/// Makes the plan for what was observed.
+pub fn plan(seen: &Observation) -> Plan {
+    let mut conditions = Vec::new();
+    let mut steps = Vec::new();
+    let fence = |conditions: &mut Vec<Condition>, steps: &mut Vec<Step>| match &seen.primary {
+        Some((node, Ok(()))) => {
+            steps.push(Step::Fence(node.clone()));
+            steps.push(Step::Drain);
+        }
+        Some((node, Err(reason))) => conditions.push(Condition {
+            what: format!("node {node} cannot be asked to fence itself: {reason}"),
+            mend: format!(
+                "make sure that {node} is switched off (or cut off from every client), then run \
+                 `understudy promote --force`"
+            ),
+            can_be_forced: true,
+        }),
+        None => {}
+    };
+    let rise = |steps: &mut Vec<Step>| {
+        steps.extend(seen.stores.iter().map(|store| Step::TakeOver(store.id.name.clone())));
+        steps.extend(seen.indexes.iter().cloned().map(Step::Index));
+        if seen.has_services {
+            steps.push(Step::Services);
+        }
+        steps.push(Step::Serve);
+    };
+    match &seen.role {
+        Role::Primary { .. } => {}
+        Role::Promoting { .. } => rise(&mut steps),
+        Role::Standby {
+            epoch, proposed, ..
+        } => {
+            fence(&mut conditions, &mut steps);
+            for store in &seen.stores {
+                conditions.extend(unfit(store));
+            }
+            let next = epoch.superseded_by(seen.me.clone());
+            let next = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+            steps.push(Step::Open(next));
+            rise(&mut steps);
+        }
+        Role::Returning { epoch, .. } => {
+            conditions.push(Condition {
+                what: format!(
+                    "node {} was primary, and has not heard whether it has been superseded",
+                    seen.me
+                ),
+                mend: "start a peer, which settles it; or make sure that no peer has been \
+                       promoted, then run `understudy promote --force`"
+                    .to_owned(),
+                can_be_forced: true,
+            });
+            steps.push(Step::Open(epoch.superseded_by(seen.me.clone())));
+            rise(&mut steps);
+        }
+        Role::Fenced { epoch } => {
+            conditions.push(Condition {
+                what: format!(
+                    "node {} has been superseded in epoch {epoch}: what was written since then is \
+                     not here",
+                    seen.me
+                ),
+                mend: "use the node that superseded it; to go back to this node's data and give \
+                       up the other's, run `understudy promote --force`"
+                    .to_owned(),
+                can_be_forced: true,
+            });
+            steps.push(Step::Open(epoch.superseded_by(seen.me.clone())));
+            rise(&mut steps);
+        }
+    }
+    let (overridden, unmet) = conditions
+        .into_iter()
+        .partition(|condition| seen.is_forced && condition.can_be_forced);
+    Plan {
+        steps,
+        unmet,
+        overridden,
+        loss: seen.stores.iter().filter_map(loss).collect(),
+        cut: seen.cut,
+    }
+}
+
+/// Returns why a store's copy must not be promoted, if so.
+fn unfit(store: &StoreSeen) -> Option<Condition> {
+    let lag = store.lag.as_ref()?;
+    let name = &store.id.name;
+    if lag.applied.is_none() && lag.flushed.is_none() {
+        return Some(Condition {
+            what: format!("store {name} has no copy here that could be promoted"),
+            mend: format!(
+                "see `understudy status` for the reason; seed it with `understudy join`, or take \
+                 `{name}` out of the configuration"
+            ),
+            can_be_forced: false,
+        });
+    }
+    lag.must_reseed.then(|| Condition {
+        what: format!("the copy of store {name} could not follow any more: it is old"),
+        mend: "run `understudy join` again while the primary lives; `--force` promotes the old \
+               copy"
+            .to_owned(),
+        can_be_forced: true,
+    })
+}
+
+fn loss(store: &StoreSeen) -> Option<Loss> {
+    let lag = store.lag.as_ref()?;
+    // What is durable here will be applied before the store is taken over, so it is not lost.
+    let amount = match (lag.current, lag.flushed) {
+        (Some(current), Some(flushed)) => Some(current.ahead_of(flushed)),
+        (None, _) | (_, None) => None,
+    };
+    Some(Loss {
+        id: store.id.clone(),
+        unit: lag.unit.clone(),
+        amount,
+        seconds: lag.lag_seconds,
+        unknown: lag.unknown.as_ref().map(|unknown| {
+            format!("{}: what was written since {} is not counted", unknown.reason, unknown.since)
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_replication::position::Position;
+    use understudy_replication::store::StoreKind;
+
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().unwrap()
+    }
+
+    fn store(lag: impl FnOnce(&mut StoreLag)) -> StoreSeen {
+        let id = StoreId { name: name("postgres"), kind: StoreKind::Postgres };
+        let mut seen = StoreLag {
+            id: id.clone(),
+            unit: "bytes".to_owned(),
+            current: Some(Position(1000)),
+            sent: None,
+            flushed: Some(Position(900)),
+            applied: Some(Position(800)),
+            lag: Some(200),
+            lag_flushed: Some(100),
+            lag_seconds: Some(1.5),
+            unknown: None,
+            must_reseed: false,
+            stalled: None,
+        };
+        lag(&mut seen);
+        StoreSeen { id, lag: Some(seen) }
+    }
+
+    fn standby() -> Observation {
+        Observation {
+            me: name("b"),
+            role: Role::Standby { epoch: name("1.a"), primary: name("a"), proposed: None },
+            primary: Some((name("a"), Ok(()))),
+            others: vec![],
+            stores: vec![store(|_| {})],
+            cut: Some(WallTime(5000)),
+            indexes: vec![name("search")],
+            has_services: true,
+            is_forced: false,
+        }
+    }
+
+    fn steps(seen: &Observation) -> Vec<String> {
+        plan(seen).steps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_standby_fences_drains_opens_and_only_then_takes_over() {
+        assert_eq!(
+            steps(&standby()),
+            [
+                "fence a",
+                "drain",
+                "open epoch 2.b",
+                "take over postgres",
+                "rebuild index search",
+                "start services",
+                "serve",
+            ]
+        );
+        assert_eq!(plan(&standby()).unmet, []);
+        assert_eq!(plan(&standby()).loss[0].amount, Some(100));
+    }
+
+    #[test]
+    fn a_silent_primary_needs_the_operators_word() {
+        let mut seen = standby();
+        seen.primary = Some((name("a"), Err("no route to host".to_owned())));
+        let refused = plan(&seen);
+        assert_eq!(refused.unmet.len(), 1);
+        assert!(refused.unmet[0].mend.contains("promote --force"));
+        seen.is_forced = true;
+        let forced = plan(&seen);
+        assert_eq!((forced.unmet.len(), forced.overridden.len()), (0, 1));
+        assert_eq!(forced.steps[0], Step::Open(name("2.b")));
+    }
+
+    #[test]
+    fn a_store_without_a_copy_is_not_promoted_even_by_force() {
+        let mut seen = standby();
+        seen.is_forced = true;
+        seen.stores = vec![store(|lag| {
+            lag.applied = None;
+            lag.flushed = None;
+        })];
+        assert_eq!(plan(&seen).unmet.len(), 1);
+    }
+
+    #[test]
+    fn after_a_crash_the_plan_begins_where_the_epoch_was_opened() {
+        let mut seen = standby();
+        seen.role = Role::Promoting { epoch: name("2.b") };
+        assert_eq!(
+            steps(&seen),
+            ["take over postgres", "rebuild index search", "start services", "serve"]
+        );
+        seen.role = Role::Standby {
+            epoch: name("1.a"),
+            primary: name("a"),
+            proposed: Some(name("2.b")),
+        };
+        assert_eq!(steps(&seen)[2], "open epoch 2.b");
+    }
+
+    #[test]
+    fn a_primary_has_nothing_to_do_and_a_fenced_node_needs_force() {
+        let mut seen = standby();
+        seen.role = Role::Primary { epoch: name("2.b"), standbys: vec![] };
+        assert_eq!(steps(&seen), Vec::<String>::new());
+        seen.role = Role::Fenced { epoch: name("3.a") };
+        assert_eq!(plan(&seen).unmet.len(), 1);
+        seen.is_forced = true;
+        assert_eq!(steps(&seen)[0], "open epoch 4.b");
+    }
+}
