@@ -1,1 +1,178 @@
-fn main() {}
+//! `understudy`: the command line and the daemon.
+//!
+//! One file per verb. The daemon's parts: `serve` wires a node; `shell` owns its role machine;
+//! `primary_run` and `standby_run` are what runs in those roles; `promotion` carries a promotion out;
+//! `peer_api`, `join_api` and `admin_api` are what others may ask.
+
+mod admin;
+mod admin_api;
+mod config_check;
+mod demo;
+mod events;
+mod failure;
+mod index;
+mod init;
+mod invite;
+mod invites;
+mod join;
+mod join_api;
+mod manual;
+mod node;
+mod output;
+mod peer_api;
+mod primary_run;
+mod progress;
+mod promote;
+mod promotion;
+mod role_file;
+mod serve;
+mod services;
+mod settings;
+mod shell;
+mod standby_run;
+mod status;
+mod status_source;
+mod stores;
+mod supervise;
+mod wait;
+mod wait_verb;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use failure::Failure;
+
+/// Keep a warm standby of a whole appliance: Postgres, data files, settings, indexes, services.
+#[derive(Parser, Debug)]
+#[command(name = "understudy", version, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Where the configuration is.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Place {
+    /// Read understudy.toml and node.toml from this folder
+    #[arg(
+        long = "config",
+        value_name = "FOLDER",
+        global = true,
+        env = "UNDERSTUDY_CONFIG",
+        default_value = "/etc/understudy"
+    )]
+    folder: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    pub(crate) fn cluster_file(&self) -> PathBuf {
+        self.folder.join("understudy.toml")
+    }
+
+    pub(crate) fn node_file(&self) -> PathBuf {
+        self.folder.join("node.toml")
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Make a cluster with this machine as its first node
+    Init(init::Init),
+    /// Invite a node to join: print a token that is good once
+    Invite(invite::Invite),
+    /// Join a cluster: get a certificate, copy every store, and stream
+    Join(join::Join),
+    /// Run the node
+    Serve(serve::Serve),
+    /// Show how the node and its stores are
+    Status(status::Status),
+    /// Wait until the standby has applied everything that the primary has now
+    Wait(wait_verb::Wait),
+    /// Make this standby the primary
+    Promote(promote::Promote),
+    /// Show, compare and roll back settings
+    Settings(settings::Settings),
+    /// Search and rebuild indexes
+    Index(index::Index),
+    /// Show the services of this node
+    Services(services::Services),
+    /// Show what happened
+    Events(events::Events),
+    /// Check the configuration
+    Config(config_check::Config),
+    /// Watch a real failover on this machine, in a temporary folder
+    Demo(demo::Demo),
+    /// Print completions for a shell
+    Completions(manual::Completions),
+    /// Print the manual page
+    Man(manual::Man),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let is_daemon = matches!(&arguments.verb, Verb::Serve(_))
+        || matches!(&arguments.verb, Verb::Init(init) if init.serve)
+        || matches!(&arguments.verb, Verb::Join(join) if join.serve);
+    log(is_daemon);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(error) => Err(Failure::failed(format!("cannot start: {error}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::tell(&failure.to_string());
+            ExitCode::from(failure.kind.exit_status())
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let place = &arguments.place;
+    match arguments.verb {
+        Verb::Init(verb) => verb.run(place).await,
+        Verb::Invite(verb) => verb.run(place).await,
+        Verb::Join(verb) => verb.run(place).await,
+        Verb::Serve(_) => serve::run(place).await,
+        Verb::Status(verb) => verb.run(place).await,
+        Verb::Wait(verb) => verb.run(place).await,
+        Verb::Promote(verb) => verb.run(place).await,
+        Verb::Settings(verb) => verb.run(place).await,
+        Verb::Index(verb) => verb.run(place).await,
+        Verb::Services(verb) => verb.run(place).await,
+        Verb::Events(verb) => verb.run(place).await,
+        Verb::Config(verb) => verb.run(place),
+        Verb::Demo(verb) => verb.run().await,
+        Verb::Completions(verb) => verb.run::<Arguments>(),
+        Verb::Man(verb) => verb.run::<Arguments>(),
+    }
+}
+
+/// Logs to standard error: a daemon what an operator would want to read, a verb only what is wrong.
+/// `UNDERSTUDY_LOG` sets the level, `UNDERSTUDY_LOG_FORMAT=json` the form.
+fn log(is_daemon: bool) {
+    let level = if is_daemon { "info" } else { "error" };
+    let filter = EnvFilter::try_from_env("UNDERSTUDY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::env::var("UNDERSTUDY_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        builder.json().init();
+    } else {
+        use std::io::IsTerminal;
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+}

@@ -1,1 +1,29 @@
-//! What operators and load balancers read
+//! What operators, load balancers and scrapers read of a node.
+//!
+//! ```text
+//!                    ┌─ replication  /monitor/replication
+//!                    │               /monitor/status        (the status itself)
+//! StatusSource ──────┼─ health       /primary /replica /health …
+//!   one Status per   ├─ metrics      /metrics
+//!   request          └─ text         `understudy status`
+//! ```
+//! Everything here is a rendering of one [`Status`](understudy_replication::status::Status):
+//! nothing is measured, remembered or changed. Read first: [`router`], [`metrics::TABLE`] and
+//! [`text()`](fn@text).
+
+#[cfg(test)]
+mod docs;
+#[cfg(test)]
+mod example;
+mod health;
+pub mod metrics;
+mod peer;
+mod quantity;
+mod replication;
+mod router;
+mod server;
+mod text;
+
+pub use router::router;
+pub use server::serve;
+pub use text::text;

@@ -82,6 +82,11 @@ impl Stopper {
         (Self(sender), Stop(receiver))
     }
 
+    /// Returns one more end that waits.
+    pub fn subscribe(&self) -> Stop {
+        Stop(self.0.subscribe())
+    }
+
     /// Tells all who wait to stop.
     pub fn stop(&self) {
         self.0.send_replace(true);

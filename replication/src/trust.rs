@@ -79,6 +79,8 @@ impl Fingerprint {
 pub struct Token {
     /// The node that issued it and that redeems it.
     pub issuer: NodeName,
+    /// The node that is invited.
+    pub node: NodeName,
     /// The cluster's authority.
     pub fingerprint: Fingerprint,
     /// What only the invited knows.
@@ -88,38 +90,41 @@ pub struct Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The secret is never logged.
-        write!(f, "Token(of {})", self.issuer)
+        write!(f, "Token(for {} of {})", self.node, self.issuer)
     }
 }
 
 impl fmt::Display for Token {
-    /// Writes `us1.ISSUER.BASE64`. The caller decides where it may be shown.
+    /// Writes `us1.ISSUER.NODE.BASE64`. The caller decides where it may be shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(&self.fingerprint.0);
         bytes.extend_from_slice(&self.secret);
-        write!(f, "us1.{}.{}", self.issuer, URL_SAFE_NO_PAD.encode(bytes))
+        let code = URL_SAFE_NO_PAD.encode(bytes);
+        write!(f, "us1.{}.{}.{code}", self.issuer, self.node)
     }
 }
 
 /// A text is not a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this is not a token of `understudy invite` (expected us1.NODE.CODE, copied whole)")]
+#[error("this is not a token of `understudy invite` (expected us1.NODE.NODE.CODE, copied whole)")]
 pub struct ParseTokenError;
 
 impl FromStr for Token {
     type Err = ParseTokenError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.trim().splitn(3, '.');
-        let (Some("us1"), Some(issuer), Some(code)) = (parts.next(), parts.next(), parts.next())
-        else {
+        let mut parts = text.trim().splitn(4, '.');
+        let mut part = || parts.next().ok_or(ParseTokenError);
+        let (version, issuer, node, code) = (part()?, part()?, part()?, part()?);
+        if version != "us1" {
             return Err(ParseTokenError);
-        };
+        }
         let bytes = URL_SAFE_NO_PAD.decode(code).map_err(|_| ParseTokenError)?;
         let (fingerprint, secret) = bytes.split_at_checked(32).ok_or(ParseTokenError)?;
         Ok(Self {
             issuer: issuer.parse().map_err(|_| ParseTokenError)?,
+            node: node.parse().map_err(|_| ParseTokenError)?,
             fingerprint: Fingerprint(fingerprint.try_into().map_err(|_| ParseTokenError)?),
             secret: secret.try_into().map_err(|_| ParseTokenError)?,
         })
@@ -369,6 +374,7 @@ mod tests {
     fn a_token_survives_being_printed() {
         let token = Token {
             issuer: "a".parse().unwrap(),
+            node: "b".parse().unwrap(),
             fingerprint: Fingerprint([7; 32]),
             secret: [9; 32],
         };
@@ -378,7 +384,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_token_is_refused() {
-        for text in ["", "us1", "us1.a", "us1.a.", "us1.a.AAAA", "us2.a.AAAA", "us1.A.AAAA"] {
+        for text in ["", "us1", "us1.a.b", "us1.a.b.", "us1.a.b.AAAA", "us2.a.b.AAAA", "us1.A.b.AAAA"] {
             assert_eq!(text.parse::<Token>(), Err(ParseTokenError), "{text:?}");
         }
     }

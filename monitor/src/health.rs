@@ -1,0 +1,251 @@
+//! Health checks for load balancers, with the paths and answers that Patroni has made customary.
+
+use std::str::FromStr;
+
+use serde::Serialize;
+use understudy_replication::status::{RoleName, ServiceState, Status};
+use understudy_replication::store::StoreKind;
+
+use crate::peer::{Lag, Peer, peers};
+use crate::quantity::{parse_size, plural};
+
+/// What a load balancer asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Does the node take writes?
+    Primary,
+    /// Does the node keep a copy whose lag is known, and within the bound that the caller sets?
+    Standby,
+    /// Does the node do what its role asks for, services included?
+    Health,
+    /// Is the node primary, or following one?
+    Readiness,
+    /// Does the daemon answer?
+    Liveness,
+}
+
+/// The paths of the checks.
+pub(crate) const CHECKS: [(&str, Check); 7] = [
+    ("/primary", Check::Primary),
+    ("/read-write", Check::Primary),
+    ("/replica", Check::Standby),
+    ("/standby", Check::Standby),
+    ("/health", Check::Health),
+    ("/readiness", Check::Readiness),
+    ("/liveness", Check::Liveness),
+];
+
+/// The largest lag that a caller of [`Check::Standby`] accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LagMax(u64);
+
+/// Why a text is not a [`LagMax`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a lag (expected bytes, such as 1048576, 16kB, 10MB or 1GB)")]
+pub(crate) struct ParseLagMaxError(String);
+
+impl FromStr for LagMax {
+    type Err = ParseLagMaxError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || ParseLagMaxError(text.chars().take(40).collect());
+        parse_size(text).map(Self).ok_or_else(error)
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct Answer {
+    node: String,
+    role: RoleName,
+    epoch: String,
+    /// Why the check fails; nothing when it passes.
+    pub(crate) reason: Option<String>,
+}
+
+impl Answer {
+    /// Answers `check` from `status`.
+    pub(crate) fn new(check: Check, lag_max: Option<LagMax>, status: &Status) -> Self {
+        let outcome = match check {
+            Check::Primary => takes_writes(status),
+            Check::Standby => is_current(status, lag_max),
+            Check::Health => does_its_part(status).and_then(|()| services_are_well(status)),
+            Check::Readiness => does_its_part(status),
+            Check::Liveness => Ok(()),
+        };
+        Self {
+            node: status.node.to_string(),
+            role: status.role,
+            epoch: status.epoch.to_string(),
+            reason: outcome.err(),
+        }
+    }
+}
+
+/// `Ok`, or the reason against it.
+type Verdict = Result<(), String>;
+
+fn does_its_part(status: &Status) -> Verdict {
+    match status.role {
+        RoleName::Primary => takes_writes(status),
+        RoleName::Standby => follows(status).map(drop),
+        RoleName::Returning | RoleName::Promoting | RoleName::Fenced => {
+            Err(format!("this node is {}", status.role.as_str()))
+        }
+    }
+}
+
+fn takes_writes(status: &Status) -> Verdict {
+    if status.role != RoleName::Primary {
+        return Err(format!(
+            "this node is {}, not primary",
+            status.role.as_str()
+        ));
+    }
+    // A promotion that was cut short may have left its services down: it counts as unfinished, not
+    // as done, until `understudy promote` has run to its end.
+    match &status.promotion {
+        Some(promotion) if promotion.is_running => Err("a promotion runs".to_owned()),
+        Some(_) => Err("a promotion was cut short; run `understudy promote` again".to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// Returns the primary that the node follows.
+fn follows(status: &Status) -> Result<Peer<'_>, String> {
+    if status.role != RoleName::Standby {
+        return Err(format!(
+            "this node is {}, not standby",
+            status.role.as_str()
+        ));
+    }
+    let primary = peers(status)
+        .pop()
+        .ok_or("this node does not follow a primary yet")?;
+    if !primary.is_connected {
+        return Err(format!("not connected to the primary, {}", primary.name));
+    }
+    match primary.lags.iter().find(|lag| lag.must_reseed()) {
+        Some(lag) => Err(format!("store {} must be reseeded", lag.id.name)),
+        None => Ok(primary),
+    }
+}
+
+fn is_current(status: &Status, lag_max: Option<LagMax>) -> Verdict {
+    let primary = follows(status)?;
+    for lag in &primary.lags {
+        if let Some((reason, _)) = lag.unknown() {
+            return Err(format!(
+                "the lag of store {} is unknown: {reason}",
+                lag.id.name
+            ));
+        }
+    }
+    let Some(LagMax(max)) = lag_max else {
+        return Ok(());
+    };
+    let (what, lag) = lag_bytes(&primary.lags);
+    match lag {
+        Some(lag) if lag <= max => Ok(()),
+        Some(lag) => Err(format!("the lag of {what} is {lag} bytes, more than {max}")),
+        None => Err(format!("the lag of {what} is more than can be counted")),
+    }
+}
+
+/// Returns the lag that a caller's bound is about: that of Postgres, as in Patroni, and that of all
+/// files together where there is no Postgres.
+fn lag_bytes(lags: &[Lag<'_>]) -> (StoreKind, Option<u64>) {
+    let has_postgres = lags.iter().any(|lag| lag.id.kind == StoreKind::Postgres);
+    let kind = if has_postgres {
+        StoreKind::Postgres
+    } else {
+        StoreKind::Files
+    };
+    let lag = lags
+        .iter()
+        .filter(|lag| lag.id.kind == kind)
+        .try_fold(0_u64, |sum, lag| sum.checked_add(lag.applied()?));
+    (kind, lag)
+}
+
+fn services_are_well(status: &Status) -> Verdict {
+    let faulty: Vec<_> = status
+        .services
+        .iter()
+        .filter(|service| service.state == ServiceState::Fault)
+        .map(|service| service.name.as_str())
+        .collect();
+    match u64::try_from(faulty.len()) {
+        Ok(0) => Ok(()),
+        count => Err(format!(
+            "{} in fault: {}",
+            plural(count.unwrap_or(u64::MAX), "service"),
+            faulty.join(", ")
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+    use crate::example;
+
+    #[test]
+    fn every_check_in_every_state() {
+        let mut table = String::new();
+        for (name, status) in example::all() {
+            writeln!(table, "{name}").unwrap();
+            for (path, check) in CHECKS {
+                let answer = Answer::new(check, None, &status);
+                let (code, reason) = match answer.reason {
+                    None => (200, String::new()),
+                    Some(reason) => (503, reason),
+                };
+                writeln!(
+                    table,
+                    "{}",
+                    format!("    {path:<12} {code} {reason}").trim_end()
+                )
+                .unwrap();
+            }
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    fn replica(status: &Status, lag_max: &str) -> Option<String> {
+        Answer::new(Check::Standby, Some(lag_max.parse().unwrap()), status).reason
+    }
+
+    #[test]
+    fn the_bound_is_on_the_lag_of_postgres_alone_where_there_is_one() {
+        let status = example::standby();
+        assert_eq!(replica(&status, "12595"), None);
+        assert_eq!(replica(&status, "16kB"), None);
+        assert_eq!(
+            replica(&status, "12594"),
+            Some("the lag of postgres is 12595 bytes, more than 12594".to_owned())
+        );
+    }
+
+    #[test]
+    fn without_postgres_the_bound_is_on_all_files_together() {
+        let mut status = example::standby();
+        status.stores.remove(0);
+        status.upstream.as_mut().unwrap().stores.remove(0);
+        assert_eq!(replica(&status, "3MB"), None);
+        assert_eq!(
+            replica(&status, "2MB"),
+            Some("the lag of files is 3145728 bytes, more than 2097152".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_bound_that_is_no_size_is_refused_by_name() {
+        assert_eq!(
+            "10XB".parse::<LagMax>().unwrap_err().to_string(),
+            "`10XB` is not a lag (expected bytes, such as 1048576, 16kB, 10MB or 1GB)"
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! What the command line can ask of the daemon, over the admin socket.
+//!
+//! Every answer is a stream of lines, each one [`Line`] as JSON: news of the progress, then one result
+//! or one failure.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use understudy_config::{NodeName, StoreName};
+use understudy_replication::event::{Event, Severity};
+use understudy_replication::role::Role;
+use understudy_replication::status::{Status, StatusSource};
+use understudy_replication::store::{Progress, Stop};
+use understudy_replication::trust::{Authority, Token};
+use understudy_replication::wall_time::WallTime;
+
+use crate::failure::Failure;
+use crate::invites::Invites;
+use crate::node::{Node, Stage};
+use crate::progress::{News, Sender};
+use crate::promotion::Order;
+
+/// How much news may wait for a slow terminal.
+const NEWS_WAITING_MAX: usize = 256;
+
+/// One line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Line {
+    News(News),
+    Result(serde_json::Value),
+    Failure(Failure),
+}
+
+/// The answer to an invitation.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Invitation {
+    pub(crate) node: NodeName,
+    pub(crate) url: String,
+    pub(crate) token: String,
+    pub(crate) expires: WallTime,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Invite {
+    pub(crate) node: NodeName,
+    pub(crate) lifetime_seconds: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Wait {
+    pub(crate) seconds: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Rebuild {
+    pub(crate) index: StoreName,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Search {
+    pub(crate) index: StoreName,
+    pub(crate) query: String,
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Rollback {
+    pub(crate) revision: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct EventCount {
+    pub(crate) count: usize,
+}
+
+/// Serves the admin socket until told to stop. Only the daemon's own user may connect.
+pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if let Some(folder) = socket.parent() {
+        understudy_replication::durable::create_directory(folder, 0o755)?;
+    }
+    // The lock on the state folder shows that no other daemon listens on a socket that is here.
+    match std::fs::remove_file(socket) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let router = Router::new()
+        .route("/status", get(status))
+        .route("/events", get(events))
+        .route("/invite", post(invite))
+        .route("/wait", post(wait))
+        .route("/promote", post(promote))
+        .route("/index/rebuild", post(rebuild))
+        .route("/index/search", post(search))
+        .route("/settings/rollback", post(rollback))
+        .with_state(node);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move { stop.wait().await })
+        .await
+}
+
+/// Runs `work`, and returns its progress and its result as a stream of lines. The work goes on when the
+/// caller goes away: a promotion must not stop because a terminal was closed.
+fn stream<T: Serialize>(
+    work: impl AsyncFnOnceSend<T>,
+) -> Response {
+    let (lines, receiver) = mpsc::channel::<Line>(8);
+    let (news, mut news_receiver) = mpsc::channel(NEWS_WAITING_MAX);
+    let forward = lines.clone();
+    let forwarding = tokio::spawn(async move {
+        while let Some(news) = news_receiver.recv().await {
+            if forward.send(Line::News(news)).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        let result = work.run(Box::new(Sender(news))).await;
+        let line = match result.and_then(|value| Ok(serde_json::to_value(value)?)) {
+            Ok(value) => Line::Result(value),
+            Err(failure) => Line::Failure(failure),
+        };
+        // All news comes before the result.
+        if let Err(error) = forwarding.await {
+            tracing::warn!(%error, "news of the progress was cut short");
+        }
+        let _caller_gone = lines.send(line).await.is_err();
+    });
+    let body = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let line = receiver.recv().await?;
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        Some((Ok::<_, Infallible>(text), receiver))
+    });
+    Response::new(Body::from_stream(body))
+}
+
+/// A piece of work that tells its progress.
+trait AsyncFnOnceSend<T>: Send + 'static {
+    fn run(self, progress: Box<dyn Progress>) -> impl Future<Output = Result<T, Failure>> + Send;
+}
+
+impl<T, F, R> AsyncFnOnceSend<T> for F
+where
+    F: FnOnce(Box<dyn Progress>) -> R + Send + 'static,
+    R: Future<Output = Result<T, Failure>> + Send,
+{
+    fn run(self, progress: Box<dyn Progress>) -> impl Future<Output = Result<T, Failure>> + Send {
+        self(progress)
+    }
+}
+
+async fn status(State(node): State<Arc<Node>>) -> Response {
+    stream(|_| async move { Ok::<Status, Failure>(node.status()) })
+}
+
+async fn events(State(node): State<Arc<Node>>, Query(asked): Query<EventCount>) -> Response {
+    stream(move |_| async move { Ok::<Vec<Event>, Failure>(node.events.newest(asked.count)) })
+}
+
+async fn wait(State(node): State<Arc<Node>>, Json(asked): Json<Wait>) -> Response {
+    stream(move |_| async move { crate::wait::wait(&node, Duration::from_secs(asked.seconds)).await })
+}
+
+async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
+    stream(move |progress: Box<dyn Progress>| async move {
+        crate::promotion::promote(&node, order, progress.as_ref()).await
+    })
+}
+
+async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
+    stream(move |progress: Box<dyn Progress>| async move {
+        acting_primary(&node).map_err(Failure::refused)?;
+        node.indexes.rebuild(&asked.index, progress.as_ref()).await?;
+        Ok(())
+    })
+}
+
+async fn search(State(node): State<Arc<Node>>, Json(asked): Json<Search>) -> Response {
+    stream(move |_| async move {
+        acting_primary(&node).map_err(Failure::refused)?;
+        let found = node.indexes.search(&asked.index, &asked.query, asked.limit).await?;
+        Ok(serde_json::to_value(found)?)
+    })
+}
+
+/// Says why this node does not answer for the appliance, and who does.
+pub(crate) fn acting_primary(node: &Node) -> Result<(), String> {
+    match node.role() {
+        Role::Primary { .. } => Ok(()),
+        role => {
+            let primary = match role.primary(node.me()) {
+                Some(primary) => format!("; ask node {primary}"),
+                None => String::new(),
+            };
+            Err(format!("node {} is {}{primary}", node.me(), role.name().as_str()))
+        }
+    }
+}
+
+async fn rollback(State(node): State<Arc<Node>>, Json(asked): Json<Rollback>) -> Response {
+    stream(move |_| async move {
+        acting_primary(&node).map_err(|reason| {
+            Failure::refused(format!("settings are changed on the primary only: {reason}"))
+        })?;
+        let Stage::Primary(run) = node.stage() else {
+            return Err(Failure::failed("the stores are not open yet"));
+        };
+        let settings = run
+            .settings
+            .clone()
+            .ok_or_else(|| Failure::usage("there is no [settings] in the configuration"))?;
+        Ok(settings.rollback(asked.revision).await?)
+    })
+}
+
+async fn invite(State(node): State<Arc<Node>>, Json(asked): Json<Invite>) -> Response {
+    stream(move |_| async move { make_invitation(&node, &asked) })
+}
+
+fn make_invitation(node: &Node, asked: &Invite) -> Result<Invitation, Failure> {
+    acting_primary(node)
+        .map_err(|reason| Failure::refused(format!("only the primary invites: {reason}")))?;
+    if asked.node == *node.me() {
+        return Err(Failure::usage(format!("node {} is this node", asked.node)));
+    }
+    let authority = Authority::load(&node.local.pki_dir)?;
+    let mut secret = [0; 32];
+    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+    let token = Token {
+        issuer: node.me().clone(),
+        node: asked.node.clone(),
+        fingerprint: authority.fingerprint()?,
+        secret,
+    };
+    let now = WallTime::now();
+    let lifetime = Duration::from_secs(asked.lifetime_seconds);
+    Invites::of(&node.local.state_dir).add(&asked.node, &token, now, lifetime)?;
+    node.events.record(
+        Severity::Info,
+        "invited",
+        format!("node {} is invited for {} s", asked.node, asked.lifetime_seconds),
+    );
+    let config = node.config();
+    let me = config
+        .node(node.me())
+        .ok_or_else(|| Failure::failed("this node is not in the configuration"))?;
+    Ok(Invitation {
+        node: asked.node.clone(),
+        url: format!("https://{}", me.address),
+        token: token.to_string(),
+        expires: WallTime(now.0.saturating_add(asked.lifetime_seconds.saturating_mul(1000))),
+    })
+}

@@ -1,0 +1,78 @@
+//! `understudy config check`.
+
+use std::io::IsTerminal;
+use std::time::SystemTime;
+
+use serde_json::json;
+use understudy_config::LoadError;
+use understudy_replication::wall_time::WallTime;
+
+use crate::Place;
+use crate::failure::Failure;
+use crate::output::{print, print_json};
+
+/// Check the configuration
+#[derive(clap::Args, Debug)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Verb {
+    /// Read understudy.toml and node.toml, and show every mistake in its place
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Config {
+    pub(crate) fn run(self, place: &Place) -> Result<(), Failure> {
+        let Verb::Check { json } = self.verb;
+        let loaded = match understudy_config::load(&place.cluster_file(), &place.node_file()) {
+            Ok(loaded) => loaded,
+            Err(LoadError::Invalid(problems)) => {
+                if json {
+                    print_json(&json!({"valid": false, "problems": problems.to_json()}))?;
+                } else {
+                    let has_colour = std::io::stdout().is_terminal()
+                        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+                    print(&problems.render(has_colour));
+                }
+                return Err(Failure::usage("the configuration is not valid"));
+            }
+            Err(error @ LoadError::Read { .. }) => {
+                return Err(Failure {
+                    kind: crate::failure::Kind::Usage,
+                    ..Failure::of(&error)
+                });
+            }
+        };
+        let config = &loaded.config;
+        let next: Vec<String> = config
+            .settings
+            .iter()
+            .flat_map(|settings| settings.schedule.next(SystemTime::now(), 3))
+            .map(|time| WallTime::from(time).to_string())
+            .collect();
+        if json {
+            return print_json(&json!({"valid": true, "settings_next": next}));
+        }
+        let mut text = format!(
+            "The configuration is valid: cluster {}, {} node(s), this is node {}.\n",
+            config.cluster.name,
+            config.nodes.len(),
+            loaded.local.name,
+        );
+        for id in crate::stores::ids(config) {
+            text += &format!("store {} ({})\n", id.name, id.kind);
+        }
+        if !next.is_empty() {
+            text += &format!("settings are taken next at {}\n", next.join(", "));
+        }
+        print(&text);
+        Ok(())
+    }
+}

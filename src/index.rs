@@ -1,0 +1,113 @@
+//! `understudy index`.
+
+use hyper::Method;
+use understudy_config::StoreName;
+use understudy_replication::status::Status;
+
+use crate::Place;
+use crate::admin_api;
+use crate::failure::Failure;
+use crate::output::{print, print_json};
+use crate::serve::load;
+
+/// Search and rebuild indexes
+#[derive(clap::Args, Debug)]
+pub(crate) struct Index {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Verb {
+    /// Show how the indexes are
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Rebuild an index from its source
+    Rebuild {
+        /// The index
+        name: StoreName,
+    },
+    /// Search an index
+    Search {
+        /// The index
+        name: StoreName,
+        /// The query, such as `text editor` or `title:vim`
+        query: String,
+        /// Show so many hits
+        #[arg(long, default_value_t = 10)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Index {
+    pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
+        let socket = load(place)?.local.socket();
+        match self.verb {
+            Verb::Status { json } => {
+                let status: Status = crate::admin::ask(&socket, Method::GET, "/status", &()).await?;
+                if json {
+                    return print_json(&status.indexes);
+                }
+                for index in status.indexes {
+                    let built = index.built.map_or_else(|| "never".to_owned(), |at| at.to_string());
+                    print(&format!(
+                        "{:20} {:10} {} documents, built {built}  {}",
+                        index.name,
+                        index.state.as_str(),
+                        index.documents,
+                        index.message.unwrap_or_default()
+                    ));
+                }
+                Ok(())
+            }
+            Verb::Rebuild { name } => {
+                let asked = admin_api::Rebuild { index: name };
+                crate::admin::ask(&socket, Method::POST, "/index/rebuild", &asked).await
+            }
+            Verb::Search {
+                name,
+                query,
+                limit,
+                json,
+            } => {
+                let asked = admin_api::Search {
+                    index: name,
+                    query,
+                    limit,
+                };
+                let found: understudy_standby::index::SearchResult =
+                    crate::admin::ask(&socket, Method::POST, "/index/search", &asked).await?;
+                if json {
+                    return print_json(&found);
+                }
+                for hit in &found.hits {
+                    let fields: Vec<String> = hit
+                        .fields
+                        .iter()
+                        .map(|(name, value)| format!("{name}: {}", one_line(value)))
+                        .collect();
+                    print(&format!("{:6.2}  {}", hit.score, fields.join("  ")));
+                }
+                print(&format!("{} of {} in {} ms", found.hits.len(), found.total, found.took_ms));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Returns the beginning of a text, on one line.
+fn one_line(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 100;
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut short: String = line.chars().take(CHARACTERS_MAX).collect();
+    if short.len() < line.len() {
+        short.push('…');
+    }
+    short
+}

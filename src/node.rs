@@ -1,0 +1,225 @@
+//! A running node: what its parts share.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use understudy_config::{Config, Local, NodeName};
+use understudy_primary::services::Services;
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::Events;
+use understudy_replication::postgres::{Cluster, PostgresError};
+use understudy_replication::role::{Event, Role};
+use understudy_replication::status::{PromotionStatus, ServiceState};
+use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRouter};
+use understudy_replication::wall_time::WallTime;
+use understudy_standby::index::Indexes;
+
+use crate::primary_run::PrimaryRun;
+use crate::role_file::RoleRecord;
+use crate::shell::{Asked, ShellError};
+use crate::standby_run::StandbyRun;
+use crate::stores::Makings;
+
+/// What runs for the present role.
+#[derive(Clone, Default)]
+pub(crate) enum Stage {
+    /// Nothing: waiting for a word of a peer or an operator.
+    #[default]
+    Idle,
+    /// The stores are shipped, or (when fenced) can still be drained.
+    Primary(Arc<PrimaryRun>),
+    /// The stores are received, or (when promoting) about to be taken over.
+    Standby(Arc<StandbyRun>),
+}
+
+/// A running node.
+pub(crate) struct Node {
+    pub(crate) local: Local,
+    pub(crate) config_file: PathBuf,
+    pub(crate) node_file: PathBuf,
+    pub(crate) events: Events,
+    pub(crate) identity: Identity,
+    pub(crate) services: Arc<Services>,
+    pub(crate) indexes: Arc<Indexes>,
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) started: WallTime,
+    pub(crate) role: watch::Sender<RoleRecord>,
+    pub(crate) peer_routes: SharedRouter,
+    pub(crate) promotion: Mutex<Option<PromotionStatus>>,
+    /// Held while a promotion runs: there is one at a time.
+    pub(crate) promoting: tokio::sync::Mutex<()>,
+    /// Held while a node is admitted: two must not change the configuration at once.
+    pub(crate) joining: Mutex<()>,
+    config: RwLock<Arc<Config>>,
+    stage: Mutex<Stage>,
+    shell: mpsc::Sender<Asked>,
+}
+
+/// What a node is made from.
+pub(crate) struct Parts {
+    pub(crate) local: Local,
+    pub(crate) config: Config,
+    pub(crate) config_file: PathBuf,
+    pub(crate) node_file: PathBuf,
+    pub(crate) events: Events,
+    pub(crate) identity: Identity,
+    pub(crate) services: Arc<Services>,
+    pub(crate) indexes: Arc<Indexes>,
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) role: RoleRecord,
+    pub(crate) shell: mpsc::Sender<Asked>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            local: parts.local,
+            config_file: parts.config_file,
+            node_file: parts.node_file,
+            events: parts.events,
+            identity: parts.identity,
+            services: parts.services,
+            indexes: parts.indexes,
+            cluster: parts.cluster,
+            started: WallTime::now(),
+            role: watch::Sender::new(parts.role),
+            peer_routes: SharedRouter::default(),
+            promotion: Mutex::new(None),
+            promoting: tokio::sync::Mutex::new(()),
+            joining: Mutex::new(()),
+            config: RwLock::new(Arc::new(parts.config)),
+            stage: Mutex::new(Stage::Idle),
+            shell: parts.shell,
+        })
+    }
+
+    /// Returns this node's name.
+    pub(crate) fn me(&self) -> &NodeName {
+        &self.local.name
+    }
+
+    /// Returns the last good configuration.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Returns what the ends of the stores are made from.
+    pub(crate) fn makings(&self) -> Makings {
+        Makings {
+            config: self.config(),
+            local: self.local.clone(),
+            cluster: self.cluster.clone(),
+            events: self.events.clone(),
+        }
+    }
+
+    /// Returns whether something here still takes writes that only a primary may take.
+    pub(crate) fn is_serving(&self) -> bool {
+        let is_up = |cluster: &Cluster| cluster.is_running() && !cluster.is_standby();
+        self.cluster.as_ref().is_some_and(is_up)
+            || self.services.status().iter().any(|service| {
+                matches!(
+                    service.state,
+                    ServiceState::Online | ServiceState::GoingOnline | ServiceState::GoingOffline
+                )
+            })
+    }
+
+    /// Returns what the node is.
+    pub(crate) fn role(&self) -> Role {
+        self.role.borrow().role.clone()
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage_lock().clone()
+    }
+
+    /// Sets what runs, and returns what ran.
+    pub(crate) fn set_stage(&self, stage: Stage) -> Stage {
+        std::mem::replace(&mut *self.stage_lock(), stage)
+    }
+
+    fn stage_lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_promotion(&self, promotion: Option<PromotionStatus>) {
+        *self.promotion.lock().unwrap_or_else(PoisonError::into_inner) = promotion;
+    }
+
+    /// Hands `event` to the role machine, and waits until what follows from it is done.
+    pub(crate) async fn happen(&self, event: Event) -> Result<(), ShellError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = Asked {
+            event,
+            reply: Some(reply),
+        };
+        self.shell.send(asked).await.map_err(|_| ShellError::Stopped)?;
+        answer.await.map_err(|_| ShellError::Stopped)?
+    }
+
+    /// Returns a client of a configured node.
+    pub(crate) fn peer(self: &Arc<Self>, name: &NodeName) -> Option<PeerClient> {
+        let config = self.config();
+        let node = config.node(name)?;
+        Some(PeerClient::new(
+            node.name.clone(),
+            node.address,
+            self.identity.clone(),
+            self.clone(),
+        ))
+    }
+
+    /// Returns a connection to the local Postgres.
+    pub(crate) async fn sql(
+        cluster: Option<Cluster>,
+        database: Option<String>,
+    ) -> Result<tokio_postgres::Client, PostgresError> {
+        match &cluster {
+            Some(cluster) => {
+                understudy_replication::postgres::connect(cluster, database.as_deref()).await
+            }
+            None => Err(PostgresError::Late {
+                what: "answer, as no [postgres] is configured",
+            }),
+        }
+    }
+}
+
+impl Lineage for Node {
+    fn epoch(&self) -> Epoch {
+        self.role.borrow().role.epoch().clone()
+    }
+
+    fn role(&self) -> &'static str {
+        self.role.borrow().role.name().as_str()
+    }
+
+    fn heard(&self, from: &NodeName, epoch: &Epoch) {
+        let is_news = match &self.role.borrow().role {
+            Role::Standby {
+                epoch: ours,
+                proposed,
+                ..
+            } => epoch > ours && proposed.as_ref() != Some(epoch),
+            role @ (Role::Primary { .. }
+            | Role::Returning { .. }
+            | Role::Promoting { .. }
+            | Role::Fenced { .. }) => epoch > role.epoch(),
+        };
+        if is_news {
+            tracing::warn!(%from, %epoch, "heard of a higher epoch");
+            let asked = Asked {
+                event: Event::Heard(epoch.clone()),
+                reply: None,
+            };
+            // When the shell is busy with as many others, the next message will say so again.
+            let _full = self.shell.try_send(asked).is_err();
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What peers can ask of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use understudy_replication::link::{FenceAnswer, FenceRequest, Hello, StandbyReport};
+use understudy_replication::role::{Event, Role};
+use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
+use understudy_replication::wall_time::WallTime;
+
+use crate::node::{Node, Stage};
+use crate::primary_run::PrimaryRun;
+
+/// A report or a request of a peer is at most this long.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// A fenced node's stores have this long to tell where they ended.
+const POSITION_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks `peer` what it is.
+pub(crate) async fn hello(peer: &PeerClient) -> Result<Hello, PeerError> {
+    peer.get("/peer/hello").await?.json(64 << 10).await
+}
+
+/// Serves the routes that fit what the node is now.
+pub(crate) fn refresh(node: &Arc<Node>) {
+    let mut router = Router::new()
+        .route("/peer/hello", get(say_hello))
+        .route("/peer/fence", post(fence));
+    if let Stage::Primary(run) = node.stage() {
+        let routes = Router::new()
+            .route("/peer/joined", post(joined))
+            .route("/peer/marks", get(marks))
+            .route("/peer/report", post(report))
+            .route("/peer/barrier", post(barrier))
+            .with_state(node.clone());
+        router = router.merge(routes).merge(run.routes());
+    }
+    let router = router
+        .fallback(not_here)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(node.clone(), remember))
+        .with_state(node.clone());
+    node.peer_routes.set(router);
+}
+
+/// Logs who asks for what; the transport has already checked the caller and the epoch.
+async fn remember(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    tracing::trace!(
+        node = %node.me(),
+        caller = ?request.extensions().get::<Caller>(),
+        path = request.uri().path(),
+        "asked by a peer"
+    );
+    next.run(request).await
+}
+
+async fn not_here(State(node): State<Arc<Node>>) -> Response {
+    let reason = format!(
+        "node {} is {} and does not answer this",
+        node.me(),
+        Lineage::role(&*node)
+    );
+    (StatusCode::CONFLICT, reason).into_response()
+}
+
+async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {
+    let role = node.role();
+    let epoch = match &role {
+        Role::Standby {
+            epoch,
+            proposed: Some(proposed),
+            ..
+        } => epoch.max(proposed).clone(),
+        role => role.epoch().clone(),
+    };
+    Json(Hello {
+        node: node.me().clone(),
+        role: role.name(),
+        epoch,
+        time: WallTime::now(),
+    })
+}
+
+/// Fences this node for a higher epoch, and answers when that is done.
+async fn fence(
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
+    Json(request): Json<FenceRequest>,
+) -> Response {
+    let was = node.role().name();
+    if request.epoch.node != caller.node {
+        let reason = format!("node {} cannot open epoch {}", caller.node, request.epoch);
+        return (StatusCode::BAD_REQUEST, reason).into_response();
+    }
+    if *node.role().epoch() > request.epoch {
+        let reason = format!("node {} is in epoch {} already", node.me(), node.role().epoch());
+        return (StatusCode::CONFLICT, reason).into_response();
+    }
+    if let Err(error) = node.happen(Event::Heard(request.epoch)).await {
+        return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+    }
+    if node.is_serving() {
+        let reason = format!("node {} could not stop everything; see its events", node.me());
+        return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
+    }
+    let positions = match node.stage() {
+        Stage::Primary(run) => run.positions(POSITION_PATIENCE).await,
+        Stage::Idle | Stage::Standby(_) => Default::default(),
+    };
+    Json(FenceAnswer { was, positions }).into_response()
+}
+
+fn primary(node: &Node) -> Result<Arc<PrimaryRun>, Response> {
+    match (node.role(), node.stage()) {
+        (Role::Primary { .. }, Stage::Primary(run)) => Ok(run),
+        (role, _) => {
+            let reason = format!("node {} is {}", node.me(), role.name().as_str());
+            Err((StatusCode::CONFLICT, reason).into_response())
+        }
+    }
+}
+
+/// Remembers that the caller follows from now on, before it gets a mark.
+async fn join(node: &Node, caller: &Caller) -> Result<(), Response> {
+    node.happen(Event::Joined(caller.node.clone()))
+        .await
+        .map_err(|error| (StatusCode::CONFLICT, error.to_string()).into_response())
+}
+
+async fn joined(State(node): State<Arc<Node>>, Extension(caller): Extension<Caller>) -> Response {
+    match join(&node, &caller).await {
+        Ok(()) => Json(node.role().epoch().clone()).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+async fn marks(State(node): State<Arc<Node>>, Extension(caller): Extension<Caller>) -> Response {
+    let run = match primary(&node) {
+        Ok(run) => run,
+        Err(refusal) => return refusal,
+    };
+    if let Err(refusal) = join(&node, &caller).await {
+        return refusal;
+    }
+    let (sender, response) = frames();
+    let mut marks = run.marks();
+    drop(run);
+    tokio::spawn(async move {
+        loop {
+            let mark = marks.borrow_and_update().clone();
+            if let Some(mark) = mark
+                && let Ok(frame) = serde_json::to_vec(&mark)
+                && sender.send(&frame).await.is_err()
+            {
+                return;
+            }
+            tokio::select! {
+                changed = marks.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+        }
+    });
+    response
+}
+
+async fn report(
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
+    Json(report): Json<StandbyReport>,
+) -> Response {
+    match primary(&node) {
+        Ok(run) => {
+            run.heard(caller.node, report);
+            Json(()).into_response()
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+/// Tells where every store is now, for a standby that waits until it has all of it.
+async fn barrier(State(node): State<Arc<Node>>) -> Response {
+    match primary(&node) {
+        Ok(run) => Json(run.positions(POSITION_PATIENCE).await).into_response(),
+        Err(refusal) => refusal,
+    }
+}

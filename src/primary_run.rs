@@ -1,0 +1,284 @@
+//! What runs on a primary: ships every store, marks once a second, listens to the standbys.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use understudy_config::{NodeName, StoreName};
+use understudy_primary::settings::SettingsShipper;
+use understudy_replication::epoch::Epoch;
+use understudy_replication::error_chain;
+use understudy_replication::event::Severity;
+use understudy_replication::lag::{Evidence, Now, lag, silence};
+use understudy_replication::link::StandbyReport;
+use understudy_replication::mark::{MARK_INTERVAL, Mark, Marks};
+use understudy_replication::position::Position;
+use understudy_replication::status::{StandbyStatus, StoreLag};
+use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
+use understudy_replication::wall_time::WallTime;
+
+use crate::node::Node;
+use crate::stores::Makings;
+use crate::supervise::supervise;
+
+/// A mark waits this long for the slowest store.
+const MARK_PATIENCE: Duration = Duration::from_millis(900);
+
+/// What runs on a primary.
+pub(crate) struct PrimaryRun {
+    pub(crate) epoch: Epoch,
+    pub(crate) shippers: Vec<Arc<dyn Shipper>>,
+    pub(crate) settings: Option<Arc<SettingsShipper>>,
+    marks: Mutex<Marks>,
+    newest: watch::Sender<Option<Mark>>,
+    reports: Mutex<BTreeMap<NodeName, Heard>>,
+    started: Instant,
+    is_fenced: AtomicBool,
+    marking: Stopper,
+    shipping: Stopper,
+    /// Held while a store is opened or fenced: an opening under way must not undo a fence.
+    opening: tokio::sync::Mutex<()>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+    /// What only a node that leads does: marks and services.
+    leading: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// The newest report of a standby.
+struct Heard {
+    at: Instant,
+    report: StandbyReport,
+}
+
+impl PrimaryRun {
+    /// Opens every store and ships it from now on.
+    pub(crate) async fn start(node: &Arc<Node>, epoch: Epoch) -> Result<Arc<Self>, String> {
+        let makings = node.makings();
+        let opened = epoch.clone();
+        let shippers = tokio::task::spawn_blocking(move || makings.shippers(&opened))
+            .await
+            .map_err(|error| error.to_string())??;
+        let (marking, marking_stop) = Stopper::new();
+        let (shipping, shipping_stop) = Stopper::new();
+        let run = Arc::new(Self {
+            epoch,
+            shippers: shippers.all,
+            settings: shippers.settings,
+            marks: Mutex::new(Marks::default()),
+            newest: watch::Sender::new(None),
+            reports: Mutex::new(BTreeMap::new()),
+            started: Instant::now(),
+            is_fenced: AtomicBool::new(false),
+            marking,
+            shipping,
+            opening: tokio::sync::Mutex::new(()),
+            tasks: tokio::sync::Mutex::new(JoinSet::new()),
+            leading: tokio::sync::Mutex::new(JoinSet::new()),
+        });
+        let mut opened = Vec::new();
+        let mut tasks = run.tasks.lock().await;
+        for shipper in &run.shippers {
+            let (open, is_open) = watch::channel(false);
+            opened.push(is_open);
+            tasks.spawn(run.clone().ship(
+                shipper.clone(),
+                node.events.clone(),
+                open,
+                shipping_stop.clone(),
+            ));
+        }
+        drop(tasks);
+        let mut leading = run.leading.lock().await;
+        leading.spawn(run.clone().mark_always(marking_stop.clone()));
+        leading.spawn(keep_services(node.clone(), opened, marking_stop));
+        drop(leading);
+        Ok(run)
+    }
+
+    async fn ship(
+        self: Arc<Self>,
+        shipper: Arc<dyn Shipper>,
+        events: understudy_replication::event::Events,
+        open: watch::Sender<bool>,
+        stop: Stop,
+    ) {
+        let open = Arc::new(open);
+        supervise(shipper.id().clone(), events, stop.clone(), || {
+            let (run, shipper, stop, open) =
+                (self.clone(), shipper.clone(), stop.clone(), open.clone());
+            Box::pin(async move {
+                let opening = run.opening.lock().await;
+                // What a fence has stopped must not be started again.
+                if run.is_fenced.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                shipper.open().await?;
+                drop(opening);
+                open.send_replace(true);
+                shipper.run(stop).await
+            })
+        })
+        .await;
+    }
+
+    async fn mark_always(self: Arc<Self>, stop: Stop) {
+        let mut tick = tokio::time::interval(MARK_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut number = 0;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = stop.wait() => return,
+            }
+            number += 1;
+            let time = WallTime::now();
+            let at = Instant::now();
+            let mark = Mark {
+                number,
+                epoch: self.epoch.clone(),
+                time,
+                positions: self.positions(MARK_PATIENCE).await,
+            };
+            self.marks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(mark.clone(), at);
+            self.newest.send_replace(Some(mark));
+        }
+    }
+
+    /// Returns where every store is that can tell so within `patience`.
+    pub(crate) async fn positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
+        let asked = self.shippers.iter().map(|shipper| async move {
+            let position = tokio::time::timeout(patience, shipper.mark()).await.ok().flatten()?;
+            Some((shipper.id().name.clone(), position))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Returns the marks as they are made.
+    pub(crate) fn marks(&self) -> watch::Receiver<Option<Mark>> {
+        self.newest.subscribe()
+    }
+
+    /// Returns the newest position of a store that a mark has told.
+    pub(crate) fn position(&self, store: &StoreName) -> Option<Position> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        marks.newest_of(store).map(|(_, position)| *position)
+    }
+
+    /// Takes a standby's report.
+    pub(crate) fn heard(&self, node: NodeName, report: StandbyReport) {
+        let heard = Heard {
+            at: Instant::now(),
+            report,
+        };
+        self.reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, heard);
+    }
+
+    /// Returns what is known of `standby`, whose address is `ip`.
+    pub(crate) fn standby(&self, standby: &NodeName, ip: String, now: Now) -> StandbyStatus {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = reports.get(standby);
+        let silence = silence(
+            &format!("node {standby}"),
+            heard.map(|heard| heard.at),
+            self.started,
+            now,
+        );
+        let stores: Vec<StoreLag> = self
+            .shippers
+            .iter()
+            .map(|shipper| {
+                let id = shipper.id();
+                let evidence = Evidence {
+                    marks: &marks,
+                    received: heard.and_then(|heard| heard.report.stores.get(&id.name)),
+                    observed: &shipper.observed(standby),
+                    silence: silence.as_ref(),
+                };
+                lag(id, &evidence, now)
+            })
+            .collect();
+        let applied = stores
+            .iter()
+            .map(|store| (store.id.name.clone(), store.applied))
+            .collect();
+        StandbyStatus {
+            node: standby.clone(),
+            ip,
+            seen: heard.map(|heard| now.wall_at(heard.at)),
+            is_connected: silence.is_none(),
+            cut: marks.cut(&applied).map(|(_, mark)| mark.time),
+            stores,
+        }
+    }
+
+    /// Returns the routes of the stores.
+    pub(crate) fn routes(&self) -> Router {
+        self.shippers.iter().fold(Router::new(), |router, shipper| {
+            let path = format!("/store/{}", shipper.id().name);
+            router.nest(&path, shipper.clone().routes())
+        })
+    }
+
+    /// Stops marking and starting: from here on nothing new is served. The services that run are the
+    /// caller's to stop, before the stores.
+    pub(crate) async fn stop_leading(&self) {
+        self.is_fenced.store(true, Ordering::SeqCst);
+        self.marking.stop();
+        let mut leading = self.leading.lock().await;
+        while leading.join_next().await.is_some() {}
+    }
+
+    /// Makes every store refuse writes; what it holds can still be drained. Returns the failures.
+    pub(crate) async fn fence(&self) -> Vec<String> {
+        let _opening = self.opening.lock().await;
+        let mut failures = Vec::new();
+        for shipper in &self.shippers {
+            if let Err(error) = shipper.fence().await {
+                let error = error_chain(error.as_ref());
+                failures.push(format!("cannot stop store {}: {error}", shipper.id().name));
+            }
+        }
+        failures
+    }
+
+    /// Stops shipping. The stores stay as they are: an application's Postgres is not stopped because
+    /// the daemon is.
+    pub(crate) async fn stop(&self) {
+        self.stop_leading().await;
+        self.shipping.stop();
+        let mut tasks = self.tasks.lock().await;
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Starts the services once every store is open, and watches them.
+async fn keep_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop: Stop) {
+    for mut open in opened {
+        let is_open = async { open.wait_for(|is_open| *is_open).await.is_ok() };
+        tokio::select! {
+            is_open = is_open => if !is_open { return },
+            () = stop.wait() => return,
+        }
+    }
+    let started = tokio::select! {
+        started = node.services.start_all(&NoProgress) => started,
+        // A fence stops the services next; a start under way is cut off.
+        () = stop.wait() => return,
+    };
+    if let Err(error) = started {
+        let error = error_chain(&error);
+        node.events.record(Severity::Error, "service_failed", error);
+    }
+    node.services.clone().watch(stop).await;
+}

@@ -1,0 +1,99 @@
+//! `understudy promote`.
+
+use hyper::Method;
+use understudy_standby::promote::{Loss, Plan};
+
+use crate::Place;
+use crate::failure::Failure;
+use crate::output::{print, print_json};
+use crate::promotion::{Order, Outcome, Report};
+use crate::serve::load;
+
+/// Make this standby the primary
+#[derive(clap::Args, Debug)]
+pub(crate) struct Promote {
+    /// Go on although the old primary cannot be asked to fence itself: you answer for it that it is off
+    #[arg(long)]
+    force: bool,
+    /// Print the plan, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Promote {
+    pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
+        let socket = load(place)?.local.socket();
+        let order = Order {
+            force: self.force,
+            dry_run: self.dry_run,
+        };
+        let outcome: Outcome = crate::admin::ask(&socket, Method::POST, "/promote", &order).await?;
+        if self.json {
+            return print_json(&outcome);
+        }
+        print(&match &outcome {
+            Outcome::Plan(plan) => plan_text(plan),
+            Outcome::AlreadyPrimary(epoch) => {
+                format!("This node is primary already, in epoch {epoch}.")
+            }
+            Outcome::Promoted(report) => report_text(report),
+        });
+        Ok(())
+    }
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let mut text = String::new();
+    for condition in &plan.unmet {
+        let force = if condition.can_be_forced { " (--force overrides it)" } else { "" };
+        text += &format!("cannot promote now: {}{force}\n  {}\n", condition.what, condition.mend);
+    }
+    for condition in &plan.overridden {
+        text += &format!("overridden by --force: {}\n", condition.what);
+    }
+    if plan.steps.is_empty() {
+        text += "There is nothing to do: this node is primary.\n";
+    } else {
+        text += "The steps:\n";
+        for (number, step) in plan.steps.iter().enumerate() {
+            text += &format!("  {}. {step}\n", number + 1);
+        }
+    }
+    text + &loss_text("would be lost", &plan.loss, plan.cut)
+}
+
+pub(crate) fn report_text(report: &Report) -> String {
+    let mut text = format!(
+        "Node {} is primary in epoch {}, after {:.2} s.\n",
+        report.node, report.epoch, report.seconds
+    );
+    for step in &report.steps {
+        let failure = step.failure.as_ref().map(|failure| format!("  FAILED: {failure}"));
+        text += &format!("  {:30} {:8.3} s{}\n", step.step, step.seconds, failure.unwrap_or_default());
+    }
+    text + &loss_text("was lost", &report.lost, report.cut)
+}
+
+fn loss_text(
+    what: &str,
+    losses: &[Loss],
+    cut: Option<understudy_replication::wall_time::WallTime>,
+) -> String {
+    let mut text = match cut {
+        Some(cut) => format!("Everything up to {cut} (the old primary's clock) is here in every store.\n"),
+        None => "No moment is known at which every store was complete here.\n".to_owned(),
+    };
+    for loss in losses {
+        let amount = match loss.amount {
+            Some(0) => "nothing that is known of".to_owned(),
+            Some(amount) => format!("{amount} {}", loss.unit),
+            None => "an unknown amount".to_owned(),
+        };
+        let unknown = loss.unknown.as_ref().map(|unknown| format!(" ({unknown})"));
+        text += &format!("  {:20} {what}: {amount}{}\n", loss.id.name, unknown.unwrap_or_default());
+    }
+    text
+}

@@ -1,0 +1,470 @@
+//! Carries a promotion out: observe, plan, execute step by step, report.
+//!
+//! The record of a promotion (`promotion.json`) is for the report only. What has to be done after a
+//! crash follows from the role on disk and from what is observed then, never from the record.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use understudy_config::{NodeName, StoreName};
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::Severity;
+use understudy_replication::link::{FenceAnswer, FenceRequest};
+use understudy_replication::position::Position;
+use understudy_replication::role::{Event, Role};
+use understudy_replication::status::{PromotionStatus, RoleName, StatusSource};
+use understudy_replication::store::{Progress, Unit};
+use understudy_replication::wall_time::WallTime;
+use understudy_replication::{durable, error_chain};
+use understudy_standby::promote::{Condition, Loss, Observation, Plan, Step, StoreSeen, plan};
+
+use crate::failure::Failure;
+use crate::node::{Node, Stage};
+use crate::standby_run::StandbyRun;
+
+/// A peer has this long to stop its services and stores.
+const FENCE_PATIENCE: Duration = Duration::from_secs(180);
+
+/// What a fenced primary still had must arrive within this long.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the operator asks.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// The operator answers for it that the old primary is off.
+    pub(crate) force: bool,
+    /// Only make the plan.
+    pub(crate) dry_run: bool,
+}
+
+/// What a promotion ends with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// The plan, for a dry run.
+    Plan(Plan),
+    /// The node was primary already, and nothing was to be done.
+    AlreadyPrimary(Epoch),
+    /// It is primary now.
+    Promoted(Report),
+}
+
+/// How long a step took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StepTime {
+    /// The step.
+    pub(crate) step: String,
+    /// How long it took, in seconds.
+    pub(crate) seconds: f64,
+    /// What went wrong without stopping the promotion.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failure: Option<String>,
+}
+
+/// The evidence of a promotion; kept under `reports/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    version: u32,
+    /// The node that was promoted.
+    pub(crate) node: NodeName,
+    /// The epoch that it opened.
+    pub(crate) epoch: Epoch,
+    /// When the operator gave the word.
+    pub(crate) started: WallTime,
+    /// When it served.
+    pub(crate) finished: Option<WallTime>,
+    /// How long the steps took together.
+    pub(crate) seconds: f64,
+    /// How often it was begun: more than once after a crash.
+    pub(crate) attempts: u32,
+    /// The steps, in order.
+    pub(crate) steps: Vec<StepTime>,
+    /// The moment that it returned to, by the old primary's clock.
+    pub(crate) cut: Option<WallTime>,
+    /// What was lost, per store.
+    pub(crate) lost: Vec<Loss>,
+    /// The old primary has told that it is fenced.
+    pub(crate) fenced: Option<NodeName>,
+    /// What stood against it, and was overridden by the operator.
+    pub(crate) overridden: Vec<Condition>,
+}
+
+impl Report {
+    fn path(node: &Node) -> PathBuf {
+        node.local.state_dir.join("promotion.json")
+    }
+
+    fn load(node: &Node) -> Option<Self> {
+        let text = fs::read(Self::path(node)).ok()?;
+        // A damaged record costs the times of earlier steps in the report, and nothing else.
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn store(&self, node: &Node) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(self)?;
+        durable::write(&Self::path(node), &text, 0o644)
+            .map_err(|error| Failure::failed(format!("cannot record the promotion: {error}")))
+    }
+
+    fn status(&self, step: Option<String>, is_running: bool, error: Option<String>) -> PromotionStatus {
+        PromotionStatus {
+            epoch: self.epoch.clone(),
+            done: self.steps.iter().map(|step| step.step.clone()).collect(),
+            step,
+            is_running,
+            error,
+        }
+    }
+}
+
+/// Tells a promotion that an earlier run of the daemon has left unfinished.
+pub(crate) fn remember(node: &Node) {
+    if matches!(node.role(), Role::Promoting { .. })
+        && let Some(report) = Report::load(node)
+    {
+        node.set_promotion(Some(report.status(None, false, None)));
+    }
+}
+
+/// Promotes this node, or makes the plan for it.
+pub(crate) async fn promote(
+    node: &Arc<Node>,
+    order: Order,
+    progress: &dyn Progress,
+) -> Result<Outcome, Failure> {
+    let Ok(_promoting) = node.promoting.try_lock() else {
+        return Err(Failure::failed("a promotion is running on this node")
+            .hint("watch it with `understudy status`"));
+    };
+    let seen = observe(node, order.force).await;
+    let plan = plan(&seen);
+    if order.dry_run {
+        return Ok(Outcome::Plan(plan));
+    }
+    if plan.steps.is_empty() && plan.unmet.is_empty() {
+        return Ok(Outcome::AlreadyPrimary(node.role().epoch().clone()));
+    }
+    if let [first, rest @ ..] = plan.unmet.as_slice() {
+        let others = match rest.len() {
+            0 => String::new(),
+            more => format!(" (and {more} more; see `understudy promote --dry-run`)"),
+        };
+        return Err(Failure::refused(format!("{}{others}", first.what)).hint(first.mend.clone()));
+    }
+    let started = WallTime::now();
+    let mut report = match (&seen.role, Report::load(node)) {
+        (Role::Promoting { epoch }, Some(report)) if report.epoch == *epoch => Report {
+            attempts: report.attempts.saturating_add(1),
+            ..report
+        },
+        _ => {
+            let epoch = plan.steps.iter().find_map(|step| match step {
+                Step::Open(epoch) => Some(epoch.clone()),
+                _ => None,
+            });
+            Report {
+                version: 1,
+                node: node.me().clone(),
+                epoch: epoch.unwrap_or_else(|| node.role().epoch().clone()),
+                started,
+                finished: None,
+                seconds: 0.0,
+                attempts: 1,
+                steps: Vec::new(),
+                cut: plan.cut,
+                lost: plan.loss.clone(),
+                fenced: None,
+                overridden: plan.overridden.clone(),
+            }
+        }
+    };
+    node.events.record(
+        Severity::Warning,
+        "promotion_started",
+        format!("promoting node {} to epoch {}", node.me(), report.epoch),
+    );
+    let executed = execute(node, &plan, &mut report, order, progress).await;
+    if let Err(failure) = executed {
+        node.set_promotion(Some(report.status(None, false, Some(failure.message.clone()))));
+        node.events.record(
+            Severity::Error,
+            "promotion_stopped",
+            format!("the promotion stopped: {}", failure.message),
+        );
+        return Err(failure);
+    }
+    node.set_promotion(None);
+    finish(node, &mut report)?;
+    Ok(Outcome::Promoted(report))
+}
+
+async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
+    let role = node.role();
+    let config = node.config();
+    let status = node.status();
+    let old = match &role {
+        Role::Standby { primary, .. } => Some(primary.clone()),
+        Role::Primary { .. }
+        | Role::Returning { .. }
+        | Role::Promoting { .. }
+        | Role::Fenced { .. } => None,
+    };
+    let mut primary = None;
+    if let Some(name) = &old {
+        let answer = match node.peer(name) {
+            Some(client) => match crate::peer_api::hello(&client).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error_chain(&error)),
+            },
+            None => Err("it is not in the configuration".to_owned()),
+        };
+        primary = Some((name.clone(), answer));
+    }
+    let lag_of = |name: &StoreName| {
+        let upstream = status.upstream.as_ref()?;
+        upstream.stores.iter().find(|lag| lag.id.name == *name).cloned()
+    };
+    Observation {
+        me: node.me().clone(),
+        role,
+        others: config
+            .peers(node.me())
+            .map(|peer| peer.name.clone())
+            .filter(|name| Some(name) != old.as_ref())
+            .collect(),
+        primary,
+        stores: crate::stores::ids(&config)
+            .into_iter()
+            .map(|id| StoreSeen {
+                lag: lag_of(&id.name),
+                id,
+            })
+            .collect(),
+        cut: status.upstream.as_ref().and_then(|upstream| upstream.cut),
+        indexes: config.indexes.iter().map(|index| index.name.clone()).collect(),
+        has_services: !config.services.is_empty(),
+        is_forced,
+    }
+}
+
+async fn execute(
+    node: &Arc<Node>,
+    plan: &Plan,
+    report: &mut Report,
+    order: Order,
+    progress: &dyn Progress,
+) -> Result<(), Failure> {
+    if matches!(node.role(), Role::Standby { .. }) {
+        // Durable before a peer hears of it: the same epoch is proposed again after a crash.
+        node.happen(Event::Propose).await?;
+    }
+    let mut fenced_at = BTreeMap::new();
+    for step in &plan.steps {
+        let name = step.to_string();
+        node.set_promotion(Some(report.status(Some(name.clone()), true, None)));
+        progress.start(&name, None, Unit::Items);
+        tracing::info!(step = name, "promotion step");
+        let begun = Instant::now();
+        let failure = match step {
+            Step::Fence(peer) => {
+                match fence(node, peer, &report.epoch).await {
+                    Ok(answer) => {
+                        fenced_at = answer.positions;
+                        report.fenced = Some(peer.clone());
+                        None
+                    }
+                    Err(failure) if order.force => Some(failure.message),
+                    Err(failure) => {
+                        return Err(Failure::refused(failure.message).hint(format!(
+                            "make sure that {peer} is switched off, then run `understudy promote \
+                             --force`; or run `understudy promote` again"
+                        )));
+                    }
+                }
+            }
+            Step::Drain => match drain(node, &fenced_at).await {
+                Ok(()) => None,
+                Err(failure) if order.force => Some(failure.message),
+                Err(failure) => return Err(failure),
+            },
+            Step::Open(_) => {
+                account(node, report, &fenced_at);
+                node.happen(Event::Open).await?;
+                None
+            }
+            Step::TakeOver(store) => {
+                take_over(node, store, &report.epoch, progress).await?;
+                None
+            }
+            Step::Index(index) => match node.indexes.rebuild(index, progress).await {
+                Ok(_) => None,
+                // What can be rebuilt at any time must not keep the appliance down.
+                Err(error) => {
+                    let failure = format!(
+                        "{}; run `understudy index rebuild {index}`",
+                        error_chain(&error)
+                    );
+                    node.events.record(Severity::Error, "index_failed", failure.clone());
+                    Some(failure)
+                }
+            },
+            Step::Services => {
+                node.services.start_all(progress).await?;
+                None
+            }
+            Step::Serve => {
+                node.happen(Event::Risen).await?;
+                None
+            }
+        };
+        let seconds = begun.elapsed().as_secs_f64();
+        progress.end(&match &failure {
+            None => format!("{name} ({seconds:.3} s)"),
+            Some(failure) => format!("{name} ({seconds:.3} s): {failure}"),
+        });
+        report.seconds += seconds;
+        report.steps.push(StepTime {
+            step: name.clone(),
+            seconds,
+            failure,
+        });
+        report.store(node)?;
+        crash_point(&name);
+    }
+    Ok(())
+}
+
+/// Asks `peer` to fence itself for `epoch`.
+async fn fence(node: &Arc<Node>, peer: &NodeName, epoch: &Epoch) -> Result<FenceAnswer, Failure> {
+    let client = node
+        .peer(peer)
+        .ok_or_else(|| Failure::failed(format!("node {peer} is not in the configuration")))?;
+    let request = FenceRequest {
+        epoch: epoch.clone(),
+    };
+    let answer: FenceAnswer = client.call("/peer/fence", &request, FENCE_PATIENCE).await?;
+    if answer.was == RoleName::Primary {
+        tracing::info!(%peer, positions = ?answer.positions, "the old primary is fenced");
+    }
+    Ok(answer)
+}
+
+/// Waits until everything that the fenced primary had is durable here.
+async fn drain(node: &Arc<Node>, until: &BTreeMap<StoreName, Position>) -> Result<(), Failure> {
+    let Stage::Standby(run) = node.stage() else {
+        return Ok(());
+    };
+    if crate::wait::until_received(&run, until, DRAIN_PATIENCE).await {
+        return Ok(());
+    }
+    let missing = crate::wait::missing(&run, until);
+    Err(Failure::refused(format!(
+        "the old primary is fenced, but not all that it had has arrived: {missing}"
+    ))
+    .hint(
+        "see `understudy status` for why; run `understudy promote` again to wait once more, or \
+         `understudy promote --force` to give up what is missing",
+    ))
+}
+
+/// Tells what is lost, from the last thing that is known before the epoch is opened.
+fn account(node: &Arc<Node>, report: &mut Report, fenced_at: &BTreeMap<StoreName, Position>) {
+    let Stage::Standby(run) = node.stage() else {
+        return;
+    };
+    for loss in &mut report.lost {
+        let Some(receiver) = run.receivers.iter().find(|it| it.id().name == loss.id.name) else {
+            continue;
+        };
+        let flushed = receiver.received().flushed;
+        if report.fenced.is_some() {
+            // The primary has stopped, and everything up to where it stopped has been waited for. A
+            // store that does not tell its end (Postgres sends all it has before it stops) lost nothing.
+            loss.amount = match (fenced_at.get(&loss.id.name), flushed) {
+                (Some(end), Some(flushed)) => Some(end.ahead_of(flushed)),
+                (None, _) => Some(0),
+                (Some(_), None) => None,
+            };
+            loss.unknown = None;
+            if loss.amount == Some(0) {
+                loss.seconds = Some(0.0);
+            }
+        }
+    }
+    if report.fenced.is_some() && report.lost.iter().all(|loss| loss.amount == Some(0)) {
+        report.cut = run.newest_mark();
+    } else if let Stage::Standby(run) = node.stage() {
+        report.cut = run.upstream(understudy_replication::lag::Now::read()).cut;
+    }
+}
+
+async fn take_over(
+    node: &Arc<Node>,
+    store: &StoreName,
+    epoch: &Epoch,
+    progress: &dyn Progress,
+) -> Result<(), Failure> {
+    let run = match node.stage() {
+        Stage::Standby(run) => run,
+        // After a restart nothing is open yet.
+        Stage::Idle | Stage::Primary(_) => {
+            if let Stage::Primary(run) = node.set_stage(Stage::Idle) {
+                run.stop().await;
+            }
+            // Nobody is followed; the client is only what the stores' ends are made with.
+            let myself = node.peer(node.me()).ok_or_else(|| {
+                Failure::failed(format!("node {} is not in the configuration", node.me()))
+            })?;
+            let run = StandbyRun::open(node, myself).await.map_err(Failure::failed)?;
+            node.set_stage(Stage::Standby(run.clone()));
+            run
+        }
+    };
+    let receiver = run
+        .receivers
+        .iter()
+        .find(|receiver| receiver.id().name == *store)
+        .ok_or_else(|| Failure::failed(format!("there is no store {store}")))?;
+    receiver.take_over(epoch, progress).await.map_err(|error| {
+        Failure::failed(format!("cannot take over store {store}: {}", error_chain(error.as_ref())))
+            .hint("mend the cause, then run `understudy promote` again: it goes on from here")
+    })
+}
+
+/// Keeps the report, and forgets that the promotion was under way.
+fn finish(node: &Arc<Node>, report: &mut Report) -> Result<(), Failure> {
+    report.finished = Some(WallTime::now());
+    let folder = node.local.state_dir.join("reports");
+    let keep = || {
+        durable::create_directory(&folder, 0o755)?;
+        let path = folder.join(format!("promotion-{}.json", report.epoch));
+        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o644)?;
+        fs::remove_file(Report::path(node))?;
+        durable::sync_directory_of(&Report::path(node))
+    };
+    keep().map_err(|error: std::io::Error| {
+        Failure::failed(format!(
+            "node {} is primary, but its report cannot be kept: {error}",
+            node.me()
+        ))
+    })?;
+    node.events.record(
+        Severity::Info,
+        "promoted",
+        format!("node {} is primary in epoch {} after {:.1} s", node.me(), report.epoch, report.seconds),
+    );
+    Ok(())
+}
+
+/// Ends the process at once after the step named by a variable, in builds for tests: so that a crash
+/// after every step can be tried.
+fn crash_point(step: &str) {
+    if cfg!(debug_assertions) && std::env::var("UNDERSTUDY_CRASH_AFTER").is_ok_and(|it| it == step) {
+        tracing::error!(step, "crashing, as UNDERSTUDY_CRASH_AFTER asks");
+        std::process::abort();
+    }
+}

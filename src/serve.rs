@@ -1,0 +1,290 @@
+//! `understudy serve`: runs the node.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use understudy_config::{Config, LoadError, Loaded, Local};
+use understudy_primary::services::Services;
+use understudy_replication::event::{Events, Severity};
+use understudy_replication::postgres::Cluster;
+use understudy_replication::store::{Stop, Stopper};
+use understudy_replication::transport::{Identity, PeerServer};
+use understudy_replication::{durable, error_chain};
+use understudy_standby::index::Indexes;
+
+use crate::failure::{Failure, Kind};
+use crate::node::{Node, Parts, Stage};
+use crate::role_file::RoleRecord;
+use crate::{Place, shell};
+
+/// The tasks of a node have this long to end in peace.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the node until SIGTERM or SIGINT.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Serve {}
+
+/// Loads the configuration; what is wrong with it is told with its place.
+pub(crate) fn load(place: &Place) -> Result<Loaded, Failure> {
+    understudy_config::load(&place.cluster_file(), &place.node_file()).map_err(|error| match error {
+        LoadError::Invalid(problems) => Failure::usage(format!(
+            "the configuration is not valid\n{}",
+            problems.render(false).trim_end()
+        )),
+        LoadError::Read { file, source } => {
+            Failure::usage(format!("cannot read {}: {source}", file.display())).hint(
+                "make a cluster with `understudy init`, join one with `understudy join`, or name \
+                 the folder of the configuration with --config",
+            )
+        }
+    })
+}
+
+/// Makes sure that one process works on the state; held as long as the file is.
+pub(crate) fn lock(state_dir: &Path) -> Result<File, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("cannot lock {}: {error}", state_dir.display()))
+    };
+    durable::create_directory(state_dir, 0o755).map_err(|error| failed(&error))?;
+    let file = File::create(state_dir.join("lock")).map_err(|error| failed(&error))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::refused(format!(
+            "another understudy works on {}",
+            state_dir.display()
+        ))
+        .hint("stop it first, or use another state_dir")),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Finds the Postgres cluster of the configuration, on this node's address.
+pub(crate) fn cluster(config: &Config, local: &Local) -> Result<Option<Cluster>, Failure> {
+    let Some(postgres) = &config.postgres else {
+        return Ok(None);
+    };
+    let me = config.node(&local.name).ok_or_else(|| {
+        Failure::usage(format!("node {} is not in the configuration", local.name))
+    })?;
+    Ok(Some(Cluster::find(postgres, local, me.address.ip())?))
+}
+
+/// Returns what commands of the configuration find in their environment.
+pub(crate) fn environment(config: &Config, local: &Local) -> Vec<(String, String)> {
+    let mut environment = vec![
+        ("UNDERSTUDY_CLUSTER".to_owned(), config.cluster.name.clone()),
+        ("UNDERSTUDY_NODE".to_owned(), local.name.to_string()),
+        ("UNDERSTUDY_ROOT".to_owned(), local.root.display().to_string()),
+    ];
+    if let Some(me) = config.node(&local.name) {
+        environment.push(("UNDERSTUDY_IP".to_owned(), me.address.ip().to_string()));
+    }
+    environment
+}
+
+/// Runs the node until SIGTERM or SIGINT.
+pub(crate) async fn run(place: &Place) -> Result<(), Failure> {
+    let loaded = load(place)?;
+    let lock = lock(&loaded.local.state_dir)?;
+    run_locked(place, loaded, lock).await
+}
+
+/// Runs the node, with the lock on its state already held.
+pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Result<(), Failure> {
+    let Loaded { config, local, .. } = loaded;
+    let role = RoleRecord::load(&local.state_dir, &local.name)?.ok_or_else(|| {
+        Failure::usage(format!("node {} has no role yet", local.name))
+            .hint("`understudy init` makes the first node of a cluster, `understudy join` another")
+    })?;
+    let me = config.node(&local.name).cloned().ok_or_else(|| {
+        Failure::usage(format!("node {} is not in the configuration", local.name))
+    })?;
+    let events = Events::open(&local.state_dir.join("events.jsonl"))?;
+    let identity = Identity::load(&local.pki_dir)?;
+    let cluster = cluster(&config, &local)?;
+    // Copies of the application's data pass through here.
+    durable::create_directory(&local.state_dir.join("files"), 0o700)?;
+    let environment = environment(&config, &local);
+    let services = Arc::new(Services::new(&config.services, environment.clone(), events.clone()));
+    let sql_cluster = cluster.clone();
+    let indexes = Arc::new(Indexes::open(
+        &config.indexes,
+        local.state_dir.join("index"),
+        Arc::new(move |database| {
+            let cluster = sql_cluster.clone();
+            Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
+        }),
+        environment,
+        events.clone(),
+    )?);
+    let peers = bind(me.address, "peers").await?;
+    let monitor = bind(local.monitor_listen, "the monitor").await?;
+    let (shell_sender, shell_events) = mpsc::channel(shell::EVENTS_WAITING_MAX);
+    let node = Node::new(Parts {
+        local,
+        config,
+        config_file: place.cluster_file(),
+        node_file: place.node_file(),
+        events: events.clone(),
+        identity: identity.clone(),
+        services,
+        indexes: indexes.clone(),
+        cluster,
+        role,
+        shell: shell_sender,
+    });
+    crate::peer_api::refresh(&node);
+    crate::promotion::remember(&node);
+    events.record(
+        Severity::Info,
+        "started",
+        format!("node {} started, {}", node.me(), node.role().name().as_str()),
+    );
+
+    let (stopper, stop) = Stopper::new();
+    let mut tasks: JoinSet<io::Result<()>> = JoinSet::new();
+    let named = node.clone();
+    let server = PeerServer {
+        identity,
+        peers: node.peer_routes.clone(),
+        anonymous: crate::join_api::routes(node.clone()),
+        lineage: node.clone(),
+        is_named: Box::new(move |name| named.config().node(name).is_some()),
+        events: events.clone(),
+    };
+    tasks.spawn(server.serve(peers, stop.clone()));
+    let serving = node.clone();
+    let search = understudy_standby::index::routes(
+        indexes,
+        Arc::new(move || crate::admin_api::acting_primary(&serving)),
+    );
+    let router = understudy_monitor::router(node.clone()).merge(search);
+    tasks.spawn(understudy_monitor::serve(monitor, router, stop.clone()));
+    let (admin_node, admin_stop) = (node.clone(), stop.clone());
+    let socket = node.local.socket();
+    let admin_socket = socket.clone();
+    tasks.spawn(async move { crate::admin_api::serve(admin_node, &admin_socket, admin_stop).await });
+    let (shell_node, shell_stop) = (node.clone(), stop.clone());
+    tasks.spawn(async move {
+        shell::run(shell_node, shell_events, shell_stop).await;
+        Ok(())
+    });
+
+    tell_systemd(&[sd_notify::NotifyState::Ready]);
+    let failure = attend(&node, &stop, &mut tasks).await;
+    tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    stopper.stop();
+    let ended = async {
+        match node.set_stage(Stage::Idle) {
+            Stage::Primary(run) => run.stop().await,
+            Stage::Standby(run) => run.stop().await,
+            Stage::Idle => {}
+        }
+        while tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
+        tracing::warn!("some tasks did not end in time, and are dropped");
+    }
+    // Another daemon may take the place from here on.
+    let _gone = std::fs::remove_file(&socket).is_err();
+    events.record(Severity::Info, "stopped", format!("node {} stopped", node.me()));
+    drop(lock);
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+/// Waits for signals, and for a task that ends although nobody stopped it.
+async fn attend(
+    node: &Arc<Node>,
+    stop: &Stop,
+    tasks: &mut JoinSet<io::Result<()>>,
+) -> Option<Failure> {
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        return Some(Failure::failed("cannot listen for signals"));
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return None,
+            _ = interrupt.recv() => return None,
+            _ = hangup.recv() => reload(node),
+            ended = tasks.join_next() => {
+                let reason = match ended {
+                    Some(Ok(Ok(()))) | None => "a task of the node ended".to_owned(),
+                    Some(Ok(Err(error))) => error.to_string(),
+                    Some(Err(error)) => error.to_string(),
+                };
+                return Some(Failure::failed(reason));
+            }
+            () = stop.wait() => return None,
+        }
+    }
+}
+
+/// Reads the configuration again; a mistake leaves the last good one in force.
+fn reload(node: &Arc<Node>) {
+    tell_systemd(&[sd_notify::NotifyState::Reloading]);
+    match understudy_config::load(&node.config_file, &node.node_file) {
+        Ok(loaded) => {
+            let before = node.config();
+            let needs_restart = loaded.local != node.local || {
+                let mut same = loaded.config.clone();
+                same.nodes.clone_from(&before.nodes);
+                same != *before
+            };
+            node.set_config(loaded.config);
+            let (severity, word) = if needs_restart {
+                (Severity::Warning, "; what changed beyond the nodes takes effect with a restart")
+            } else {
+                (Severity::Info, "")
+            };
+            node.events.record(severity, "reloaded", format!("the configuration was read again{word}"));
+        }
+        Err(error) => node.events.record(
+            Severity::Error,
+            "reload_failed",
+            format!(
+                "the configuration is not valid, the last good one stays in force: {}",
+                error_chain(&error)
+            ),
+        ),
+    }
+    tell_systemd(&[sd_notify::NotifyState::Ready]);
+}
+
+async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("another program listens there; find it with `ss -ltnp sport = :{}`", address.port())
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!("this machine has no address {}; see [[node]] in understudy.toml", address.ip())
+            }
+            _ => "see [[node]] in understudy.toml and [monitor] in node.toml".to_owned(),
+        };
+        Failure::new(Kind::Failed, format!("cannot listen for {what} on {address}: {error}")).hint(hint)
+    })
+}
+
+fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+

@@ -1,0 +1,258 @@
+//! The task that owns the role machine: takes events, decides by [`Role::step`], and acts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use understudy_replication::event::Severity;
+use understudy_replication::role::{Action, Event, Impossible, Role};
+use understudy_replication::store::Stop;
+
+use crate::node::{Node, Stage};
+use crate::primary_run::PrimaryRun;
+use crate::role_file::{RoleFileError, RoleRecord};
+use crate::standby_run::StandbyRun;
+
+/// How many events may wait.
+pub(crate) const EVENTS_WAITING_MAX: usize = 64;
+
+/// How often a fence that failed is tried again.
+const FENCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a restarted primary leaves running what it found while no peer answers.
+const RETURNING_GRACE: Duration = Duration::from_secs(10);
+
+/// An event for the role machine.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) event: Event,
+    pub(crate) reply: Option<oneshot::Sender<Result<(), ShellError>>>,
+}
+
+/// Why an event had no effect, or only a part of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShellError {
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    #[error(transparent)]
+    Record(#[from] RoleFileError),
+    #[error("cannot {what}: {reason}")]
+    Action { what: &'static str, reason: String },
+    #[error("the daemon is stopping")]
+    Stopped,
+}
+
+/// Runs the role machine until told to stop.
+pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop: Stop) {
+    let mut is_fence_owed = false;
+    let start = Asked {
+        event: Event::Started,
+        reply: None,
+    };
+    let mut next = Some(start);
+    loop {
+        let asked = match next.take() {
+            Some(asked) => asked,
+            None => tokio::select! {
+                asked = events.recv() => match asked {
+                    Some(asked) => asked,
+                    None => return,
+                },
+                () = tokio::time::sleep(FENCE_INTERVAL), if is_fence_owed => {
+                    is_fence_owed = fence(&node).await.is_err();
+                    continue;
+                }
+                () = stop.wait() => return,
+            },
+        };
+        let result = handle(&node, asked.event, &mut is_fence_owed).await;
+        if let Err(error) = &result {
+            tracing::warn!(%error, "an event of the role machine failed");
+        }
+        if let Some(reply) = asked.reply {
+            // Whoever asked may have gone away.
+            let _gone = reply.send(result).is_err();
+        }
+    }
+}
+
+async fn handle(
+    node: &Arc<Node>,
+    event: Event,
+    is_fence_owed: &mut bool,
+) -> Result<(), ShellError> {
+    let before = node.role();
+    let heard = format!("{event:?}");
+    let (next, actions) = before.step(node.me(), event)?;
+    if next != before {
+        tracing::info!(event = heard, from = ?before, to = ?next, ?actions, "role machine");
+    }
+    let since = node.role.borrow().since;
+    let mut record = RoleRecord::new(node.me().clone(), next.clone());
+    if next.name() == before.name() {
+        record.since = since;
+    }
+    // A fenced node calls itself so from the first moment. Any other role is taken only once it is
+    // on disk: what peers hear of us must survive a crash.
+    let mut is_published = false;
+    if actions.first() == Some(&Action::Fence) || !actions.contains(&Action::Record) {
+        node.role.send_replace(record.clone());
+        is_published = true;
+    }
+    for action in actions {
+        match action {
+            Action::Record => {
+                record.store(&node.local.state_dir)?;
+                if !is_published {
+                    node.role.send_replace(record.clone());
+                    is_published = true;
+                }
+                if next.name() != before.name() {
+                    node.events.record(
+                        Severity::Info,
+                        "role",
+                        format!(
+                            "node {} is now {} in epoch {} (was {})",
+                            node.me(),
+                            next.name().as_str(),
+                            next.epoch(),
+                            before.name().as_str()
+                        ),
+                    );
+                }
+            }
+            Action::Fence => {
+                let reason = match (&before, &next) {
+                    (Role::Returning { .. }, Role::Returning { .. }) => {
+                        "no peer has answered since the restart".to_owned()
+                    }
+                    _ => format!("epoch {} has superseded it", next.epoch()),
+                };
+                node.events.record(
+                    Severity::Warning,
+                    "fencing",
+                    format!("node {} stops its services and stores: {reason}", node.me()),
+                );
+                *is_fence_owed = fence(node).await.is_err();
+            }
+            Action::Serve => serve(node, &next).await?,
+            Action::Follow => follow(node, &next).await?,
+            Action::AskPeers => ask_peers(node),
+            Action::StopReceiving => {
+                if let Stage::Standby(run) = node.stage() {
+                    run.stop().await;
+                }
+            }
+        }
+    }
+    crate::peer_api::refresh(node);
+    Ok(())
+}
+
+/// Stops the services, then the stores. What fails is told, and tried again by the caller.
+async fn fence(node: &Arc<Node>) -> Result<(), ()> {
+    let mut is_done = true;
+    if let Stage::Primary(run) = node.stage() {
+        run.stop_leading().await;
+    }
+    if let Err(error) = node.services.stop_all().await {
+        let error = understudy_replication::error_chain(&error);
+        node.events.record(Severity::Error, "fence_failed", format!("cannot stop: {error}"));
+        is_done = false;
+    }
+    match node.stage() {
+        Stage::Primary(run) => {
+            for failure in run.fence().await {
+                node.events.record(Severity::Error, "fence_failed", failure);
+                is_done = false;
+            }
+        }
+        Stage::Idle | Stage::Standby(_) => {
+            if let Some(cluster) = &node.cluster
+                && !cluster.is_standby()
+                && let Err(error) = cluster.stop().await
+            {
+                let error = understudy_replication::error_chain(&error);
+                node.events.record(Severity::Error, "fence_failed", error);
+                is_done = false;
+            }
+        }
+    }
+    if is_done { Ok(()) } else { Err(()) }
+}
+
+async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
+    if let Stage::Standby(run) = node.set_stage(Stage::Idle) {
+        run.stop().await;
+    }
+    let run = PrimaryRun::start(node, role.epoch().clone())
+        .await
+        .map_err(|reason| ShellError::Action {
+            what: "open the stores",
+            reason,
+        })?;
+    node.set_stage(Stage::Primary(run));
+    Ok(())
+}
+
+async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
+    let Role::Standby { primary, .. } = role else {
+        return Ok(());
+    };
+    match node.stage() {
+        Stage::Standby(run) if run.primary() == primary => return Ok(()),
+        Stage::Standby(run) => run.stop().await,
+        Stage::Idle | Stage::Primary(_) => {}
+    }
+    node.set_stage(Stage::Idle);
+    let Some(client) = node.peer(primary) else {
+        return Err(ShellError::Action {
+            what: "follow the primary",
+            reason: format!("node {primary} is not in the configuration"),
+        });
+    };
+    let run = StandbyRun::start(node, client)
+        .await
+        .map_err(|reason| ShellError::Action {
+            what: "open the stores",
+            reason,
+        })?;
+    node.set_stage(Stage::Standby(run));
+    Ok(())
+}
+
+/// Asks every peer what it is, until one answers and knows of no higher epoch.
+fn ask_peers(node: &Arc<Node>) {
+    let node = node.clone();
+    tokio::spawn(async move {
+        let started = tokio::time::Instant::now();
+        let mut is_alone = false;
+        while let Role::Returning { epoch, .. } = node.role() {
+            for peer in node.config().peers(node.me()) {
+                let Some(client) = node.peer(&peer.name) else {
+                    continue;
+                };
+                // A higher epoch in the answer reaches the role machine by itself.
+                match crate::peer_api::hello(&client).await {
+                    Ok(hello) if hello.epoch <= epoch => {
+                        if let Err(error) = node.happen(Event::Reassured).await {
+                            tracing::warn!(%error, "cannot return to primary");
+                        }
+                        return;
+                    }
+                    Ok(hello) => {
+                        tracing::warn!(peer = %hello.node, epoch = %hello.epoch, "superseded");
+                    }
+                    Err(error) => tracing::info!(peer = %peer.name, %error, "no answer yet"),
+                }
+            }
+            if !is_alone && started.elapsed() > RETURNING_GRACE {
+                is_alone = true;
+                if let Err(error) = node.happen(Event::Alone).await {
+                    tracing::warn!(%error, "cannot stop what a restart left running");
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+}

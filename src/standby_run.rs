@@ -1,0 +1,261 @@
+//! What runs on a standby: receives every store, follows the primary's marks, reports back.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use understudy_config::NodeName;
+use understudy_replication::error_chain;
+use understudy_replication::event::{Events, Severity};
+use understudy_replication::lag::{Evidence, Now, lag, silence};
+use understudy_replication::link::StandbyReport;
+use understudy_replication::mark::{MARK_SILENCE_MAX, Mark, Marks};
+use understudy_replication::status::UpstreamStatus;
+use understudy_replication::store::{Observed, Receiver, Stop, Stopper};
+use understudy_replication::transport::{PeerClient, PeerError};
+use understudy_replication::wall_time::WallTime;
+
+use crate::node::Node;
+use crate::supervise::supervise;
+
+/// How soon a change of position is reported, between marks.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How soon a broken stream of marks is opened again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Clocks that differ by more are told as a warning: reports of the two nodes are hard to compare.
+const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
+
+/// What runs on a standby.
+pub(crate) struct StandbyRun {
+    pub(crate) receivers: Vec<Arc<dyn Receiver>>,
+    primary: Arc<PeerClient>,
+    link: Mutex<Link>,
+    started: Instant,
+    events: Events,
+    stopper: Stopper,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// What the primary's marks have told.
+#[derive(Default)]
+struct Link {
+    marks: Marks,
+    heard: Option<Instant>,
+    clock_ahead_ms: Option<i64>,
+    is_clock_told: bool,
+}
+
+impl StandbyRun {
+    /// Opens every store's copy without following anybody yet.
+    pub(crate) async fn open(node: &Arc<Node>, primary: PeerClient) -> Result<Arc<Self>, String> {
+        let makings = node.makings();
+        let me = node.me().clone();
+        let receivers = tokio::task::spawn_blocking(move || makings.receivers(&me))
+            .await
+            .map_err(|error| error.to_string())??;
+        let (stopper, _) = Stopper::new();
+        Ok(Arc::new(Self {
+            receivers,
+            primary: Arc::new(primary),
+            link: Mutex::new(Link::default()),
+            started: Instant::now(),
+            events: node.events.clone(),
+            stopper,
+            tasks: tokio::sync::Mutex::new(JoinSet::new()),
+        }))
+    }
+
+    /// Opens every store's copy and follows `primary` from now on.
+    pub(crate) async fn start(node: &Arc<Node>, primary: PeerClient) -> Result<Arc<Self>, String> {
+        let run = Self::open(node, primary).await?;
+        let stop = run.stopper.subscribe();
+        let mut tasks = run.tasks.lock().await;
+        for receiver in &run.receivers {
+            let (receiver, primary) = (receiver.clone(), run.primary.clone());
+            let (id, events, stop) = (receiver.id().clone(), node.events.clone(), stop.clone());
+            tasks.spawn(async move {
+                supervise(id, events, stop.clone(), || {
+                    receiver.clone().run(primary.clone(), stop.clone())
+                })
+                .await;
+            });
+        }
+        tasks.spawn(run.clone().follow_marks(stop.clone()));
+        tasks.spawn(run.clone().report_always(stop));
+        drop(tasks);
+        Ok(run)
+    }
+
+    /// Returns the node that is followed.
+    pub(crate) fn primary(&self) -> &NodeName {
+        self.primary.node()
+    }
+
+    /// Returns a client of the node that is followed.
+    pub(crate) fn client(&self) -> &PeerClient {
+        &self.primary
+    }
+
+    async fn follow_marks(self: Arc<Self>, stop: Stop) {
+        let mut told = String::new();
+        loop {
+            let failure = tokio::select! {
+                result = self.follow_once() => match result {
+                    Ok(()) => "the primary ended the stream of marks".to_owned(),
+                    Err(error) => error_chain(&error),
+                },
+                () = stop.wait() => return,
+            };
+            if failure != told {
+                self.events.record(Severity::Warning, "link_down", failure.clone());
+                told = failure;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_INTERVAL) => {}
+                () = stop.wait() => return,
+            }
+        }
+    }
+
+    async fn follow_once(&self) -> Result<(), PeerError> {
+        let mut frames = self.primary.get("/peer/marks").await?.frames();
+        let mut is_first = true;
+        loop {
+            let frame = tokio::time::timeout(MARK_SILENCE_MAX, frames.next())
+                .await
+                .map_err(|_| PeerError::Late {
+                    peer: self.primary.node().to_string(),
+                    what: "with a mark".to_owned(),
+                    limit: MARK_SILENCE_MAX,
+                })??;
+            let Some(frame) = frame else { return Ok(()) };
+            let mark: Mark = serde_json::from_slice(&frame).map_err(|error| PeerError::Malformed {
+                peer: self.primary.node().to_string(),
+                what: error.to_string(),
+            })?;
+            if is_first {
+                is_first = false;
+                self.events.record(
+                    Severity::Info,
+                    "link_up",
+                    format!("following node {} in epoch {}", self.primary.node(), mark.epoch),
+                );
+            }
+            self.learn(mark);
+            self.report().await?;
+        }
+    }
+
+    fn learn(&self, mark: Mark) {
+        let now = Now::read();
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = i128::from(mark.time.0) - i128::from(now.wall.0);
+        link.clock_ahead_ms = i64::try_from(ahead).ok();
+        link.heard = Some(now.instant);
+        let is_apart = ahead.unsigned_abs() > CLOCK_DIFFERENCE_MAX.as_millis();
+        if is_apart && !link.is_clock_told {
+            self.events.record(
+                Severity::Warning,
+                "clocks_apart",
+                format!(
+                    "the clock of node {} is {} s ahead of this node's; replication and lag do not \
+                     depend on it, but times in reports do: set the clocks",
+                    self.primary.node(),
+                    ahead / 1000
+                ),
+            );
+        }
+        link.is_clock_told = is_apart;
+        link.marks.push(mark, now.instant);
+    }
+
+    fn positions(&self) -> StandbyReport {
+        StandbyReport {
+            stores: self
+                .receivers
+                .iter()
+                .map(|receiver| (receiver.id().name.clone(), receiver.received()))
+                .collect(),
+        }
+    }
+
+    async fn report(&self) -> Result<(), PeerError> {
+        let _answer: () = self
+            .primary
+            .call("/peer/report", &self.positions(), Duration::from_secs(3))
+            .await?;
+        Ok(())
+    }
+
+    /// Reports between marks, as soon as a position has changed.
+    async fn report_always(self: Arc<Self>, stop: Stop) {
+        let mut tick = tokio::time::interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reported = None;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = stop.wait() => return,
+            }
+            let now = self.positions();
+            if reported.as_ref() == Some(&now) {
+                continue;
+            }
+            let is_connected = {
+                let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+                link.heard.is_some_and(|heard| heard.elapsed() < MARK_SILENCE_MAX)
+            };
+            // Without a link the stream of marks says what is wrong.
+            if is_connected && self.report().await.is_ok() {
+                reported = Some(now);
+            }
+        }
+    }
+
+    /// Returns how this node's own copies are.
+    pub(crate) fn upstream(&self, now: Now) -> UpstreamStatus {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = format!("the primary, node {}", self.primary.node());
+        let silence = silence(&what, link.heard, self.started, now);
+        let mut applied = BTreeMap::new();
+        let stores = self
+            .receivers
+            .iter()
+            .map(|receiver| {
+                let received = receiver.received();
+                applied.insert(receiver.id().name.clone(), received.applied);
+                let evidence = Evidence {
+                    marks: &link.marks,
+                    received: Some(&received),
+                    observed: &Observed::ByReport,
+                    silence: silence.as_ref(),
+                };
+                lag(receiver.id(), &evidence, now)
+            })
+            .collect();
+        UpstreamStatus {
+            primary: self.primary.node().clone(),
+            seen: link.heard.map(|heard| now.wall_at(heard)),
+            is_connected: silence.is_none(),
+            stores,
+            cut: link.marks.cut(&applied).map(|(_, mark)| mark.time),
+            clock_ahead_ms: link.clock_ahead_ms,
+        }
+    }
+
+    /// Returns the time of the newest mark that is known.
+    pub(crate) fn newest_mark(&self) -> Option<WallTime> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.marks.newest().map(|(_, mark)| mark.time)
+    }
+
+    /// Stops receiving; what is durable here stays so.
+    pub(crate) async fn stop(&self) {
+        self.stopper.stop();
+        let mut tasks = self.tasks.lock().await;
+        while tasks.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,150 @@
+//! Makes the two ends of every configured store: the one place that knows stores by kind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use understudy_config::{Config, Local, NodeName, StoreName};
+use understudy_primary::files::FilesShipper;
+use understudy_primary::postgres::PostgresShipper;
+use understudy_primary::settings::SettingsShipper;
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::Events;
+use understudy_replication::postgres::Cluster;
+use understudy_replication::store::{Receiver, Shipper, StoreId, StoreKind};
+use understudy_standby::files::FilesReceiver;
+use understudy_standby::postgres::PostgresReceiver;
+use understudy_standby::settings::SettingsReceiver;
+
+/// What the ends of the stores are made from.
+#[derive(Clone)]
+pub(crate) struct Makings {
+    pub(crate) config: Arc<Config>,
+    pub(crate) local: Local,
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) events: Events,
+}
+
+/// The primary's ends.
+pub(crate) struct Shippers {
+    pub(crate) all: Vec<Arc<dyn Shipper>>,
+    /// The settings once more, for a rollback.
+    pub(crate) settings: Option<Arc<SettingsShipper>>,
+}
+
+/// Returns the name of a store that there is one of. The names are reserved in the configuration.
+fn name_of(kind: StoreKind) -> StoreName {
+    // The three words are valid names, as a test of this module shows.
+    kind.as_str().parse().expect("the word for a kind is a valid name")
+}
+
+/// Returns the stores of the configuration, in the order in which they are shown and taken over.
+pub(crate) fn ids(config: &Config) -> Vec<StoreId> {
+    let one = |kind| StoreId {
+        name: name_of(kind),
+        kind,
+    };
+    let postgres = config.postgres.iter().map(|_| one(StoreKind::Postgres));
+    let files = config.files.iter().map(|files| StoreId {
+        name: files.name.clone(),
+        kind: StoreKind::Files,
+    });
+    let settings = config.settings.iter().map(|_| one(StoreKind::Settings));
+    postgres.chain(files).chain(settings).collect()
+}
+
+impl Makings {
+    fn files_state(&self, name: &StoreName) -> PathBuf {
+        self.local.state_dir.join("files").join(name.as_str())
+    }
+
+    /// Returns where the history of the settings is.
+    pub(crate) fn settings_state(local: &Local) -> PathBuf {
+        local.state_dir.join("settings")
+    }
+
+    /// Makes the primary's ends. Blocks: tables are loaded.
+    pub(crate) fn shippers(&self, epoch: &Epoch) -> Result<Shippers, String> {
+        let mut all: Vec<Arc<dyn Shipper>> = Vec::new();
+        if let Some(cluster) = &self.cluster {
+            all.push(Arc::new(PostgresShipper::new(
+                name_of(StoreKind::Postgres),
+                cluster.clone(),
+                self.local.pki_dir.clone(),
+                self.events.clone(),
+            )));
+        }
+        for files in &self.config.files {
+            let shipper = FilesShipper::open(
+                files,
+                self.local.resolve(&files.path),
+                &self.files_state(&files.name),
+                epoch,
+                self.events.clone(),
+            );
+            all.push(Arc::new(shipper.map_err(|error| told(&error))?));
+        }
+        let mut settings = None;
+        if let Some(config) = &self.config.settings {
+            let shipper = SettingsShipper::open(
+                config,
+                self.local.root.clone(),
+                &Self::settings_state(&self.local),
+                epoch,
+                self.events.clone(),
+            );
+            let shipper = Arc::new(shipper.map_err(|error| told(&error))?);
+            all.push(shipper.clone());
+            settings = Some(shipper);
+        }
+        Ok(Shippers { all, settings })
+    }
+
+    /// Makes the standby's ends. Blocks: tables are loaded.
+    pub(crate) fn receivers(&self, me: &NodeName) -> Result<Vec<Arc<dyn Receiver>>, String> {
+        let mut all: Vec<Arc<dyn Receiver>> = Vec::new();
+        if let Some(cluster) = &self.cluster {
+            all.push(Arc::new(PostgresReceiver::new(
+                name_of(StoreKind::Postgres),
+                cluster.clone(),
+                me.clone(),
+                self.local.pki_dir.clone(),
+                self.events.clone(),
+            )));
+        }
+        for files in &self.config.files {
+            let receiver = FilesReceiver::open(
+                files,
+                self.local.resolve(&files.path),
+                &self.files_state(&files.name),
+                self.events.clone(),
+            );
+            all.push(Arc::new(receiver.map_err(|error| told(&error))?));
+        }
+        if let Some(config) = &self.config.settings {
+            let receiver = SettingsReceiver::open(
+                config,
+                self.local.root.clone(),
+                &Self::settings_state(&self.local),
+                self.events.clone(),
+            );
+            all.push(Arc::new(receiver.map_err(|error| told(&error))?));
+        }
+        Ok(all)
+    }
+}
+
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    understudy_replication::error_chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_for_every_kind_is_a_valid_name() {
+        for kind in [StoreKind::Postgres, StoreKind::Files, StoreKind::Settings] {
+            assert_eq!(name_of(kind).as_str(), kind.as_str());
+        }
+    }
+}
