@@ -50,9 +50,9 @@ pub struct Applied {
     pub kept: Vec<PathBuf>,
 }
 
-/// Makes the files within `scope` those of `revision`, and removes those that `previous` had and
-/// `revision` has not. What neither has is not touched. A local version that is not `previous`'
-/// is copied beneath `replaced` before it is lost.
+/// Makes the files within `scope` those of `revision`, and removes those that one of `previous` had
+/// and `revision` has not. What none has is not touched. A local version that none has is copied
+/// beneath `replaced` before it is lost.
 ///
 /// Invariant: each file is the whole old or the whole new one at any time. Repeatable after a crash
 /// at any point; what is right already is not written.
@@ -62,12 +62,12 @@ pub struct Applied {
 pub fn apply(
     scope: &Scope,
     revision: &Revision,
-    previous: Option<&Revision>,
+    previous: &[Revision],
     replaced: &Path,
 ) -> Result<Applied, ApplyError> {
     let mut work = Work { scope, revision, previous, replaced, applied: Applied::default() };
     // Children before their directories.
-    let gone = previous.into_iter().flat_map(|previous| previous.entries().iter().rev());
+    let gone = previous.iter().flat_map(|previous| previous.entries().iter().rev());
     for (path, entry) in gone.filter(|(path, _)| !revision.entries().contains_key(path)) {
         work.remove(path, entry)?;
     }
@@ -80,7 +80,7 @@ pub fn apply(
 struct Work<'a> {
     scope: &'a Scope,
     revision: &'a Revision,
-    previous: Option<&'a Revision>,
+    previous: &'a [Revision],
     replaced: &'a Path,
     applied: Applied,
 }
@@ -172,7 +172,7 @@ impl Work<'_> {
 
     /// Guarantee 11: copies what exists here only, before it is lost.
     fn keep(&mut self, path: &SettingPath, present: &Entry) -> Result<(), ApplyError> {
-        let is_known = [self.previous, Some(self.revision)].into_iter().flatten().any(|revision| {
+        let is_known = self.previous.iter().chain([self.revision]).any(|revision| {
             revision.entries().get(path).is_some_and(|known| has_same_content(known, present))
         });
         if is_known {
@@ -290,7 +290,8 @@ mod tests {
         }
 
         fn apply(&self, revision: &Revision, previous: Option<&Revision>) -> Result<Applied, ApplyError> {
-            apply(&self.scope, revision, previous, &self.path("replaced"))
+            let previous: Vec<Revision> = previous.into_iter().cloned().collect();
+            apply(&self.scope, revision, &previous, &self.path("replaced"))
         }
     }
 

@@ -69,7 +69,7 @@ pub async fn validate(
     let staged = tempfile::Builder::new().prefix("settings-").tempdir_in(&staging).map_err(folder)?;
     let (there, copy) = (scope.at(staged.path()), revision.clone());
     let nowhere = staged.path().join(".replaced");
-    let laid_out = tokio::task::spawn_blocking(move || apply(&there, &copy, None, &nowhere)).await;
+    let laid_out = tokio::task::spawn_blocking(move || apply(&there, &copy, &[], &nowhere)).await;
     match laid_out {
         Ok(Ok(_)) => {}
         Ok(Err(source)) => return Err(RefusedError::Stage { number, source }),

@@ -4,6 +4,7 @@
 //! STATE/settings/history/NUMBER-DIGEST.revision     one file per revision
 //! STATE/settings/history/NUMBER-DIGEST.superseded   made in an epoch that lost; kept, not listed
 //! STATE/settings/applied.json                       the marker: what this node's files are
+//! STATE/settings/pending.json                       what is being applied, until the marker says so
 //! STATE/settings/refused.json, refused.revision     what did not validate here, and why
 //! STATE/settings/replaced/NUMBER/…                  local files that a revision has replaced
 //! ```
@@ -25,6 +26,9 @@ pub const REVISIONS_MAX: usize = 1000;
 
 /// How large all kept revisions may be together; the oldest go first.
 pub const HISTORY_BYTES_MAX: u64 = 1 << 30;
+
+/// How many revisions may be given up half applied before the first of them is forgotten.
+const PENDING_MAX: usize = 16;
 
 /// How long a reason is kept in full.
 const REASON_CHARS_MAX: usize = 4000;
@@ -214,6 +218,44 @@ impl History {
         write_json(&self.folder.join("applied.json"), marker)
     }
 
+    /// Returns what is being applied: the last is the revision that the files shall be, those before
+    /// it were given up half applied. Empty when nothing is.
+    ///
+    /// # Errors
+    /// When the record is there and cannot be read.
+    pub fn pending(&self) -> Result<Vec<Marker>, HistoryError> {
+        Ok(read_json(&self.folder.join("pending.json"))?.unwrap_or_default())
+    }
+
+    /// Records, durably, that `marker`'s revision is going to be applied.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn add_pending(&self, marker: &Marker) -> Result<(), HistoryError> {
+        let mut pending = self.pending()?;
+        pending.retain(|earlier| (earlier.number, earlier.digest) != (marker.number, marker.digest));
+        pending.push(marker.clone());
+        pending.drain(..pending.len().saturating_sub(PENDING_MAX));
+        write_json(&self.folder.join("pending.json"), &pending)
+    }
+
+    /// Forgets what was being applied: the marker says it now.
+    ///
+    /// # Errors
+    /// When the record cannot be removed.
+    pub(super) fn clear_pending(&self) -> Result<(), HistoryError> {
+        self.remove("pending.json")
+    }
+
+    fn remove(&self, name: &str) -> Result<(), HistoryError> {
+        let path = self.folder.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => durable::sync_directory_of(&path).map_err(failed("remove", &path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(failed("remove", &path)(source)),
+        }
+    }
+
     /// Returns the revision that did not validate here, if the newest did not.
     ///
     /// # Errors
@@ -242,15 +284,8 @@ impl History {
     /// # Errors
     /// When a file cannot be removed.
     pub fn clear_refused(&self) -> Result<(), HistoryError> {
-        for name in ["refused.json", "refused.revision"] {
-            let path = self.folder.join(name);
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(failed("remove", &path)(source)),
-            }
-        }
-        Ok(())
+        self.remove("refused.json")?;
+        self.remove("refused.revision")
     }
 
     /// Returns the listed revisions' files, the oldest first.

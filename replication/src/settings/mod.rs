@@ -3,7 +3,7 @@
 //! ```text
 //! configured paths ──capture──▶ Revision ──▶ History (one file per revision)
 //!        ▲                          │
-//!        └──apply── validate ◀──stage┘   the marker `applied` is written last
+//!        └──install◀── validate ◀───┘     the marker `applied` is written last
 //! ```
 //! Read first: [`Revision`], [`History`], and [`Scope`], which says what a revision may touch.
 
@@ -14,6 +14,7 @@ mod check;
 mod codec;
 mod due;
 mod history;
+mod install;
 mod path;
 mod revision;
 mod scope;
@@ -24,6 +25,7 @@ pub use check::{RefusedError, reload, validate};
 pub use codec::{DecodeError, ENCODED_BYTES_MAX};
 pub use due::wait_until_due;
 pub use history::{HISTORY_BYTES_MAX, History, HistoryError, Marker, Origin, REVISIONS_MAX, Refusal};
+pub use install::{InstallError, finish, install, restore};
 pub use path::{PathError, SettingPath};
 pub use revision::{
     Access, Change, Changes, Digest, ENTRIES_MAX, Entry, ParseDigestError, REVISION_BYTES_MAX,
