@@ -1,1 +1,16 @@
-//! The standby's end: settings.
+//! The standby's end of the settings: pulls, validates, applies.
+//!
+//! ```text
+//! schedule ──▶ pull ──▶ admit ──▶ validate ──▶ install ──▶ reload
+//!                         │          │
+//!                         └──────────┴──▶ refused: kept visible, not applied
+//! ```
+
+mod pull;
+mod receiver;
+#[cfg(test)]
+mod tests;
+mod told;
+
+pub use pull::{PullError, Pulled};
+pub use receiver::{OpenError, SettingsReceiver};
