@@ -1,1 +1,307 @@
-//! The primary's end: files.
+//! The primary's end of a files store.
+//!
+//! ```text
+//! inotify ─▶ Watch ─▶ Dirty ─▶ Looker ─▶ commit: log, then table ─▶ position
+//!  full scans ──────────┘ ▲                                            │
+//!  marks, owed contents ──┘                    routes: snapshot, content, log ─▶ standbys
+//! ```
+//! Events only say where to look; what is there is read from the file system, and a look at everything
+//! (at start, after lost events, every few minutes) is the truth behind them. Read first:
+//! [`FilesShipper`], then `capture`.
+
+mod capture;
+mod commit;
+mod dirty;
+mod look;
+mod shared;
+mod ship;
+mod watch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use understudy_config::{Files, StoreName};
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::{Events, Severity};
+use understudy_replication::files::{Head, Ledger, LedgerError};
+use understudy_replication::position::Position;
+use understudy_replication::store::{
+    BoxFuture, Shipper, Stop, Stopper, StoreFailure, StoreId, StoreKind, StoreReport,
+};
+
+use capture::Capture;
+use shared::{MarkRequest, Shared};
+use ship::Shop;
+
+/// How long a mark may take; then the position is unknown.
+const MARK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A directory within a directory takes a frame of the capture's stack: paths bound the depth.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Why a files store cannot be shipped.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// What is kept of the store cannot be opened.
+    #[error("cannot open what is kept of store {store}")]
+    Ledger {
+        /// The store.
+        store: StoreName,
+        /// Why not.
+        source: LedgerError,
+    },
+    /// What was found cannot be kept.
+    #[error("cannot capture store {store}")]
+    Commit {
+        /// The store.
+        store: StoreName,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel does not tell when something happens.
+    #[error("cannot wait for changes")]
+    Wait {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The capture's thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The capture panicked.
+    #[error("the capture of store {store} broke off")]
+    Broken {
+        /// The store.
+        store: StoreName,
+    },
+}
+
+/// Ships a tree of files.
+pub struct FilesShipper {
+    shared: Arc<Shared>,
+    is_running: AtomicBool,
+    /// One capture at a time.
+    capture: Arc<Mutex<()>>,
+    stop: Stop,
+    _stopper: Stopper,
+}
+
+impl std::fmt::Debug for FilesShipper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FilesShipper({} in {})", self.shared.id.name, self.shared.root.display())
+    }
+}
+
+impl Drop for FilesShipper {
+    fn drop(&mut self) {
+        // The receiver of this node may open it from now on, even while a stream is still ending.
+        *self.shared.ledger() = None;
+    }
+}
+
+impl FilesShipper {
+    /// Opens what `state` holds of the store whose tree is at `root`. Blocks.
+    ///
+    /// The tree itself is opened when the capture runs: one that is missing then is a problem that is
+    /// told, and not a reason for the node not to start.
+    ///
+    /// # Errors
+    /// When `state` cannot be used.
+    pub fn open(
+        config: &Files,
+        root: PathBuf,
+        state: &Path,
+        epoch: &Epoch,
+        events: Events,
+    ) -> Result<Self, FilesError> {
+        let id = StoreId { name: config.name.clone(), kind: StoreKind::Files };
+        let ledger = open_ledger(state, &id, epoch)?;
+        for damage in &ledger.damage {
+            events.record(Severity::Warning, "files_ledger", damage.clone());
+        }
+        let position = ledger.head().map_or(Position(0), |head| head.position);
+        let shared = Shared::new(
+            id,
+            epoch.clone(),
+            root,
+            state.to_owned(),
+            config.exclude.clone(),
+            events,
+            ledger,
+            position,
+        );
+        let (stopper, stop) = Stopper::new();
+        Ok(Self {
+            shared: Arc::new(shared.map_err(|source| FilesError::Wait { source })?),
+            is_running: AtomicBool::new(false),
+            capture: Arc::default(),
+            stop,
+            _stopper: stopper,
+        })
+    }
+}
+
+/// Opens the ledger, brings it up to its log, and makes it one of `epoch`.
+fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, FilesError> {
+    let ledger_error = |source| FilesError::Ledger { store: id.name.clone(), source };
+    let commit_error = |source: commit::CommitError| FilesError::Commit {
+        store: id.name.clone(),
+        source: Box::new(source),
+    };
+    let mut ledger = Ledger::open(state, &id.name).map_err(ledger_error)?;
+    let replayed = commit::replay(&mut ledger);
+    if let Err(error) = &replayed {
+        ledger.damage.push(format!("the log of store {} does not fit its table: {error}", id.name));
+    }
+    let head = ledger.head().cloned();
+    match (replayed, head) {
+        (Ok(()), Some(head)) if head.epoch == *epoch => {}
+        (Ok(()), Some(head)) => {
+            let head = Head { epoch: epoch.clone(), ..head };
+            ledger.commit(&Default::default(), head).map_err(ledger_error)?;
+            ledger.sync().map_err(ledger_error)?;
+        }
+        (Err(_), _) | (_, None) => {
+            // Nothing that a standby has can be continued: positions go on behind all that were told,
+            // and every standby compares everything, which ships what differs.
+            let end = ledger.log().end();
+            let position = Position(if end.0 == 0 { 0 } else { end.0.saturating_add(1) });
+            let mut manifest = std::mem::take(&mut ledger.manifest);
+            let root = manifest.root();
+            let head = Head { epoch: epoch.clone(), position, complete: position, root };
+            ledger.manifest = manifest.clone();
+            ledger.replace(manifest, head).map_err(ledger_error)?;
+        }
+    }
+    // The log can be behind the table only if it lost what was synced.
+    let position = ledger.head().map_or(Position(0), |head| head.position);
+    if ledger.log().end() != position {
+        ledger.log().reset(position).map_err(|error| commit_error(error.into()))?;
+    }
+    Ok(ledger)
+}
+
+impl Shipper for FilesShipper {
+    fn id(&self) -> &StoreId {
+        &self.shared.id
+    }
+
+    fn open(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        // The application's files are where they are.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn run(self: Arc<Self>, stop: Stop) -> BoxFuture<'static, Result<(), StoreFailure>> {
+        Box::pin(async move {
+            let (done, finished) = oneshot::channel();
+            let (shared, guard) = (self.shared.clone(), self.capture.clone());
+            let is_stopped = Arc::new(AtomicBool::new(false));
+            let flag = is_stopped.clone();
+            thread::Builder::new()
+                .name(format!("files-{}", self.shared.id.name))
+                .stack_size(STACK_BYTES)
+                .spawn(move || {
+                    let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
+                    let result = Capture::new(shared, flag, Instant::now()).run();
+                    // Who waits for it may have been dropped.
+                    let _gone = done.send(result).is_err();
+                })
+                .map_err(|source| FilesError::Thread { source })?;
+            self.is_running.store(true, Ordering::Release);
+            // Dropping this future stops the thread as well.
+            let running = Running { shipper: &self, is_stopped };
+            let mut finished = finished;
+            let result = tokio::select! {
+                result = &mut finished => result,
+                () = stop.wait() => {
+                    running.stop();
+                    finished.await
+                }
+            };
+            match result {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(FilesError::Broken { store: self.shared.id.name.clone() }.into()),
+            }
+        })
+    }
+
+    fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        Box::pin(async move {
+            if self.is_running.load(Ordering::Acquire) {
+                // All that was written before is in the log then; a file that is still being written
+                // to belongs to a service that should have been stopped.
+                if self.mark().await.is_none() {
+                    tracing::warn!(store = %self.shared.id.name, "a last capture did not cover all");
+                }
+                return Ok(());
+            }
+            let (shared, guard) = (self.shared.clone(), self.capture.clone());
+            let captured = tokio::task::spawn_blocking(move || {
+                let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
+                Capture::new(shared, Arc::default(), Instant::now()).run_once()
+            });
+            match captured.await {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(FilesError::Broken { store: self.shared.id.name.clone() }.into()),
+            }
+        })
+    }
+
+    fn mark(&self) -> BoxFuture<'_, Option<Position>> {
+        Box::pin(async move {
+            if !self.is_running.load(Ordering::Acquire) {
+                return None;
+            }
+            let (reply, answer) = oneshot::channel();
+            let asked = Instant::now();
+            let until = asked + MARK_PATIENCE;
+            self.shared.ask(|inbox| inbox.marks.push(MarkRequest { asked, until, reply }));
+            match tokio::time::timeout(MARK_PATIENCE, answer).await {
+                Ok(Ok(position)) => position,
+                Ok(Err(_)) | Err(_) => None,
+            }
+        })
+    }
+
+    fn routes(self: Arc<Self>) -> axum::Router {
+        ship::routes(Shop { shared: self.shared.clone(), stop: self.stop.clone() })
+    }
+
+    fn report(&self) -> StoreReport {
+        let log = self.shared.log();
+        let mut report = StoreReport { problems: self.shared.problems(), ..StoreReport::default() };
+        report.gauges.insert("log_bytes".to_owned(), log.bytes());
+        if let Some(ledger) = self.shared.ledger().as_ref() {
+            let entries = u64::try_from(ledger.manifest.len()).unwrap_or(u64::MAX);
+            report.gauges.insert("entries".to_owned(), entries);
+        }
+        report
+    }
+}
+
+/// Stops the capture when the future that waits for it ends or is dropped.
+struct Running<'a> {
+    shipper: &'a FilesShipper,
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Running<'_> {
+    fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+        self.shipper.shared.ask(|_| {});
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.shipper.is_running.store(false, Ordering::Release);
+        self.stop();
+    }
+}

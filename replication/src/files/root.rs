@@ -1,0 +1,187 @@
+//! System calls on a store's tree, none of which leaves it.
+//!
+//! A path is resolved by the kernel with `RESOLVE_BENEATH` and without following any link, and what is
+//! then done is done relative to the directory that was found. So neither a hostile peer nor a local
+//! process that swaps a directory for a link gets anything read or written elsewhere. Other file
+//! systems that are mounted within the tree are no part of it: one that is not mounted would else
+//! read as if all its files had been deleted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Statx, StatxFlags, openat,
+    openat2, readlinkat, statx,
+};
+
+use super::entry::{Entry, Identity, Kind};
+use super::path::RelPath;
+
+/// The top of a store's tree, open.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+    place: (u32, u32, u64),
+}
+
+impl Root {
+    /// Opens the tree at `path`.
+    ///
+    /// # Errors
+    /// When it is not a directory, or may not be read.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, path, flags, Mode::empty())?;
+        let place = place(&stat_fd(fd.as_fd())?);
+        Ok(Self { fd, path: path.to_owned(), place })
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the directory itself.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Returns whether its path still leads to it: not if something was mounted or unmounted there.
+    pub fn is_in_place(&self) -> bool {
+        statx(CWD, &self.path, AtFlags::empty(), StatxFlags::BASIC_STATS)
+            .is_ok_and(|found| place(&found) == self.place)
+    }
+
+    /// Opens the directory at `path`, `None` being the top, so that it can be listed.
+    ///
+    /// # Errors
+    /// When it is none, or is not within the tree.
+    pub fn directory(&self, path: Option<&RelPath>) -> io::Result<OwnedFd> {
+        self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens the directory that `path` lies in, as a place to act in.
+    ///
+    /// # Errors
+    /// When it is none, or is not within the tree.
+    pub fn parent(&self, path: &RelPath) -> io::Result<OwnedFd> {
+        self.resolve(path.parent().as_ref(), OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// Opens the file at `path` for reading. Never blocks, whatever it is.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is a link.
+    pub fn file(&self, path: &RelPath) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(File::from(self.resolve(Some(path), flags)?))
+    }
+
+    /// Opens `path` itself, even if it is a link, for nothing but to say what it is.
+    ///
+    /// # Errors
+    /// When it is not there, or is not within the tree.
+    pub fn handle(&self, path: &RelPath) -> io::Result<OwnedFd> {
+        self.resolve(Some(path), OFlags::PATH | OFlags::NOFOLLOW)
+    }
+
+    /// Returns what the file system tells of `path`, not following it if it is a link.
+    ///
+    /// # Errors
+    /// When it is not there, or is not within the tree.
+    pub fn stat(&self, path: &RelPath) -> io::Result<Statx> {
+        stat_fd(self.handle(path)?.as_fd())
+    }
+
+    /// Returns where the link at `path` points.
+    ///
+    /// # Errors
+    /// When it is no link.
+    pub fn read_link(&self, path: &RelPath) -> io::Result<Vec<u8>> {
+        let handle = self.handle(path)?;
+        Ok(readlinkat(&handle, c"", Vec::new())?.into_bytes())
+    }
+
+    /// Returns the names in a directory, `None` being the top, in no order.
+    ///
+    /// # Errors
+    /// When it cannot be read to its end.
+    pub fn names(&self, path: Option<&RelPath>) -> io::Result<Vec<Vec<u8>>> {
+        names(&self.directory(path)?)
+    }
+
+    fn resolve(&self, path: Option<&RelPath>, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = path.map_or(Path::new("."), RelPath::as_path);
+        let resolve = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
+        // O_PATH with O_NOFOLLOW returns a link itself, which NO_SYMLINKS allows in the last place.
+        Ok(openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+}
+
+/// Returns the names in an open directory, in no order.
+///
+/// # Errors
+/// When it cannot be read to its end.
+pub fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Returns what the file system tells of what is open.
+///
+/// # Errors
+/// When it cannot tell.
+pub fn stat_fd(fd: BorrowedFd<'_>) -> io::Result<Statx> {
+    Ok(statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
+}
+
+fn place(found: &Statx) -> (u32, u32, u64) {
+    (found.stx_dev_major, found.stx_dev_minor, found.stx_ino)
+}
+
+/// Returns what changes when a file does.
+pub fn identity(found: &Statx) -> Identity {
+    Identity {
+        inode: found.stx_ino,
+        size: found.stx_size,
+        mtime_ns: nanoseconds(&found.stx_mtime),
+        ctime_ns: nanoseconds(&found.stx_ctime),
+        mode: u32::from(found.stx_mode),
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+    }
+}
+
+impl Identity {
+    /// Returns what it is, as far as it is of a kind that is replicated.
+    pub fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(RawMode::from(self.mode))
+    }
+
+    /// Returns the entry of a path that looks like this and is of that kind.
+    pub fn entry(&self, kind: Kind) -> Entry {
+        let mode = match kind {
+            // Linux shows 0777 for every link, other kernels something else.
+            Kind::Symlink { .. } => 0,
+            Kind::File { .. } | Kind::Directory => self.mode & 0o7777,
+        };
+        Entry { kind, mode, uid: self.uid, gid: self.gid, mtime_ns: self.mtime_ns }
+    }
+}
+
+/// Saturates: a time that does not fit is the year 2262 or 1677 on both sides.
+fn nanoseconds(time: &rustix::fs::StatxTimestamp) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+}

@@ -1,0 +1,266 @@
+//! Messages between the two ends of a files store.
+//!
+//! ```text
+//! GET  /snapshot              Snapshot, Entry…, End
+//! POST /content  [Wanted]     per wanted: Chunk…, then Complete or Superseded; End
+//! GET  /log?from=P&root=R     Hello, then without end: Batch, per content of it Chunk…, then
+//!                             Complete or Superseded; Heartbeat in every quiet second
+//! ```
+//! A frame of the transport holds many messages, each as length (u32, little endian), a tag, and its
+//! bytes: small files are packed.
+
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Batch, BatchError};
+use super::entry::{Digest, Entry};
+use super::path::RelPath;
+use crate::epoch::Epoch;
+use crate::position::Position;
+
+/// How much of a file's content one message carries at most.
+pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// A frame is sent once it is this long. With the longest message it still fits into a frame of the
+/// transport.
+const FRAME_BYTES_FULL: usize = 256 << 10;
+
+/// How many contents one request may ask for.
+pub const WANTED_MAX: usize = 1024;
+
+/// The longest request for contents.
+pub const WANTED_BYTES_MAX: usize = 1 << 20;
+
+/// How often the primary says that it is there when nothing happens.
+pub const HEARTBEAT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A standby that has heard nothing for this long takes the link for dead.
+pub const SILENCE_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A piece of a file's content.
+    Chunk(Bytes),
+    /// A batch; its contents follow.
+    Batch(Batch),
+    /// Everything else.
+    Note(Note),
+}
+
+/// A message without content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Note {
+    /// Begins a log stream.
+    Hello {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// Where the primary is.
+        position: Position,
+    },
+    /// Begins a snapshot.
+    Snapshot {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// The position that the snapshot shows.
+        position: Position,
+        /// The root of its manifest.
+        root: Digest,
+        /// How many entries follow.
+        entries: u64,
+        /// How many bytes the files have.
+        bytes: u64,
+    },
+    /// An entry of a snapshot; parents come before what they hold.
+    Entry(RelPath, Entry),
+    /// The content is whole; its hash has been checked by the sender, and is by the receiver.
+    Complete,
+    /// The file is not what it was, and what has come of it is void. A later batch brings it.
+    Superseded,
+    /// Nothing happens.
+    Heartbeat {
+        /// Where the primary is.
+        position: Position,
+    },
+    /// Nothing follows.
+    End,
+}
+
+/// A content that the standby asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The file.
+    pub path: RelPath,
+    /// How much of it.
+    pub size: u64,
+    /// What hash that has.
+    pub hash: Digest,
+}
+
+/// Why a frame cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// A length or a tag that no message has.
+    #[error("a malformed frame")]
+    Frame,
+    /// A batch that is none.
+    #[error("a malformed message")]
+    Batch(#[from] BatchError),
+    /// A note that is none.
+    #[error("a malformed message")]
+    Note(#[from] postcard::Error),
+    /// A message where another one belongs.
+    #[error("{found} where {expected} was expected")]
+    Unexpected {
+        /// What came.
+        found: &'static str,
+        /// What belongs there.
+        expected: &'static str,
+    },
+}
+
+impl Message {
+    /// Returns a word for it, for errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Chunk(_) => "content",
+            Self::Batch(_) => "a batch",
+            Self::Note(Note::Hello { .. }) => "a greeting",
+            Self::Note(Note::Snapshot { .. }) => "a snapshot",
+            Self::Note(Note::Entry(..)) => "an entry",
+            Self::Note(Note::Complete) => "the end of a content",
+            Self::Note(Note::Superseded) => "a superseded content",
+            Self::Note(Note::Heartbeat { .. }) => "a heartbeat",
+            Self::Note(Note::End) => "the end",
+        }
+    }
+
+    /// Returns the error that it is not what was `expected`.
+    pub fn unexpected(&self, expected: &'static str) -> WireError {
+        WireError::Unexpected { found: self.name(), expected }
+    }
+}
+
+const CHUNK: u8 = 0;
+const BATCH: u8 = 1;
+const NOTE: u8 = 2;
+
+/// Packs messages into frames.
+#[derive(Debug, Default)]
+pub struct Packer(Vec<u8>);
+
+impl Packer {
+    /// Adds a piece of content.
+    pub fn chunk(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= CHUNK_BYTES_MAX, "the caller cuts content into chunks");
+        self.push(CHUNK, bytes);
+    }
+
+    /// Adds a batch.
+    ///
+    /// # Errors
+    /// When it is too long.
+    pub fn batch(&mut self, batch: &Batch) -> Result<(), WireError> {
+        self.push(BATCH, &batch.encode()?);
+        Ok(())
+    }
+
+    /// Adds a note.
+    ///
+    /// # Errors
+    /// When it cannot be encoded, which no note is known for.
+    pub fn note(&mut self, note: &Note) -> Result<(), WireError> {
+        self.push(NOTE, &postcard::to_stdvec(note)?);
+        Ok(())
+    }
+
+    /// Returns whether it is time to send what is there.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= FRAME_BYTES_FULL
+    }
+
+    /// Returns the frame, if there is anything in it.
+    pub fn take(&mut self) -> Option<Vec<u8>> {
+        (!self.0.is_empty()).then(|| std::mem::take(&mut self.0))
+    }
+
+    fn push(&mut self, tag: u8, bytes: &[u8]) {
+        let length = u32::try_from(bytes.len()).expect("messages are far below 4 GiB");
+        self.0.extend_from_slice(&length.to_le_bytes());
+        self.0.push(tag);
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+/// Takes the next message off `frame`; `None` at its end.
+///
+/// # Errors
+/// When what comes next is no message.
+pub fn unpack(frame: &mut Bytes) -> Result<Option<Message>, WireError> {
+    if frame.is_empty() {
+        return Ok(None);
+    }
+    if frame.len() < 5 {
+        return Err(WireError::Frame);
+    }
+    let length = usize::try_from(frame.get_u32_le()).unwrap_or(usize::MAX);
+    let tag = frame.get_u8();
+    if length > frame.len() {
+        return Err(WireError::Frame);
+    }
+    let bytes = frame.split_to(length);
+    Ok(Some(match tag {
+        CHUNK if length <= CHUNK_BYTES_MAX => Message::Chunk(bytes),
+        BATCH => Message::Batch(Batch::decode(&bytes)?),
+        NOTE => Message::Note(postcard::from_bytes(&bytes)?),
+        _ => return Err(WireError::Frame),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_are_packed_and_come_out_in_order() {
+        let mut packer = Packer::default();
+        packer.chunk(b"some");
+        packer.note(&Note::Complete).unwrap();
+        packer.note(&Note::Heartbeat { position: Position(7) }).unwrap();
+        let mut frame = Bytes::from(packer.take().unwrap());
+        assert!(packer.take().is_none());
+        let mut messages = Vec::new();
+        while let Some(message) = unpack(&mut frame).unwrap() {
+            messages.push(message);
+        }
+        assert_eq!(messages, [
+            Message::Chunk(Bytes::from_static(b"some")),
+            Message::Note(Note::Complete),
+            Message::Note(Note::Heartbeat { position: Position(7) }),
+        ]);
+    }
+
+    #[test]
+    fn a_hostile_path_does_not_get_past_the_door() {
+        let entry = Entry { kind: super::super::Kind::Directory, mode: 0, uid: 0, gid: 0, mtime_ns: 0 };
+        let note = Note::Entry(RelPath::new("xx/yy").unwrap(), entry);
+        let mut bytes = postcard::to_stdvec(&note).unwrap();
+        let at = bytes.windows(5).position(|window| window == b"xx/yy").unwrap();
+        bytes[at..at + 5].copy_from_slice(b"../yy");
+        let mut packer = Packer::default();
+        packer.push(NOTE, &bytes);
+        let error = unpack(&mut Bytes::from(packer.take().unwrap())).unwrap_err();
+        assert!(matches!(error, WireError::Note(_)), "{error:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_messages_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut frame = Bytes::from(bytes);
+            while let Ok(Some(_)) = unpack(&mut frame) {}
+        }
+    }
+}
