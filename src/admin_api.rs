@@ -185,7 +185,7 @@ async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Res
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
     stream(move |progress: Box<dyn Progress>| async move {
         acting_primary(&node).map_err(Failure::refused)?;
-        node.indexes.rebuild(&asked.index, progress.as_ref()).await?;
+        node.indexes.rebuild(asked.index.as_str(), progress.as_ref()).await?;
         Ok(())
     })
 }
@@ -193,7 +193,7 @@ async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> R
 async fn search(State(node): State<Arc<Node>>, Json(asked): Json<Search>) -> Response {
     stream(move |_| async move {
         acting_primary(&node).map_err(Failure::refused)?;
-        let found = node.indexes.search(&asked.index, &asked.query, asked.limit).await?;
+        let found = node.indexes.search(asked.index.as_str(), &asked.query, asked.limit).await?;
         Ok(serde_json::to_value(found)?)
     })
 }
@@ -224,7 +224,7 @@ async fn rollback(State(node): State<Arc<Node>>, Json(asked): Json<Rollback>) ->
             .settings
             .clone()
             .ok_or_else(|| Failure::usage("there is no [settings] in the configuration"))?;
-        Ok(settings.rollback(asked.revision).await?)
+        Ok(serde_json::to_value(settings.rollback(asked.revision).await?)?)
     })
 }
 

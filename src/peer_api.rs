@@ -30,9 +30,7 @@ pub(crate) async fn hello(peer: &PeerClient) -> Result<Hello, PeerError> {
 
 /// Serves the routes that fit what the node is now.
 pub(crate) fn refresh(node: &Arc<Node>) {
-    let mut router = Router::new()
-        .route("/peer/hello", get(say_hello))
-        .route("/peer/fence", post(fence));
+    let mut stores = Router::new();
     if let Stage::Primary(run) = node.stage() {
         let routes = Router::new()
             .route("/peer/joined", post(joined))
@@ -40,13 +38,16 @@ pub(crate) fn refresh(node: &Arc<Node>) {
             .route("/peer/report", post(report))
             .route("/peer/barrier", post(barrier))
             .with_state(node.clone());
-        router = router.merge(routes).merge(run.routes());
+        stores = routes.merge(run.routes());
     }
-    let router = router
-        .fallback(not_here)
+    let router = Router::new()
+        .route("/peer/hello", get(say_hello))
+        .route("/peer/fence", post(fence))
+        .with_state(node.clone())
+        .merge(stores)
+        .fallback_service(axum::handler::Handler::with_state(not_here, node.clone()))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(node.clone(), remember))
-        .with_state(node.clone());
+        .layer(middleware::from_fn_with_state(node.clone(), remember));
     node.peer_routes.set(router);
 }
 

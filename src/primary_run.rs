@@ -23,7 +23,6 @@ use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
 use crate::node::Node;
-use crate::stores::Makings;
 use crate::supervise::supervise;
 
 /// A mark waits this long for the slowest store.

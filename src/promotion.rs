@@ -300,7 +300,7 @@ async fn execute(
                 take_over(node, store, &report.epoch, progress).await?;
                 None
             }
-            Step::Index(index) => match node.indexes.rebuild(index, progress).await {
+            Step::Index(index) => match node.indexes.rebuild(index.as_str(), progress).await {
                 Ok(_) => None,
                 // What can be rebuilt at any time must not keep the appliance down.
                 Err(error) => {

@@ -124,7 +124,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         }),
         environment,
         events.clone(),
-    )?);
+    ));
     let peers = bind(me.address, "peers").await?;
     let monitor = bind(local.monitor_listen, "the monitor").await?;
     let (shell_sender, shell_events) = mpsc::channel(shell::EVENTS_WAITING_MAX);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::engine::EngineError;
 
@@ -16,7 +16,7 @@ const QUERY_BYTES_MAX: usize = 4096;
 const QUERY_DEPTH_MAX: usize = 16;
 
 /// What was found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchResult {
     /// How long the search took.
     pub took_ms: u64,
@@ -27,7 +27,7 @@ pub struct SearchResult {
 }
 
 /// One document that was found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hit {
     /// How well it matches; meaningful within one result only.
     pub score: f32,
