@@ -158,7 +158,7 @@ impl PeerClient {
     /// # Errors
     /// When the peer cannot be reached, refuses, or is in a superseded epoch.
     pub async fn get(&self, path: &str) -> Result<PeerResponse, PeerError> {
-        self.ask(Method::GET, path, Bytes::new(), PATIENCE).await
+        self.ask(Method::GET, path, None, PATIENCE).await
     }
 
     /// Like [`PeerClient::get`], for what takes the peer longer to begin to answer.
@@ -166,7 +166,7 @@ impl PeerClient {
     /// # Errors
     /// As for `get`.
     pub async fn get_within(&self, path: &str, limit: Duration) -> Result<PeerResponse, PeerError> {
-        self.ask(Method::GET, path, Bytes::new(), limit).await
+        self.ask(Method::GET, path, None, limit).await
     }
 
     /// Posts bytes to `path`; the peer has `limit` to begin its answer.
@@ -179,7 +179,7 @@ impl PeerClient {
         body: Bytes,
         limit: Duration,
     ) -> Result<PeerResponse, PeerError> {
-        self.ask(Method::POST, path, body, limit).await
+        self.ask(Method::POST, path, Some(("application/octet-stream", body)), limit).await
     }
 
     /// Posts `value` as JSON and reads the answer as JSON.
@@ -193,7 +193,8 @@ impl PeerClient {
         limit: Duration,
     ) -> Result<T, PeerError> {
         let body = serde_json::to_vec(value).map_err(|error| self.malformed(&error))?;
-        let response = self.post(path, body.into(), limit).await?;
+        let body = Some(("application/json", body.into()));
+        let response = self.ask(Method::POST, path, body, limit).await?;
         response.json(1 << 20).await
     }
 
@@ -208,7 +209,7 @@ impl PeerClient {
         &self,
         method: Method,
         path: &str,
-        body: Bytes,
+        body: Option<(&'static str, Bytes)>,
         limit: Duration,
     ) -> Result<PeerResponse, PeerError> {
         let what = format!("{method} {path}");
@@ -218,9 +219,15 @@ impl PeerClient {
             limit,
         };
         let ours = self.lineage.epoch();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
+        let mut request = Request::builder().method(method).uri(path);
+        let body = match body {
+            Some((content_type, body)) => {
+                request = request.header(hyper::header::CONTENT_TYPE, content_type);
+                body
+            }
+            None => Bytes::new(),
+        };
+        let request = request
             .header(hyper::header::HOST, self.node.as_str())
             .header(PROTOCOL_HEADER, PROTOCOL_VERSION)
             .header(EPOCH_HEADER, ours.to_string())
