@@ -455,7 +455,7 @@ mod tests {
         symlink(place.path("outside"), place.path("root/etc/c/sub")).unwrap();
         let two = revision(2, &[("/etc/c/sub/a", file("3"))]);
         assert!(matches!(
-            place.apply(&two, Some(&one)),
+            place.apply(&two, None),
             Err(ApplyError::File { .. })
         ));
         assert_eq!(
