@@ -62,7 +62,11 @@ pub enum ServiceError {
 }
 
 fn said(line: &str) -> String {
-    if line.is_empty() { String::new() } else { format!(": {line}") }
+    if line.is_empty() {
+        String::new()
+    } else {
+        format!(": {line}")
+    }
 }
 
 /// Which services did not stop.

@@ -89,7 +89,11 @@ impl Services {
                 failures.push(error);
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(StopError { failures }) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(StopError { failures })
+        }
     }
 
     /// Asks how the services are, again and again, until told to stop. One that should be up and is
@@ -109,14 +113,17 @@ impl Services {
 
     /// Asks every service once how it is, unless they are being started or stopped.
     async fn look(&self) {
-        let Ok(changing) = self.changing.try_lock() else { return };
+        let Ok(changing) = self.changing.try_lock() else {
+            return;
+        };
         let changes = self.changes.load(Ordering::Acquire);
         // A status command that hangs must not keep the services from being stopped.
         drop(changing);
         // Nor must it keep the others from being looked at.
-        let answers =
-            futures_util::future::join_all(self.services.iter().map(Service::ask)).await;
-        let Ok(_changing) = self.changing.try_lock() else { return };
+        let answers = futures_util::future::join_all(self.services.iter().map(Service::ask)).await;
+        let Ok(_changing) = self.changing.try_lock() else {
+            return;
+        };
         if changes != self.changes.load(Ordering::Acquire) {
             return;
         }

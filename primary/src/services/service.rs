@@ -44,7 +44,12 @@ impl Service {
             since: WallTime::now(),
             message: String::new(),
         };
-        Self { config: config.clone(), env, events, status: Mutex::new(status) }
+        Self {
+            config: config.clone(),
+            env,
+            events,
+            status: Mutex::new(status),
+        }
     }
 
     pub(super) fn name(&self) -> &StoreName {
@@ -52,7 +57,10 @@ impl Service {
     }
 
     pub(super) fn status(&self) -> ServiceStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sets how it is, and returns how it was.
@@ -71,7 +79,10 @@ impl Service {
         let command = Command::new(argv.to_vec())
             .env("UNDERSTUDY_SERVICE", self.config.name.as_str())
             .limit(self.config.timeout);
-        let command = self.env.iter().fold(command, |command, (name, value)| command.env(name, value));
+        let command = self
+            .env
+            .iter()
+            .fold(command, |command, (name, value)| command.env(name, value));
         command.run().await.map(|output| last_line(&output))
     }
 
@@ -80,23 +91,24 @@ impl Service {
         match self.run(&self.config.status).await {
             Ok(line) => Answer { is_up: true, line },
             Err(CommandError::Failed { output, .. } | CommandError::TimedOut { output, .. }) => {
-                Answer { is_up: false, line: last_line(&output) }
+                Answer {
+                    is_up: false,
+                    line: last_line(&output),
+                }
             }
             Err(
                 error @ (CommandError::NoUser { .. }
                 | CommandError::NotRoot { .. }
                 | CommandError::Start { .. }),
-            ) => Answer { is_up: false, line: understudy_replication::settings::told(&error) },
+            ) => Answer {
+                is_up: false,
+                line: understudy_replication::settings::told(&error),
+            },
         }
     }
 
     /// Asks until the answer is as wanted, or the time is over, or there is `no_use`; at least once.
-    async fn ask_until(
-        &self,
-        is_up: bool,
-        deadline: Instant,
-        no_use: impl Fn() -> bool,
-    ) -> Answer {
+    async fn ask_until(&self, is_up: bool, deadline: Instant, no_use: impl Fn() -> bool) -> Answer {
         loop {
             let answer = self.ask().await;
             if answer.is_up == is_up || no_use() || Instant::now() >= deadline {
@@ -111,24 +123,32 @@ impl Service {
         let name = self.name();
         let unwanted = || !is_wanted.load(Ordering::Acquire);
         if unwanted() {
-            return Err(ServiceError::BrokenOff { service: name.clone() });
+            return Err(ServiceError::BrokenOff {
+                service: name.clone(),
+            });
         }
         let answer = self.ask().await;
         if answer.is_up {
             if self.set(ServiceState::Online, &answer.line) != ServiceState::Online {
                 let message = format!("service {name} was up already, and was not restarted");
-                self.events.record(Severity::Info, "service_adopted", message);
+                self.events
+                    .record(Severity::Info, "service_adopted", message);
             }
             return Ok(());
         }
         self.set(ServiceState::GoingOnline, &answer.line);
         let deadline = Instant::now() + self.config.timeout;
         if let Err(source) = self.run(&self.config.start).await {
-            return Err(self.fault(ServiceError::Start { service: name.clone(), source }));
+            return Err(self.fault(ServiceError::Start {
+                service: name.clone(),
+                source,
+            }));
         }
         let answer = self.ask_until(true, deadline, unwanted).await;
         if !answer.is_up && unwanted() {
-            return Err(ServiceError::BrokenOff { service: name.clone() });
+            return Err(ServiceError::BrokenOff {
+                service: name.clone(),
+            });
         }
         if !answer.is_up {
             return Err(self.fault(ServiceError::NotUp {
@@ -138,7 +158,11 @@ impl Service {
             }));
         }
         self.set(ServiceState::Online, &answer.line);
-        self.events.record(Severity::Info, "service_started", format!("service {name} is up"));
+        self.events.record(
+            Severity::Info,
+            "service_started",
+            format!("service {name} is up"),
+        );
         Ok(())
     }
 
@@ -158,15 +182,21 @@ impl Service {
             let service = name.clone();
             let error = match stopped {
                 Err(source) => ServiceError::Stop { service, source },
-                Ok(_) => {
-                    ServiceError::StillUp { service, limit: self.config.timeout, line: answer.line }
-                }
+                Ok(_) => ServiceError::StillUp {
+                    service,
+                    limit: self.config.timeout,
+                    line: answer.line,
+                },
             };
             return Err(self.fault(error));
         }
         self.set(ServiceState::Offline, &answer.line);
         if before != ServiceState::Offline {
-            self.events.record(Severity::Info, "service_stopped", format!("service {name} is down"));
+            self.events.record(
+                Severity::Info,
+                "service_stopped",
+                format!("service {name} is down"),
+            );
         }
         Ok(())
     }
@@ -185,9 +215,14 @@ impl Service {
         }
         if answer.is_up {
             let message = format!("service {name} is up again");
-            self.events.record(Severity::Info, "service_recovered", message);
+            self.events
+                .record(Severity::Info, "service_recovered", message);
         } else {
-            let said = if answer.line.is_empty() { "its status says nothing" } else { &answer.line };
+            let said = if answer.line.is_empty() {
+                "its status says nothing"
+            } else {
+                &answer.line
+            };
             let message = format!("service {name} is down and should be up: {said}");
             self.events.record(Severity::Error, "service_down", message);
         }
@@ -203,5 +238,9 @@ impl Service {
 
 fn last_line(output: &str) -> String {
     let line = output.lines().rev().find(|line| !line.trim().is_empty());
-    line.unwrap_or_default().trim().chars().take(MESSAGE_CHARS_MAX).collect()
+    line.unwrap_or_default()
+        .trim()
+        .chars()
+        .take(MESSAGE_CHARS_MAX)
+        .collect()
 }

@@ -31,7 +31,9 @@ impl Place {
         let (up, diary) = (up.display(), diary.display());
         understudy_config::Service {
             name: name.parse().unwrap(),
-            start: shell(format!("echo start {name} $UNDERSTUDY_NODE >>{diary}; touch {up}")),
+            start: shell(format!(
+                "echo start {name} $UNDERSTUDY_NODE >>{diary}; touch {up}"
+            )),
             stop: shell(format!("echo stop {name} >>{diary}; rm {up}")),
             status: shell(format!("echo asked; test -e {up}")),
             timeout: Duration::from_secs(5),
@@ -48,7 +50,11 @@ impl Place {
     }
 
     fn kinds(&self) -> Vec<String> {
-        self.events().newest(100).into_iter().map(|event| event.kind).collect()
+        self.events()
+            .newest(100)
+            .into_iter()
+            .map(|event| event.kind)
+            .collect()
     }
 
     fn diary(&self) -> Vec<String> {
@@ -58,7 +64,11 @@ impl Place {
 }
 
 fn states(services: &Services) -> Vec<ServiceState> {
-    services.status().into_iter().map(|status| status.state).collect()
+    services
+        .status()
+        .into_iter()
+        .map(|status| status.state)
+        .collect()
 }
 
 #[tokio::test]
@@ -70,8 +80,14 @@ async fn services_start_in_order_and_stop_in_the_reverse_order() {
     assert_eq!(states(&services), [ServiceState::Online; 3]);
     services.stop_all().await.unwrap();
     assert_eq!(states(&services), [ServiceState::Offline; 3]);
-    let expected =
-        ["start mount a", "start engine a", "start web a", "stop web", "stop engine", "stop mount"];
+    let expected = [
+        "start mount a",
+        "start engine a",
+        "start web a",
+        "stop web",
+        "stop engine",
+        "stop mount",
+    ];
     assert_eq!(place.diary(), expected);
     // A second time: the stop commands fail because nothing is up, and that is no failure.
     services.stop_all().await.unwrap();
@@ -101,7 +117,11 @@ async fn a_start_that_leaves_the_service_down_has_failed_and_the_next_is_not_sta
         error.to_string(),
         "service engine was started, but is not up after 1 s: no license"
     );
-    let expected = [ServiceState::Online, ServiceState::Fault, ServiceState::Unknown];
+    let expected = [
+        ServiceState::Online,
+        ServiceState::Fault,
+        ServiceState::Unknown,
+    ];
     assert_eq!(states(&services), expected);
     assert_eq!(place.diary(), ["start mount a"]);
 }
@@ -132,7 +152,11 @@ async fn a_stop_that_hangs_is_killed_and_the_others_are_stopped() {
         error.to_string(),
         "service engine did not stop: `sh` did not end within 1 s and was killed: waiting"
     );
-    let expected = [ServiceState::Offline, ServiceState::Fault, ServiceState::Offline];
+    let expected = [
+        ServiceState::Offline,
+        ServiceState::Fault,
+        ServiceState::Offline,
+    ];
     assert_eq!(states(&services), expected);
 }
 
@@ -144,7 +168,10 @@ async fn a_status_that_hangs_means_down() {
     silent.timeout = Duration::from_secs(1);
     let services = place.services(&[silent]);
     let error = services.start_all(&NoProgress).await.unwrap_err();
-    assert_eq!(error.to_string(), "service web was started, but is not up after 1 s");
+    assert_eq!(
+        error.to_string(),
+        "service web was started, but is not up after 1 s"
+    );
 }
 
 #[tokio::test]
@@ -155,11 +182,19 @@ async fn a_service_that_goes_down_is_a_fault_and_told_once() {
     fs::remove_file(place.path("web")).unwrap();
     services.look().await;
     services.look().await;
-    assert_eq!(states(&services), [ServiceState::Online, ServiceState::Fault]);
+    assert_eq!(
+        states(&services),
+        [ServiceState::Online, ServiceState::Fault]
+    );
     fs::write(place.path("web"), "").unwrap();
     services.look().await;
     assert_eq!(states(&services), [ServiceState::Online; 2]);
-    let expected = ["service_started", "service_started", "service_down", "service_recovered"];
+    let expected = [
+        "service_started",
+        "service_started",
+        "service_down",
+        "service_recovered",
+    ];
     assert_eq!(place.kinds(), expected);
 }
 
@@ -174,9 +209,14 @@ async fn on_a_node_that_should_not_run_it_a_service_that_is_down_is_no_fault() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), seen)
+        .await
+        .unwrap();
     stopper.stop();
-    tokio::time::timeout(Duration::from_secs(20), watching).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), watching)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(place.kinds(), Vec::<String>::new());
 }
 
@@ -196,7 +236,9 @@ async fn to_stop_breaks_off_a_start() {
         services.stop_all().await.unwrap();
         starting.await.unwrap().unwrap_err()
     };
-    let error = tokio::time::timeout(Duration::from_secs(20), begun).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), begun)
+        .await
+        .unwrap();
     assert!(matches!(error, ServiceError::BrokenOff { .. }), "{error:?}");
     assert_eq!(states(&services), [ServiceState::Offline; 2]);
 }

@@ -68,7 +68,12 @@ struct Seen {
 
 impl Ground {
     pub(super) fn new(scope: Scope, history: History, epoch: Epoch) -> Self {
-        Self { scope, history, epoch, seen: None }
+        Self {
+            scope,
+            history,
+            epoch,
+            seen: None,
+        }
     }
 
     /// Returns the newest revision, which is what the files are now: when they have changed, a new
@@ -87,9 +92,17 @@ impl Ground {
         {
             return Ok(seen.newest.clone());
         }
-        let Capture { entries, fingerprint, is_settled } = capture(&self.scope)?;
+        let Capture {
+            entries,
+            fingerprint,
+            is_settled,
+        } = capture(&self.scope)?;
         let newest = self.record(entries)?;
-        self.seen = Some(Seen { newest: newest.clone(), fingerprint, is_settled });
+        self.seen = Some(Seen {
+            newest: newest.clone(),
+            fingerprint,
+            is_settled,
+        });
         Ok(newest)
     }
 
@@ -99,7 +112,10 @@ impl Ground {
         entries: BTreeMap<SettingPath, Entry>,
     ) -> Result<RevisionSummary, RefreshError> {
         let latest = self.history.latest()?;
-        let number = latest.as_ref().map_or(0, Revision::number).saturating_add(1);
+        let number = latest
+            .as_ref()
+            .map_or(0, Revision::number)
+            .saturating_add(1);
         let revision = Revision::new(number, self.epoch.clone(), WallTime::now(), entries)?;
         let newest = match latest {
             Some(latest) if latest.digest() == revision.digest() => latest,
@@ -109,7 +125,12 @@ impl Ground {
             }
         };
         let (number, digest) = (newest.number(), newest.digest());
-        let marker = Marker { number, digest, origin: Origin::Captured, is_reloaded: true };
+        let marker = Marker {
+            number,
+            digest,
+            origin: Origin::Captured,
+            is_reloaded: true,
+        };
         if self.history.applied()?.as_ref() != Some(&marker) {
             self.history.set_applied(&marker)?;
         }

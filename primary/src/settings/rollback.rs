@@ -95,7 +95,9 @@ impl SettingsShipper {
             .await
             .map_err(broken)?
             .map_err(|source| RollbackError::History { number, source })?;
-        self.scope().admit(&target).map_err(|source| RollbackError::Scope { number, source })?;
+        self.scope()
+            .admit(&target)
+            .map_err(|source| RollbackError::Scope { number, source })?;
         validate(self.config(), self.scope(), self.state(), &target)
             .await
             .map_err(|source| RollbackError::Refused { number, source })?;
@@ -103,8 +105,9 @@ impl SettingsShipper {
         // The lock goes with the work: a rollback whose caller has gone still ends before anything
         // else looks at the files.
         let changed = tokio::task::spawn_blocking(move || {
-            let before =
-                ground.refresh().map_err(|source| RollbackError::Keep { number, source })?;
+            let before = ground
+                .refresh()
+                .map_err(|source| RollbackError::Keep { number, source })?;
             if before.digest == target.digest() {
                 return Err(RollbackError::Same { number });
             }
@@ -117,19 +120,33 @@ impl SettingsShipper {
         self.events().record(
             Severity::Info,
             "settings_rolled_back",
-            format!("settings were rolled back to revision {number}, as revision {}", now.number),
+            format!(
+                "settings were rolled back to revision {number}, as revision {}",
+                now.number
+            ),
         );
         let reload_error = reload(self.config()).await.err().map(|error| told(&error));
         if let Some(error) = &reload_error {
             self.events().record(
                 Severity::Error,
                 "settings_reload_failed",
-                format!("revision {} of the settings is applied, but {error}", now.number),
+                format!(
+                    "revision {} of the settings is applied, but {error}",
+                    now.number
+                ),
             );
         }
         self.set_reload_problem(reload_error.as_ref().map(|error| {
-            format!("revision {} of the settings is applied, but {error}; reload by hand", now.number)
+            format!(
+                "revision {} of the settings is applied, but {error}; reload by hand",
+                now.number
+            )
         }));
-        Ok(RolledBack { target: number, before, now, reload_error })
+        Ok(RolledBack {
+            target: number,
+            before,
+            now,
+            reload_error,
+        })
     }
 }

@@ -85,7 +85,10 @@ impl SettingsShipper {
         let history = History::open(state)?;
         let ground = Ground::new(scope.clone(), history.clone(), epoch.clone());
         Ok(Self {
-            id: StoreId { name: "settings".parse()?, kind: StoreKind::Settings },
+            id: StoreId {
+                name: "settings".parse()?,
+                kind: StoreKind::Settings,
+            },
             config: config.clone(),
             scope,
             history,
@@ -122,7 +125,10 @@ impl SettingsShipper {
     }
 
     pub(super) fn set_reload_problem(&self, problem: Option<String>) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).reload_problem = problem;
+        self.told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reload_problem = problem;
     }
 
     /// Returns the newest revision, after making one if the files have changed.
@@ -134,13 +140,17 @@ impl SettingsShipper {
         let mut told_now = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         match &refreshed {
             Ok(newest) => {
-                let has_changed = told_now.newest.as_ref().is_some_and(|old| old.number < newest.number);
+                let has_changed = told_now
+                    .newest
+                    .as_ref()
+                    .is_some_and(|old| old.number < newest.number);
                 told_now.newest = Some(newest.clone());
                 let is_mended = told_now.capture_problem.take().is_some();
                 drop(told_now);
                 if has_changed || is_mended {
                     let what = format!("the settings are at revision {} now", newest.number);
-                    self.events.record(Severity::Info, "settings_captured", what);
+                    self.events
+                        .record(Severity::Info, "settings_captured", what);
                 }
             }
             Err(error) => {
@@ -149,7 +159,8 @@ impl SettingsShipper {
                 told_now.capture_problem = Some(problem.clone());
                 drop(told_now);
                 if is_news {
-                    self.events.record(Severity::Error, "settings_capture_failed", problem);
+                    self.events
+                        .record(Severity::Error, "settings_capture_failed", problem);
                 }
             }
         }
@@ -163,7 +174,11 @@ impl SettingsShipper {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         let history = self.history.clone();
-        let load = move || history.load(newest.number, newest.digest).map(|found| found.encode());
+        let load = move || {
+            history
+                .load(newest.number, newest.digest)
+                .map(|found| found.encode())
+        };
         let bytes = match tokio::task::spawn_blocking(load).await {
             Ok(bytes) => bytes.map_err(Refusal::History)?,
             Err(source) => return Err(Refusal::Refresh(RefreshError::Broken { source })),
@@ -234,14 +249,21 @@ impl Shipper for SettingsShipper {
     }
 
     fn mark(&self) -> BoxFuture<'_, Option<Position>> {
-        Box::pin(async { self.refresh().await.ok().map(|newest| Position(newest.number)) })
+        Box::pin(async {
+            self.refresh()
+                .await
+                .ok()
+                .map(|newest| Position(newest.number))
+        })
     }
 
     fn routes(self: Arc<Self>) -> axum::Router {
         let revision = async |State(shipper): State<Arc<Self>>, Query(have): Query<Have>| {
             shipper.answer(&have).await
         };
-        axum::Router::new().route("/revision", get(revision)).with_state(self)
+        axum::Router::new()
+            .route("/revision", get(revision))
+            .with_state(self)
     }
 
     fn report(&self) -> StoreReport {
@@ -250,8 +272,12 @@ impl Shipper for SettingsShipper {
         report.problems.extend(told.capture_problem.clone());
         report.problems.extend(told.reload_problem.clone());
         if let Some(newest) = &told.newest {
-            report.gauges.insert("settings_bytes".to_owned(), newest.bytes);
-            report.gauges.insert("settings_entries".to_owned(), newest.entries);
+            report
+                .gauges
+                .insert("settings_bytes".to_owned(), newest.bytes);
+            report
+                .gauges
+                .insert("settings_entries".to_owned(), newest.entries);
         }
         report
     }

@@ -65,9 +65,17 @@ pub fn apply(
     previous: &[Revision],
     replaced: &Path,
 ) -> Result<Applied, ApplyError> {
-    let mut work = Work { scope, revision, previous, replaced, applied: Applied::default() };
+    let mut work = Work {
+        scope,
+        revision,
+        previous,
+        replaced,
+        applied: Applied::default(),
+    };
     // Children before their directories.
-    let gone = previous.iter().flat_map(|previous| previous.entries().iter().rev());
+    let gone = previous
+        .iter()
+        .flat_map(|previous| previous.entries().iter().rev());
     for (path, entry) in gone.filter(|(path, _)| !revision.entries().contains_key(path)) {
         work.remove(path, entry)?;
     }
@@ -92,13 +100,21 @@ impl Work<'_> {
         path: &SettingPath,
     ) -> impl Fn(io::Error) -> ApplyError + use<> {
         let path = self.scope.resolve(path);
-        move |source| ApplyError::File { action, path: path.clone(), source }
+        move |source| ApplyError::File {
+            action,
+            path: path.clone(),
+            source,
+        }
     }
 
     fn remove(&mut self, path: &SettingPath, entry: &Entry) -> Result<(), ApplyError> {
         // A path that is no longer configured, or has been excluded, is this node's own again.
-        let Some(base) = self.scope.base_of(path) else { return Ok(()) };
-        let above = path.ancestors().take_while(|above| above.as_str().len() >= base.as_str().len());
+        let Some(base) = self.scope.base_of(path) else {
+            return Ok(());
+        };
+        let above = path
+            .ancestors()
+            .take_while(|above| above.as_str().len() >= base.as_str().len());
         let mut line = std::iter::once(path.clone()).chain(above);
         if line.any(|path| self.scope.is_excluded(base, &path)) {
             return Ok(());
@@ -140,7 +156,10 @@ impl Work<'_> {
         let failed = self.failed("write", path);
         let parent = Parent::open(self.scope, base, path, true).map_err(&failed)?;
         let present = parent.present().map_err(&failed)?;
-        let in_the_way = |what| ApplyError::InTheWay { path: self.scope.resolve(path), what };
+        let in_the_way = |what| ApplyError::InTheWay {
+            path: self.scope.resolve(path),
+            what,
+        };
         match &present {
             Present::Entry(present) if is_in_place(present, entry) => return Ok(()),
             Present::Nothing => {}
@@ -159,9 +178,11 @@ impl Work<'_> {
             }
         }
         match entry {
-            Entry::File { content, access, modified } => {
-                parent.put_file(content, *access, *modified)
-            }
+            Entry::File {
+                content,
+                access,
+                modified,
+            } => parent.put_file(content, *access, *modified),
             Entry::Directory { access } => parent.put_directory(*access),
             Entry::Symlink { target } => parent.put_symlink(target),
         }
@@ -173,7 +194,10 @@ impl Work<'_> {
     /// Guarantee 11: copies what exists here only, before it is lost.
     fn keep(&mut self, path: &SettingPath, present: &Entry) -> Result<(), ApplyError> {
         let is_known = self.previous.iter().chain([self.revision]).any(|revision| {
-            revision.entries().get(path).is_some_and(|known| has_same_content(known, present))
+            revision
+                .entries()
+                .get(path)
+                .is_some_and(|known| has_same_content(known, present))
         });
         if is_known {
             return Ok(());
@@ -182,13 +206,19 @@ impl Work<'_> {
         let target = folder.join(path.relative());
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| ApplyError::File { action: "keep a local version in", path, source }
+            move |source| ApplyError::File {
+                action: "keep a local version in",
+                path,
+                source,
+            }
         };
         if let Some(parent) = target.parent() {
             durable::create_directory(parent, 0o700).map_err(failed(parent))?;
         }
         let (content, mode) = match present {
-            Entry::File { content, access, .. } => (content.as_slice(), access.mode & 0o700),
+            Entry::File {
+                content, access, ..
+            } => (content.as_slice(), access.mode & 0o700),
             Entry::Symlink { target } => (target.as_bytes(), 0o600),
             Entry::Directory { .. } => return Ok(()),
         };
@@ -220,7 +250,11 @@ impl Work<'_> {
 /// Returns whether a directory is absent, or has become a link or a file.
 fn is_not_there(error: &io::Error) -> bool {
     let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
-    is_link || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    is_link
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
 }
 
 fn has_same_content(one: &Entry, other: &Entry) -> bool {
@@ -241,11 +275,16 @@ fn is_in_place(present: &Entry, wanted: &Entry) -> bool {
             Entry::File { access: one, .. } | Entry::Directory { access: one },
             Entry::File { access: other, .. } | Entry::Directory { access: other },
         ) => {
-            let is_same_kind = matches!(present, Entry::File { .. }) == matches!(wanted, Entry::File { .. });
+            let is_same_kind =
+                matches!(present, Entry::File { .. }) == matches!(wanted, Entry::File { .. });
             let is_directory = matches!(present, Entry::Directory { .. });
-            is_same_kind && one.mode == other.mode && (is_directory || has_same_content(present, wanted))
+            is_same_kind
+                && one.mode == other.mode
+                && (is_directory || has_same_content(present, wanted))
         }
-        (Entry::Symlink { .. }, _) | (_, Entry::Symlink { .. }) => has_same_content(present, wanted),
+        (Entry::Symlink { .. }, _) | (_, Entry::Symlink { .. }) => {
+            has_same_content(present, wanted)
+        }
     }
 }
 
@@ -261,12 +300,20 @@ mod tests {
 
     fn me(mode: u32) -> Access {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        Access { mode, uid: uid.as_raw(), gid: gid.as_raw() }
+        Access {
+            mode,
+            uid: uid.as_raw(),
+            gid: gid.as_raw(),
+        }
     }
 
     fn file(content: &str) -> Entry {
         let content = content.as_bytes().to_vec();
-        Entry::File { content, access: me(0o640), modified: (1_700_000_000, 5) }
+        Entry::File {
+            content,
+            access: me(0o640),
+            modified: (1_700_000_000, 5),
+        }
     }
 
     fn directory() -> Entry {
@@ -289,7 +336,11 @@ mod tests {
             self.folder.path().join(path)
         }
 
-        fn apply(&self, revision: &Revision, previous: Option<&Revision>) -> Result<Applied, ApplyError> {
+        fn apply(
+            &self,
+            revision: &Revision,
+            previous: Option<&Revision>,
+        ) -> Result<Applied, ApplyError> {
             let previous: Vec<Revision> = previous.into_iter().cloned().collect();
             apply(&self.scope, revision, &previous, &self.path("replaced"))
         }
@@ -298,13 +349,25 @@ mod tests {
     #[test]
     fn a_revision_is_applied_with_modes_and_a_second_time_changes_nothing() {
         let place = Place::new();
-        let link = Entry::Symlink { target: "a".to_owned() };
-        let one = revision(1, &[("/etc/c", directory()), ("/etc/c/a", file("1")), ("/etc/c/l", link)]);
+        let link = Entry::Symlink {
+            target: "a".to_owned(),
+        };
+        let one = revision(
+            1,
+            &[
+                ("/etc/c", directory()),
+                ("/etc/c/a", file("1")),
+                ("/etc/c/l", link),
+            ],
+        );
         assert_eq!(place.apply(&one, None).unwrap().changed.len(), 3);
         let metadata = fs::metadata(place.path("root/etc/c/a")).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
         assert_eq!(metadata.mtime(), 1_700_000_000);
-        assert_eq!(fs::read_link(place.path("root/etc/c/l")).unwrap(), Path::new("a"));
+        assert_eq!(
+            fs::read_link(place.path("root/etc/c/l")).unwrap(),
+            Path::new("a")
+        );
         assert_eq!(place.apply(&one, None).unwrap(), Applied::default());
     }
 
@@ -313,22 +376,31 @@ mod tests {
     #[test]
     fn what_the_new_revision_lacks_is_removed_and_what_none_has_is_kept() {
         let place = Place::new();
-        let one = revision(1, &[
-            ("/etc/c", directory()),
-            ("/etc/c/a", file("1")),
-            ("/etc/c/d", directory()),
-            ("/etc/c/d/b", file("2")),
-            ("/etc/c/e", directory()),
-            ("/etc/c/e/f", file("3")),
-        ]);
+        let one = revision(
+            1,
+            &[
+                ("/etc/c", directory()),
+                ("/etc/c/a", file("1")),
+                ("/etc/c/d", directory()),
+                ("/etc/c/d/b", file("2")),
+                ("/etc/c/e", directory()),
+                ("/etc/c/e/f", file("3")),
+            ],
+        );
         place.apply(&one, None).unwrap();
         fs::write(place.path("root/etc/c/e/foreign"), "mine").unwrap();
         let two = revision(2, &[("/etc/c", directory()), ("/etc/c/a", file("new"))]);
         place.apply(&two, Some(&one)).unwrap();
-        assert_eq!(fs::read_to_string(place.path("root/etc/c/a")).unwrap(), "new");
+        assert_eq!(
+            fs::read_to_string(place.path("root/etc/c/a")).unwrap(),
+            "new"
+        );
         assert!(!place.path("root/etc/c/d").exists());
         assert!(!place.path("root/etc/c/e/f").exists());
-        assert_eq!(fs::read_to_string(place.path("root/etc/c/e/foreign")).unwrap(), "mine");
+        assert_eq!(
+            fs::read_to_string(place.path("root/etc/c/e/foreign")).unwrap(),
+            "mine"
+        );
     }
 
     #[test]
@@ -338,11 +410,17 @@ mod tests {
         fs::write(place.path("root/etc/c/a"), "local").unwrap();
         let one = revision(1, &[("/etc/c", directory()), ("/etc/c/a", file("1"))]);
         let kept = place.path("replaced/1/etc/c/a");
-        assert_eq!(place.apply(&one, None).unwrap().kept, [kept.clone()]);
+        assert_eq!(
+            place.apply(&one, None).unwrap().kept,
+            std::slice::from_ref(&kept)
+        );
         assert_eq!(fs::read_to_string(kept).unwrap(), "local");
         // What is known from the previous revision exists twice already.
         let two = revision(2, &[("/etc/c", directory()), ("/etc/c/a", file("2"))]);
-        assert_eq!(place.apply(&two, Some(&one)).unwrap().kept, Vec::<PathBuf>::new());
+        assert_eq!(
+            place.apply(&two, Some(&one)).unwrap().kept,
+            Vec::<PathBuf>::new()
+        );
     }
 
     #[test]
@@ -353,22 +431,37 @@ mod tests {
         fs::write(place.path("outside/a"), "untouched").unwrap();
         symlink(place.path("outside"), place.path("root/etc/c/sub")).unwrap();
         symlink(place.path("outside/a"), place.path("root/etc/c/file")).unwrap();
-        let one = revision(1, &[
-            ("/etc/c", directory()),
-            ("/etc/c/file", file("2")),
-            ("/etc/c/sub", directory()),
-            ("/etc/c/sub/a", file("1")),
-        ]);
+        let one = revision(
+            1,
+            &[
+                ("/etc/c", directory()),
+                ("/etc/c/file", file("2")),
+                ("/etc/c/sub", directory()),
+                ("/etc/c/sub/a", file("1")),
+            ],
+        );
         place.apply(&one, None).unwrap();
-        assert_eq!(fs::read_to_string(place.path("outside/a")).unwrap(), "untouched");
-        assert_eq!(fs::read_to_string(place.path("root/etc/c/sub/a")).unwrap(), "1");
+        assert_eq!(
+            fs::read_to_string(place.path("outside/a")).unwrap(),
+            "untouched"
+        );
+        assert_eq!(
+            fs::read_to_string(place.path("root/etc/c/sub/a")).unwrap(),
+            "1"
+        );
         assert!(place.path("replaced/1/etc/c/sub").exists());
         // A revision that does not have the directory itself does not get through the link either.
         fs::remove_dir_all(place.path("root/etc/c/sub")).unwrap();
         symlink(place.path("outside"), place.path("root/etc/c/sub")).unwrap();
         let two = revision(2, &[("/etc/c/sub/a", file("3"))]);
-        assert!(matches!(place.apply(&two, Some(&one)), Err(ApplyError::File { .. })));
-        assert_eq!(fs::read_to_string(place.path("outside/a")).unwrap(), "untouched");
+        assert!(matches!(
+            place.apply(&two, None),
+            Err(ApplyError::File { .. })
+        ));
+        assert_eq!(
+            fs::read_to_string(place.path("outside/a")).unwrap(),
+            "untouched"
+        );
     }
 
     #[test]
@@ -377,7 +470,13 @@ mod tests {
         fs::create_dir_all(place.path("root/etc/c/a")).unwrap();
         fs::write(place.path("root/etc/c/a/foreign"), "mine").unwrap();
         let one = revision(1, &[("/etc/c", directory()), ("/etc/c/a", file("1"))]);
-        assert!(matches!(place.apply(&one, None), Err(ApplyError::InTheWay { .. })));
-        assert_eq!(fs::read_to_string(place.path("root/etc/c/a/foreign")).unwrap(), "mine");
+        assert!(matches!(
+            place.apply(&one, None),
+            Err(ApplyError::InTheWay { .. })
+        ));
+        assert_eq!(
+            fs::read_to_string(place.path("root/etc/c/a/foreign")).unwrap(),
+            "mine"
+        );
     }
 }

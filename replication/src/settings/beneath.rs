@@ -10,9 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::capture::access;
@@ -59,10 +57,16 @@ impl Parent {
         let top = rustix::fs::open(above_base, flags, Mode::empty())?;
         let name = name_of(path);
         if base == path {
-            return Ok(Self { directory: top, name });
+            return Ok(Self {
+                directory: top,
+                name,
+            });
         }
         let strip = base.relative().parent().unwrap_or(Path::new(""));
-        let inner = path.relative().strip_prefix(strip).map_err(io::Error::other)?;
+        let inner = path
+            .relative()
+            .strip_prefix(strip)
+            .map_err(io::Error::other)?;
         let inner = inner.parent().unwrap_or(Path::new("."));
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let directory = rustix::fs::openat2(&top, inner, flags, Mode::empty(), resolve)?;
@@ -71,7 +75,8 @@ impl Parent {
 
     /// Reads what is there now.
     pub(super) fn present(&self) -> io::Result<Present> {
-        let stat = match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+        {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(Present::Nothing),
             Err(error) => return Err(error.into()),
@@ -85,7 +90,9 @@ impl Parent {
             }
             FileType::Directory => {
                 let directory = File::from(self.open_child(OFlags::DIRECTORY)?);
-                Ok(Present::Entry(Entry::Directory { access: access(&directory.metadata()?) }))
+                Ok(Present::Entry(Entry::Directory {
+                    access: access(&directory.metadata()?),
+                }))
             }
             FileType::RegularFile => {
                 let file = File::from(self.open_child(OFlags::NONBLOCK)?);
@@ -112,7 +119,12 @@ impl Parent {
 
     fn open_child(&self, flags: OFlags) -> io::Result<OwnedFd> {
         let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.directory, &self.name, flags, Mode::empty())?)
+        Ok(rustix::fs::openat(
+            &self.directory,
+            &self.name,
+            flags,
+            Mode::empty(),
+        )?)
     }
 
     /// Replaces what is there by a file, in one step.
@@ -123,14 +135,28 @@ impl Parent {
         modified: (i64, u32),
     ) -> io::Result<()> {
         self.discard_temporary()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::openat(&self.directory, TEMPORARY_NAME, flags, Mode::from_raw_mode(0o600))?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(
+            &self.directory,
+            TEMPORARY_NAME,
+            flags,
+            Mode::from_raw_mode(0o600),
+        )?;
         let mut file = File::from(file);
         file.write_all(content)?;
         set_access(&file, access)?;
-        let time = Timespec { tv_sec: modified.0, tv_nsec: modified.1.into() };
-        rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
+        let time = Timespec {
+            tv_sec: modified.0,
+            tv_nsec: modified.1.into(),
+        };
+        rustix::fs::futimens(
+            &file,
+            &Timestamps {
+                last_access: time,
+                last_modification: time,
+            },
+        )?;
         file.sync_all()?;
         self.rename_temporary()
     }
@@ -209,5 +235,8 @@ fn set_access(file: impl AsFd, access: Access) -> io::Result<()> {
         Err(Errno::PERM) if !can_give_away() => {}
         Err(error) => return Err(error.into()),
     }
-    Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(access.mode & 0o7777))?)
+    Ok(rustix::fs::fchmod(
+        &file,
+        Mode::from_raw_mode(access.mode & 0o7777),
+    )?)
 }

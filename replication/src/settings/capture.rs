@@ -88,8 +88,16 @@ impl From<&Metadata> for Look {
             // A directory's size and times change with what is excluded, too; what is in it is
             // looked at by itself.
             size: if is_directory { 0 } else { metadata.size() },
-            modified: if is_directory { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) },
-            changed: if is_directory { (0, 0) } else { (metadata.ctime(), metadata.ctime_nsec()) },
+            modified: if is_directory {
+                (0, 0)
+            } else {
+                (metadata.mtime(), metadata.mtime_nsec())
+            },
+            changed: if is_directory {
+                (0, 0)
+            } else {
+                (metadata.ctime(), metadata.ctime_nsec())
+            },
         }
     }
 }
@@ -102,9 +110,14 @@ impl Fingerprint {
     /// Returns whether everything in it changed long enough before `time` that a later change must
     /// show.
     fn is_settled_at(&self, time: SystemTime) -> bool {
-        let settled = time.checked_sub(SETTLING).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let settled = time
+            .checked_sub(SETTLING)
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let Some(settled) = settled else { return false };
-        let settled = (i64::try_from(settled.as_secs()).unwrap_or(i64::MAX), i64::from(settled.subsec_nanos()));
+        let settled = (
+            i64::try_from(settled.as_secs()).unwrap_or(i64::MAX),
+            i64::from(settled.subsec_nanos()),
+        );
         self.0.values().all(|look| look.changed < settled)
     }
 }
@@ -137,7 +150,12 @@ pub fn fingerprint(scope: &Scope) -> Result<Fingerprint, CaptureError> {
                 Ok(metadata) => metadata,
                 // Removed since its directory was read, or not there at all.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(CaptureError::Read { path: place, source }),
+                Err(source) => {
+                    return Err(CaptureError::Read {
+                        path: place,
+                        source,
+                    });
+                }
             };
             let kind = metadata.file_type();
             if kind.is_dir() {
@@ -148,7 +166,9 @@ pub fn fingerprint(scope: &Scope) -> Result<Fingerprint, CaptureError> {
             }
             looks.insert(path, Look::from(&metadata));
             if looks.len() > ENTRIES_MAX {
-                return Err(CaptureError::Size { source: RevisionError::TooMany });
+                return Err(CaptureError::Size {
+                    source: RevisionError::TooMany,
+                });
             }
         }
     }
@@ -160,16 +180,26 @@ fn children(
     place: &Path,
     pending: &mut Vec<SettingPath>,
 ) -> Result<(), CaptureError> {
-    let failed = |source| CaptureError::Read { path: place.to_owned(), source };
+    let failed = |source| CaptureError::Read {
+        path: place.to_owned(),
+        source,
+    };
     for child in fs::read_dir(place).map_err(failed)? {
         let name = child.map_err(failed)?.file_name();
-        let not_text = || CaptureError::NotText { path: place.join(&name) };
+        let not_text = || CaptureError::NotText {
+            path: place.join(&name),
+        };
         let name = name.to_str().ok_or_else(not_text)?;
         let child = format!("{path}/{name}").parse();
-        pending.push(child.map_err(|source| CaptureError::Path { path: place.join(name), source })?);
+        pending.push(child.map_err(|source| CaptureError::Path {
+            path: place.join(name),
+            source,
+        })?);
         // A bound on memory; the exact one is on what is not excluded.
         if pending.len() > ENTRIES_MAX * 2 {
-            return Err(CaptureError::Size { source: RevisionError::TooMany });
+            return Err(CaptureError::Size {
+                source: RevisionError::TooMany,
+            });
         }
     }
     Ok(())
@@ -184,22 +214,39 @@ pub fn capture(scope: &Scope) -> Result<Capture, CaptureError> {
         let start = SystemTime::now();
         let before = fingerprint(scope)?;
         if before.0.is_empty() {
-            let paths = scope.bases().iter().map(|base| scope.resolve(base).display().to_string());
-            return Err(CaptureError::Vanished { paths: paths.collect() });
+            let paths = scope
+                .bases()
+                .iter()
+                .map(|base| scope.resolve(base).display().to_string());
+            return Err(CaptureError::Vanished {
+                paths: paths.collect(),
+            });
         }
-        let size = before.0.values().map(|look| look.size).fold(0, u64::saturating_add);
+        let size = before
+            .0
+            .values()
+            .map(|look| look.size)
+            .fold(0, u64::saturating_add);
         if size > REVISION_BYTES_MAX {
-            return Err(CaptureError::Size { source: RevisionError::TooLarge });
+            return Err(CaptureError::Size {
+                source: RevisionError::TooLarge,
+            });
         }
         let mut entries = BTreeMap::new();
         for path in before.0.keys() {
-            let Some(entry) = read(&scope.resolve(path))? else { break };
+            let Some(entry) = read(&scope.resolve(path))? else {
+                break;
+            };
             entries.insert(path.clone(), entry);
         }
         // Reading changes no fingerprint; so equal ones mean that nothing else did.
         if entries.len() == before.0.len() && fingerprint(scope)? == before {
             let is_settled = before.is_settled_at(start);
-            return Ok(Capture { entries, fingerprint: before, is_settled });
+            return Ok(Capture {
+                entries,
+                fingerprint: before,
+                is_settled,
+            });
         }
     }
     Err(CaptureError::Unstable)
@@ -221,26 +268,39 @@ fn read(place: &Path) -> Result<Option<Entry>, CaptureError> {
 }
 
 fn read_present(place: &Path) -> Result<Option<Entry>, CaptureError> {
-    let failed = |source| CaptureError::Read { path: place.to_owned(), source };
+    let failed = |source| CaptureError::Read {
+        path: place.to_owned(),
+        source,
+    };
     let metadata = fs::symlink_metadata(place).map_err(failed)?;
     if metadata.is_symlink() {
         let target = fs::read_link(place).map_err(failed)?;
         let target = target.into_os_string().into_string();
-        let target = target.map_err(|_| CaptureError::NotText { path: place.to_owned() })?;
+        let target = target.map_err(|_| CaptureError::NotText {
+            path: place.to_owned(),
+        })?;
         return Ok(Some(Entry::Symlink { target }));
     }
     if metadata.is_dir() {
-        return Ok(Some(Entry::Directory { access: access(&metadata) }));
+        return Ok(Some(Entry::Directory {
+            access: access(&metadata),
+        }));
     }
     // A pipe that has taken the file's place must not block us.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(place).map_err(failed)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open(place)
+        .map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Ok(None);
     }
     let mut content = Vec::new();
-    file.take(REVISION_BYTES_MAX + 1).read_to_end(&mut content).map_err(failed)?;
+    file.take(REVISION_BYTES_MAX + 1)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
     let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
     Ok(Some(Entry::File {
         content,
@@ -250,7 +310,11 @@ fn read_present(place: &Path) -> Result<Option<Entry>, CaptureError> {
 }
 
 pub(super) fn access(metadata: &Metadata) -> Access {
-    Access { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }
+    Access {
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    }
 }
 
 #[cfg(test)]
@@ -267,11 +331,20 @@ mod tests {
     #[test]
     fn what_is_excluded_is_neither_captured_nor_looked_at() {
         let root = tempfile::tempdir().unwrap();
-        for path in ["etc/c/a.conf", "etc/c/node.toml", "etc/c/own/secret", "etc/other"] {
+        for path in [
+            "etc/c/a.conf",
+            "etc/c/node.toml",
+            "etc/c/own/secret",
+            "etc/other",
+        ] {
             write(root.path(), path, "x");
         }
         std::os::unix::fs::symlink("/outside", root.path().join("etc/c/link")).unwrap();
-        let scope = scope(root.path(), &["/etc/c", "/etc/missing"], &["node.toml", "own"]);
+        let scope = scope(
+            root.path(),
+            &["/etc/c", "/etc/missing"],
+            &["node.toml", "own"],
+        );
         let before = capture(&scope).unwrap();
         let paths: Vec<&str> = before.entries.keys().map(SettingPath::as_str).collect();
         assert_eq!(paths, ["/etc/c", "/etc/c/a.conf", "/etc/c/link"]);
@@ -296,7 +369,10 @@ mod tests {
     fn the_loss_of_everything_is_not_replicated() {
         let root = tempfile::tempdir().unwrap();
         let scope = scope(root.path(), &["/etc/c"], &[]);
-        assert!(matches!(capture(&scope), Err(CaptureError::Vanished { .. })));
+        assert!(matches!(
+            capture(&scope),
+            Err(CaptureError::Vanished { .. })
+        ));
     }
 
     #[test]
@@ -312,7 +388,9 @@ mod tests {
         let scope = scope(root.path(), &["/etc/a"], &[]);
         assert!(matches!(
             capture(&scope),
-            Err(CaptureError::Size { source: RevisionError::TooLarge })
+            Err(CaptureError::Size {
+                source: RevisionError::TooLarge
+            })
         ));
     }
 }

@@ -60,13 +60,18 @@ pub async fn validate(
     state: &Path,
     revision: &Revision,
 ) -> Result<(), RefusedError> {
-    let Some(argv) = &config.validate else { return Ok(()) };
+    let Some(argv) = &config.validate else {
+        return Ok(());
+    };
     let number = revision.number();
     let folder = |source| RefusedError::Folder { number, source };
     let staging = state.join("staging");
     durable::create_directory(&staging, 0o700).map_err(folder)?;
     // Removed when dropped; what a crash leaves behind is removed with the staging folder.
-    let staged = tempfile::Builder::new().prefix("settings-").tempdir_in(&staging).map_err(folder)?;
+    let staged = tempfile::Builder::new()
+        .prefix("settings-")
+        .tempdir_in(&staging)
+        .map_err(folder)?;
     let (there, copy) = (scope.at(staged.path()), revision.clone());
     let nowhere = staged.path().join(".replaced");
     let laid_out = tokio::task::spawn_blocking(move || apply(&there, &copy, &[], &nowhere)).await;
@@ -77,7 +82,9 @@ pub async fn validate(
     }
     let place = staged.path().to_string_lossy();
     let argv = argv.iter().map(|word| word.replace(DIRECTORY_WORD, &place));
-    let command = Command::new(argv).env(DIRECTORY_VARIABLE, place.as_ref()).limit(COMMAND_LIMIT);
+    let command = Command::new(argv)
+        .env(DIRECTORY_VARIABLE, place.as_ref())
+        .limit(COMMAND_LIMIT);
     match command.run().await {
         Ok(_) => Ok(()),
         Err(source) => Err(RefusedError::Validate { number, source }),
@@ -90,7 +97,11 @@ pub async fn validate(
 /// When the operator's command fails; the settings stay applied.
 pub async fn reload(config: &Settings) -> Result<(), CommandError> {
     match &config.reload {
-        Some(argv) => Command::new(argv.clone()).limit(COMMAND_LIMIT).run().await.map(drop),
+        Some(argv) => Command::new(argv.clone())
+            .limit(COMMAND_LIMIT)
+            .run()
+            .await
+            .map(drop),
         None => Ok(()),
     }
 }

@@ -50,7 +50,10 @@ impl Revision {
     /// Returns the stored form.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
-        for part in [postcard::to_allocvec(&self.summary()), postcard::to_allocvec(self.entries())] {
+        for part in [
+            postcard::to_allocvec(&self.summary()),
+            postcard::to_allocvec(self.entries()),
+        ] {
             // Plain data into memory; there is nothing that could fail.
             bytes.extend_from_slice(&part.expect("a revision can be encoded"));
         }
@@ -67,19 +70,26 @@ impl Revision {
             postcard::from_bytes(rest).map_err(|source| DecodeError::Malformed { source })?;
         let revision = Self::new(summary.number, summary.epoch.clone(), summary.time, entries)
             .map_err(|source| DecodeError::Revision { source })?;
-        if revision.summary() == summary { Ok(revision) } else { Err(DecodeError::Digest) }
+        if revision.summary() == summary {
+            Ok(revision)
+        } else {
+            Err(DecodeError::Digest)
+        }
     }
 }
 
 /// Reads the summary, and returns what follows it.
 pub(super) fn decode_summary(bytes: &[u8]) -> Result<(RevisionSummary, &[u8]), DecodeError> {
     let Some((&VERSION, rest)) = bytes.split_first() else {
-        return Err(DecodeError::Version { found: bytes.first().copied() });
+        return Err(DecodeError::Version {
+            found: bytes.first().copied(),
+        });
     };
     postcard::take_from_bytes(rest).map_err(|source| DecodeError::Malformed { source })
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::super::revision::tests::{file, revision};
     use super::*;
@@ -91,7 +101,9 @@ mod tests {
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x20;
-            let Ok(read) = Revision::decode(&damaged) else { continue };
+            let Ok(read) = Revision::decode(&damaged) else {
+                continue;
+            };
             // What is not part of the digest may differ (number, epoch, time), contents never.
             let original = Revision::decode(&bytes).unwrap();
             assert_eq!(read.digest(), original.digest(), "byte {at}");
@@ -101,10 +113,16 @@ mod tests {
     #[test]
     fn a_hostile_path_is_no_revision() {
         let bytes = revision(7, &[("/etc/aa/b", file("x"))]).encode();
-        let at = bytes.windows(9).position(|window| window == b"/etc/aa/b").unwrap();
+        let at = bytes
+            .windows(9)
+            .position(|window| window == b"/etc/aa/b")
+            .unwrap();
         let mut hostile = bytes;
         hostile[at + 5..at + 7].copy_from_slice(b"..");
-        assert!(matches!(Revision::decode(&hostile), Err(DecodeError::Malformed { .. })));
+        assert!(matches!(
+            Revision::decode(&hostile),
+            Err(DecodeError::Malformed { .. })
+        ));
     }
 
     proptest! {

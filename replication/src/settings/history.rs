@@ -110,7 +110,9 @@ impl History {
     /// # Errors
     /// When a folder cannot be made.
     pub fn open(state: &Path) -> Result<Self, HistoryError> {
-        let history = Self { folder: state.join("settings") };
+        let history = Self {
+            folder: state.join("settings"),
+        };
         for path in [history.revisions(), history.replaced()] {
             durable::create_directory(&path, 0o700).map_err(failed("make", &path))?;
         }
@@ -127,7 +129,8 @@ impl History {
     }
 
     fn path_of(&self, number: u64, digest: Digest, ending: &str) -> PathBuf {
-        self.revisions().join(format!("{number:020}-{}.{ending}", digest.short()))
+        self.revisions()
+            .join(format!("{number:020}-{}.{ending}", digest.short()))
     }
 
     /// Returns every revision, the oldest first; damaged ones are left out and logged.
@@ -140,7 +143,10 @@ impl History {
             match summary(&path) {
                 Ok(summary) => list.push(summary),
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "skipped a revision");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "skipped a revision"
+                    );
                 }
             }
         }
@@ -172,7 +178,8 @@ impl History {
     /// # Errors
     /// When there is none, or it is damaged.
     pub fn load(&self, number: u64, digest: Digest) -> Result<Revision, HistoryError> {
-        let mut paths = ["revision", "superseded"].map(|ending| self.path_of(number, digest, ending));
+        let mut paths =
+            ["revision", "superseded"].map(|ending| self.path_of(number, digest, ending));
         paths.sort_by_key(|path| !path.exists());
         match load(&paths[0]) {
             Err(HistoryError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -233,7 +240,8 @@ impl History {
     /// When it cannot be written.
     pub(super) fn add_pending(&self, marker: &Marker) -> Result<(), HistoryError> {
         let mut pending = self.pending()?;
-        pending.retain(|earlier| (earlier.number, earlier.digest) != (marker.number, marker.digest));
+        pending
+            .retain(|earlier| (earlier.number, earlier.digest) != (marker.number, marker.digest));
         pending.push(marker.clone());
         pending.drain(..pending.len().saturating_sub(PENDING_MAX));
         write_json(&self.folder.join("pending.json"), &pending)
@@ -309,9 +317,9 @@ impl History {
 
     /// Removes the oldest revisions past the bounds; never the applied one, nor the newest.
     fn prune(&self) -> Result<(), HistoryError> {
-        let applied = self.applied()?.map(|marker| {
-            self.path_of(marker.number, marker.digest, "revision")
-        });
+        let applied = self
+            .applied()?
+            .map(|marker| self.path_of(marker.number, marker.digest, "revision"));
         let kept = self.files()?;
         let mut files = self.ending("superseded")?;
         files.extend(kept);
@@ -322,9 +330,9 @@ impl History {
             if count <= REVISIONS_MAX && bytes <= HISTORY_BYTES_MAX {
                 break;
             }
-            let is_applied = applied.as_ref().is_some_and(|applied| {
-                applied.with_extension("") == path.with_extension("")
-            });
+            let is_applied = applied
+                .as_ref()
+                .is_some_and(|applied| applied.with_extension("") == path.with_extension(""));
             if !is_applied {
                 let freed = size(path);
                 fs::remove_file(path).map_err(failed("remove", path))?;
@@ -338,11 +346,17 @@ impl History {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HistoryError {
     let path = path.to_owned();
-    move |source| HistoryError::File { action, path, source }
+    move |source| HistoryError::File {
+        action,
+        path,
+        source,
+    }
 }
 
 fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
 }
 
 fn number_of(path: &Path) -> Option<u64> {
@@ -352,8 +366,13 @@ fn number_of(path: &Path) -> Option<u64> {
 fn summary(path: &Path) -> Result<RevisionSummary, HistoryError> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed("read", path))?;
-    file.take(SUMMARY_BYTES_MAX).read_to_end(&mut bytes).map_err(failed("read", path))?;
-    let damaged = |source| HistoryError::Damaged { path: path.to_owned(), source };
+    file.take(SUMMARY_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(failed("read", path))?;
+    let damaged = |source| HistoryError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
     Ok(decode_summary(&bytes).map_err(damaged)?.0)
 }
 
@@ -361,16 +380,20 @@ fn load(path: &Path) -> Result<Revision, HistoryError> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed("read", path))?;
     let bytes_max = u64::try_from(ENCODED_BYTES_MAX).unwrap_or(u64::MAX);
-    file.take(bytes_max).read_to_end(&mut bytes).map_err(failed("read", path))?;
-    Revision::decode(&bytes)
-        .map_err(|source| HistoryError::Damaged { path: path.to_owned(), source })
+    file.take(bytes_max)
+        .read_to_end(&mut bytes)
+        .map_err(failed("read", path))?;
+    Revision::decode(&bytes).map_err(|source| HistoryError::Damaged {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, HistoryError> {
     match fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| failed("read", path)(error.into()))
-        }
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| failed("read", path)(error.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(failed("read", path)(source)),
     }
@@ -399,7 +422,10 @@ mod tests {
         for revision in &revisions {
             history.record(revision).unwrap();
         }
-        assert_eq!(history.list().unwrap(), revisions.each_ref().map(Revision::summary));
+        assert_eq!(
+            history.list().unwrap(),
+            revisions.each_ref().map(Revision::summary)
+        );
         assert_eq!(history.latest().unwrap().as_ref(), Some(&revisions[2]));
         assert_eq!(history.show(10).unwrap(), revisions[1]);
         assert_eq!(
@@ -417,7 +443,10 @@ mod tests {
         }
         let theirs = revision(2, &[("/a", file("theirs"))]);
         history.record(&theirs).unwrap();
-        assert_eq!(history.list().unwrap(), [ours[0].summary(), theirs.summary()]);
+        assert_eq!(
+            history.list().unwrap(),
+            [ours[0].summary(), theirs.summary()]
+        );
         assert_eq!(history.load(3, ours[2].digest()).unwrap(), ours[2]);
     }
 
@@ -435,7 +464,9 @@ mod tests {
             })
             .unwrap();
         for number in 2..=3 {
-            history.record(&revision(number, &[("/a", file("x"))])).unwrap();
+            history
+                .record(&revision(number, &[("/a", file("x"))]))
+                .unwrap();
         }
         // As if they had been recorded one by one; writing a thousand durably takes long.
         let bytes = fs::read(history.files().unwrap().pop().unwrap()).unwrap();
@@ -461,6 +492,9 @@ mod tests {
         bytes[last] ^= 1;
         fs::write(&path, bytes).unwrap();
         let error = history.show(1).unwrap_err().to_string();
-        assert_eq!(error, format!("{} is not a revision of the settings", path.display()));
+        assert_eq!(
+            error,
+            format!("{} is not a revision of the settings", path.display())
+        );
     }
 }

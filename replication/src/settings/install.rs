@@ -41,7 +41,12 @@ pub fn install(
     // What is superseded by recording this one can still be loaded by its digest.
     history.record(revision)?;
     let (number, digest) = (revision.number(), revision.digest());
-    history.add_pending(&Marker { number, digest, origin, is_reloaded: false })?;
+    history.add_pending(&Marker {
+        number,
+        digest,
+        origin,
+        is_reloaded: false,
+    })?;
     Ok(finish(scope, history)?.unwrap_or_default())
 }
 
@@ -51,7 +56,9 @@ pub fn install(
 /// When a step fails; it stays pending.
 pub fn finish(scope: &Scope, history: &History) -> Result<Option<Applied>, InstallError> {
     let mut markers = history.pending()?;
-    let Some(pending) = markers.pop() else { return Ok(None) };
+    let Some(pending) = markers.pop() else {
+        return Ok(None);
+    };
     markers.extend(history.applied()?);
     let mut previous = Vec::new();
     for marker in &markers {
@@ -76,13 +83,18 @@ pub fn finish(scope: &Scope, history: &History) -> Result<Option<Applied>, Insta
 /// # Errors
 /// When the revision cannot be read or applied.
 pub fn restore(scope: &Scope, history: &History) -> Result<Applied, InstallError> {
-    let Some(marker) = history.applied()? else { return Ok(Applied::default()) };
+    let Some(marker) = history.applied()? else {
+        return Ok(Applied::default());
+    };
     let revision = history.load(marker.number, marker.digest)?;
     let number = marker.number;
     let applied = apply(scope, &revision, &[], &history.replaced())
         .map_err(|source| InstallError::Apply { number, source })?;
     if !applied.changed.is_empty() {
-        history.set_applied(&Marker { is_reloaded: false, ..marker })?;
+        history.set_applied(&Marker {
+            is_reloaded: false,
+            ..marker
+        })?;
     }
     Ok(applied)
 }
@@ -108,11 +120,16 @@ mod tests {
         let one = revision(1, &[("/etc/a", file("1")), ("/etc/gone", file("1"))]);
         fs::create_dir(root.join("etc")).unwrap();
         install(&scope, &history, &one, Origin::Received).unwrap();
-        let (two, marker_of_one) = (revision(2, &[("/etc/a", file("2"))]), history.applied().unwrap());
+        let (two, marker_of_one) = (
+            revision(2, &[("/etc/a", file("2"))]),
+            history.applied().unwrap(),
+        );
         // Crash after the files were changed: the marker is old, and it is pending still.
         install(&scope, &history, &two, Origin::Received).unwrap();
         let marker_of_two = history.applied().unwrap().unwrap();
-        history.set_applied(&marker_of_one.clone().unwrap()).unwrap();
+        history
+            .set_applied(&marker_of_one.clone().unwrap())
+            .unwrap();
         history.add_pending(&marker_of_two).unwrap();
         assert_eq!(finish(&scope, &history).unwrap(), Some(Applied::default()));
         assert_eq!(history.applied().unwrap(), Some(marker_of_two.clone()));
@@ -121,8 +138,16 @@ mod tests {
         fs::write(root.join("etc/gone"), "1").unwrap();
         history.set_applied(&marker_of_one.unwrap()).unwrap();
         history.add_pending(&marker_of_two).unwrap();
-        assert_eq!(finish(&scope, &history).unwrap().map(|applied| applied.changed.len()), Some(2));
-        assert_eq!((read(root, "etc/a"), read(root, "etc/gone")), (Some("2".to_owned()), None));
+        assert_eq!(
+            finish(&scope, &history)
+                .unwrap()
+                .map(|applied| applied.changed.len()),
+            Some(2)
+        );
+        assert_eq!(
+            (read(root, "etc/a"), read(root, "etc/gone")),
+            (Some("2".to_owned()), None)
+        );
         assert_eq!(finish(&scope, &history).unwrap(), None);
     }
 
@@ -135,8 +160,17 @@ mod tests {
         let one = revision(1, &[("/etc/a", file("1")), ("/etc/b", file("in the way"))]);
         assert!(install(&scope, &history, &one, Origin::Received).is_err());
         assert_eq!(read(root, "etc/a"), Some("1".to_owned()));
-        install(&scope, &history, &revision(2, &[("/etc/c", file("2"))]), Origin::Received).unwrap();
-        assert_eq!((read(root, "etc/a"), read(root, "etc/c")), (None, Some("2".to_owned())));
+        install(
+            &scope,
+            &history,
+            &revision(2, &[("/etc/c", file("2"))]),
+            Origin::Received,
+        )
+        .unwrap();
+        assert_eq!(
+            (read(root, "etc/a"), read(root, "etc/c")),
+            (None, Some("2".to_owned()))
+        );
     }
 
     #[test]
@@ -145,7 +179,13 @@ mod tests {
         let (root, history) = (folder.path(), History::open(folder.path()).unwrap());
         let scope = scope(root, &["/etc"], &[]);
         fs::create_dir(root.join("etc")).unwrap();
-        install(&scope, &history, &revision(1, &[("/etc/a", file("1"))]), Origin::Received).unwrap();
+        install(
+            &scope,
+            &history,
+            &revision(1, &[("/etc/a", file("1"))]),
+            Origin::Received,
+        )
+        .unwrap();
         fs::write(root.join("etc/a"), "local").unwrap();
         let applied = restore(&scope, &history).unwrap();
         assert_eq!(fs::read_to_string(&applied.kept[0]).unwrap(), "local");

@@ -26,7 +26,9 @@ pub use chain::told;
 pub use check::{RefusedError, reload, validate};
 pub use codec::{DecodeError, ENCODED_BYTES_MAX};
 pub use due::wait_until_due;
-pub use history::{HISTORY_BYTES_MAX, History, HistoryError, Marker, Origin, REVISIONS_MAX, Refusal};
+pub use history::{
+    HISTORY_BYTES_MAX, History, HistoryError, Marker, Origin, REVISIONS_MAX, Refusal,
+};
 pub use install::{InstallError, finish, install, restore};
 pub use path::{PathError, SettingPath};
 pub use revision::{

@@ -36,7 +36,11 @@ impl SettingPath {
         let mut rest = self.0.as_str();
         std::iter::from_fn(move || {
             rest = rest.rsplit_once('/')?.0;
-            if rest.is_empty() { None } else { Some(Self(rest.to_owned())) }
+            if rest.is_empty() {
+                None
+            } else {
+                Some(Self(rest.to_owned()))
+            }
         })
     }
 }
@@ -48,7 +52,9 @@ impl TryFrom<String> for SettingPath {
         let is_plain = |part: &str| !part.is_empty() && part != "." && part != "..";
         let is_path = text.len() <= PATH_BYTES_MAX
             && !text.contains('\0')
-            && text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain));
+            && text
+                .strip_prefix('/')
+                .is_some_and(|rest| rest.split('/').all(is_plain));
         if is_path {
             Ok(Self(text))
         } else {
@@ -83,10 +89,15 @@ mod tests {
 
     #[test]
     fn a_path_that_could_lead_elsewhere_is_refused() {
-        for text in ["", "/", "a", "/..", "/a/../b", "/a/./b", "/a//b", "/a/", "/a\0b"] {
+        for text in [
+            "", "/", "a", "/..", "/a/../b", "/a/./b", "/a//b", "/a/", "/a\0b",
+        ] {
             assert!(text.parse::<SettingPath>().is_err(), "{text:?}");
         }
-        assert_eq!("/etc/a..b".parse::<SettingPath>().unwrap().as_str(), "/etc/a..b");
+        assert_eq!(
+            "/etc/a..b".parse::<SettingPath>().unwrap().as_str(),
+            "/etc/a..b"
+        );
     }
 
     #[test]

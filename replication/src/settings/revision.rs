@@ -47,7 +47,11 @@ pub struct Digest([u8; 32]);
 impl Digest {
     /// Returns the first half of the hash in hexadecimal: enough for a file's name.
     pub(super) fn short(&self) -> String {
-        self.to_string().chars().skip("blake3:".len()).take(32).collect()
+        self.to_string()
+            .chars()
+            .skip("blake3:".len())
+            .take(32)
+            .collect()
     }
 }
 
@@ -144,8 +148,14 @@ impl Entry {
     pub fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (
-                Self::File { content, access, .. },
-                Self::File { content: other_content, access: other_access, .. },
+                Self::File {
+                    content, access, ..
+                },
+                Self::File {
+                    content: other_content,
+                    access: other_access,
+                    ..
+                },
             ) => access == other_access && content == other_content,
             (Self::Directory { .. }, Self::Directory { .. })
             | (Self::Symlink { .. }, Self::Symlink { .. }) => self == other,
@@ -178,7 +188,9 @@ impl Revision {
         if entries.len() > ENTRIES_MAX {
             return Err(RevisionError::TooMany);
         }
-        let sizes = entries.iter().map(|(path, entry)| length(path.as_str().len()) + entry.bytes());
+        let sizes = entries
+            .iter()
+            .map(|(path, entry)| length(path.as_str().len()) + entry.bytes());
         if sizes.fold(0, u64::saturating_add) > REVISION_BYTES_MAX {
             return Err(RevisionError::TooLarge);
         }
@@ -197,13 +209,24 @@ impl Revision {
             }
         }
         let digest = digest(&entries);
-        Ok(Self { number, epoch, time, digest, entries })
+        Ok(Self {
+            number,
+            epoch,
+            time,
+            digest,
+            entries,
+        })
     }
 
     /// Returns the same settings as a new revision.
     #[must_use]
     pub fn renewed(&self, number: u64, epoch: Epoch, time: WallTime) -> Self {
-        Self { number, epoch, time, ..self.clone() }
+        Self {
+            number,
+            epoch,
+            time,
+            ..self.clone()
+        }
     }
 
     /// Returns its number; numbers rise with time.
@@ -245,7 +268,9 @@ impl Revision {
             match earlier.entries.get(path) {
                 None => changes.added.push(Change::new(path, None, Some(entry))),
                 Some(before) if !before.is_same_as(entry) => {
-                    changes.changed.push(Change::new(path, Some(before), Some(entry)));
+                    changes
+                        .changed
+                        .push(Change::new(path, Some(before), Some(entry)));
                 }
                 Some(_) => {}
             }
@@ -321,12 +346,16 @@ fn digest(entries: &BTreeMap<SettingPath, Entry>) -> Digest {
         hasher.update(bytes);
     };
     let access_bytes = |access: &Access| {
-        [access.mode, access.uid, access.gid].map(u32::to_le_bytes).concat()
+        [access.mode, access.uid, access.gid]
+            .map(u32::to_le_bytes)
+            .concat()
     };
     for (path, entry) in entries {
         part(path.as_str().as_bytes());
         match entry {
-            Entry::File { content, access, .. } => {
+            Entry::File {
+                content, access, ..
+            } => {
                 part(b"file");
                 part(&access_bytes(access));
                 part(content);
@@ -355,14 +384,20 @@ pub(super) mod tests {
     pub(in crate::settings) fn file(content: &str) -> Entry {
         Entry::File {
             content: content.as_bytes().to_vec(),
-            access: Access { mode: 0o640, uid: 0, gid: 0 },
+            access: Access {
+                mode: 0o640,
+                uid: 0,
+                gid: 0,
+            },
             modified: (1_700_000_000, 5),
         }
     }
 
     pub(in crate::settings) fn revision(number: u64, entries: &[(&str, Entry)]) -> Revision {
         let entries = entries.iter().cloned();
-        let entries = entries.map(|(path, entry)| (path.parse().unwrap(), entry)).collect();
+        let entries = entries
+            .map(|(path, entry)| (path.parse().unwrap(), entry))
+            .collect();
         Revision::new(number, epoch(), WallTime(1_700_000_000_000), entries).unwrap()
     }
 
@@ -372,7 +407,10 @@ pub(super) mod tests {
         if let Entry::File { modified, .. } = &mut touched {
             *modified = (1_800_000_000, 0);
         }
-        let (before, after) = (revision(1, &[("/a", file("a"))]), revision(1, &[("/a", touched)]));
+        let (before, after) = (
+            revision(1, &[("/a", file("a"))]),
+            revision(1, &[("/a", touched)]),
+        );
         assert_eq!(before.digest(), after.digest());
         assert_eq!(after.changes_since(&before), Changes::default());
     }
@@ -388,7 +426,15 @@ pub(super) mod tests {
             revision(1, &[("/a", file("b"))]),
             revision(1, &[("/b", file("a"))]),
             revision(1, &[("/a", other_mode)]),
-            revision(1, &[("/a", Entry::Symlink { target: "a".to_owned() })]),
+            revision(
+                1,
+                &[(
+                    "/a",
+                    Entry::Symlink {
+                        target: "a".to_owned(),
+                    },
+                )],
+            ),
         ]
         .map(|revision| revision.digest());
         let distinct: std::collections::BTreeSet<Digest> = digests.into_iter().collect();
@@ -400,7 +446,9 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_may_lie_within_a_link() {
-        let link = Entry::Symlink { target: "/outside".to_owned() };
+        let link = Entry::Symlink {
+            target: "/outside".to_owned(),
+        };
         let entries = [("/e/link", link), ("/e/link/a", file("a"))];
         let entries = entries.map(|(path, entry)| (path.parse().unwrap(), entry));
         let result = Revision::new(1, epoch(), WallTime(0), entries.into_iter().collect());
@@ -412,8 +460,14 @@ pub(super) mod tests {
 
     #[test]
     fn the_difference_of_two_revisions_names_paths_and_sizes() {
-        let before = revision(1, &[("/a", file("1")), ("/b", file("22")), ("/c", file(""))]);
-        let after = revision(2, &[("/a", file("333")), ("/b", file("22")), ("/d", file("4"))]);
+        let before = revision(
+            1,
+            &[("/a", file("1")), ("/b", file("22")), ("/c", file(""))],
+        );
+        let after = revision(
+            2,
+            &[("/a", file("333")), ("/b", file("22")), ("/d", file("4"))],
+        );
         let change = |path: &str, bytes_before, bytes_after| Change {
             path: path.parse().unwrap(),
             bytes_before,

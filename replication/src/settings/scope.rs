@@ -52,13 +52,20 @@ impl Scope {
                 trimmed => trimmed.parse(),
             }
         });
-        Ok(Self { root, bases: bases.collect::<Result<_, _>>()?, exclude: config.exclude.clone() })
+        Ok(Self {
+            root,
+            bases: bases.collect::<Result<_, _>>()?,
+            exclude: config.exclude.clone(),
+        })
     }
 
     /// Returns the same scope in another place, such as a staging folder.
     #[must_use]
     pub(super) fn at(&self, root: &Path) -> Self {
-        Self { root: root.to_owned(), ..self.clone() }
+        Self {
+            root: root.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// Returns the configured paths.
@@ -102,11 +109,22 @@ impl Scope {
         for path in revision.entries().keys() {
             let number = revision.number();
             let Some(base) = self.base_of(path) else {
-                return Err(ScopeError::Outside { number, path: path.clone() });
+                return Err(ScopeError::Outside {
+                    number,
+                    path: path.clone(),
+                });
             };
-            let above = path.ancestors().take_while(|above| above.as_str().len() >= base.as_str().len());
-            if std::iter::once(path.clone()).chain(above).any(|path| self.is_excluded(base, &path)) {
-                return Err(ScopeError::Excluded { number, path: path.clone() });
+            let above = path
+                .ancestors()
+                .take_while(|above| above.as_str().len() >= base.as_str().len());
+            if std::iter::once(path.clone())
+                .chain(above)
+                .any(|path| self.is_excluded(base, &path))
+            {
+                return Err(ScopeError::Excluded {
+                    number,
+                    path: path.clone(),
+                });
             }
         }
         Ok(())
@@ -132,7 +150,11 @@ pub(super) mod tests {
 
     #[test]
     fn a_revision_stays_within_what_is_configured_and_not_excluded() {
-        let scope = scope(Path::new("/"), &["/etc/catalog/", "/etc/one.conf"], &["node.*", "own/**"]);
+        let scope = scope(
+            Path::new("/"),
+            &["/etc/catalog/", "/etc/one.conf"],
+            &["node.*", "own/**"],
+        );
         let table = [
             ("/etc/catalog", None),
             ("/etc/catalog/a/b", None),

@@ -116,7 +116,11 @@ pub(super) async fn build(
     let mut read = 0_u64;
     loop {
         let rows = source.next().await?;
-        let message = if rows.is_empty() { Message::Complete } else { Message::Rows(rows) };
+        let message = if rows.is_empty() {
+            Message::Complete
+        } else {
+            Message::Rows(rows)
+        };
         let is_complete = matches!(message, Message::Complete);
         if let Message::Rows(rows) = &message {
             read = read.saturating_add(u64::try_from(rows.len()).unwrap_or(u64::MAX));

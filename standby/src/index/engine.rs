@@ -38,13 +38,22 @@ impl Searchable {
     /// Opens a finished build.
     pub(super) fn open(path: &Path) -> Result<Self, EngineError> {
         let index = Index::open_in_dir(path)?;
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let reader = index
+            .reader_builder()
+            .reload_policy(ReloadPolicy::Manual)
+            .try_into()?;
         let schema = index.schema();
-        let fields: Vec<(Field, String)> =
-            schema.fields().map(|(field, entry)| (field, entry.name().to_owned())).collect();
+        let fields: Vec<(Field, String)> = schema
+            .fields()
+            .map(|(field, entry)| (field, entry.name().to_owned()))
+            .collect();
         let all = fields.iter().map(|(field, _)| *field).collect();
         let parser = QueryParser::for_index(&index, all);
-        Ok(Self { reader, parser, fields })
+        Ok(Self {
+            reader,
+            parser,
+            fields,
+        })
     }
 
     /// Searches; blocks meanwhile.
@@ -58,7 +67,9 @@ impl Searchable {
         let query = self
             .parser
             .parse_query(query)
-            .map_err(|error| SearchError::Query { message: error.to_string() })?;
+            .map_err(|error| SearchError::Query {
+                message: error.to_string(),
+            })?;
         let failed = |source: tantivy::TantivyError| SearchError::Failed {
             name: name.to_owned(),
             source: source.into(),
@@ -96,12 +107,19 @@ impl Build {
     pub(super) fn begin(path: &Path, columns: &[String]) -> Result<Self, EngineError> {
         let mut schema = Schema::builder();
         let fields = columns.iter().enumerate().map(|(at, name)| {
-            let options = if at == 0 { STRING | STORED } else { TEXT | STORED };
+            let options = if at == 0 {
+                STRING | STORED
+            } else {
+                TEXT | STORED
+            };
             schema.add_text_field(name, options)
         });
         let fields = fields.collect();
         let index = Index::create_in_dir(path, schema.build())?;
-        Ok(Self { writer: index.writer_with_num_threads(1, WRITER_BYTES)?, fields })
+        Ok(Self {
+            writer: index.writer_with_num_threads(1, WRITER_BYTES)?,
+            fields,
+        })
     }
 
     /// Adds a document per row.

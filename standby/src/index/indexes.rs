@@ -17,9 +17,8 @@ use super::search::{SearchError, SearchResult, check};
 use super::shelf::{Record, Shelf};
 
 /// Connects to this node's Postgres: to the database of that name, or to the configured one.
-pub type Connect = Arc<
-    dyn Fn(Option<String>) -> BoxFuture<'static, Result<Client, StoreFailure>> + Send + Sync,
->;
+pub type Connect =
+    Arc<dyn Fn(Option<String>) -> BoxFuture<'static, Result<Client, StoreFailure>> + Send + Sync>;
 
 /// The indexes of this node, in the order of the configuration.
 pub struct Indexes {
@@ -73,7 +72,11 @@ impl Index {
             Ok(None) => {}
             Err(error) => state.failure = Some(told(&error)),
         }
-        Self { config: config.clone(), shelf, state: Mutex::new(state) }
+        Self {
+            config: config.clone(),
+            shelf,
+            state: Mutex::new(state),
+        }
     }
 
     fn name(&self) -> &str {
@@ -95,7 +98,9 @@ impl Index {
     fn begin(&self) -> Result<Turn<'_>, RebuildError> {
         let mut state = self.state();
         if state.rebuilding.is_some() {
-            return Err(RebuildError::AlreadyRunning { name: self.name().to_owned() });
+            return Err(RebuildError::AlreadyRunning {
+                name: self.name().to_owned(),
+            });
         }
         state.rebuilding = Some((0, None));
         Ok(Turn(self))
@@ -103,7 +108,10 @@ impl Index {
 
     fn status(&self) -> IndexStatus {
         let state = self.state();
-        let is_stale = state.record.as_ref().is_some_and(|record| !record.is_of(&self.source()));
+        let is_stale = state
+            .record
+            .as_ref()
+            .is_some_and(|record| !record.is_of(&self.source()));
         let stale = || is_stale.then(|| "its source has changed since; rebuild it".to_owned());
         let documents = state.record.as_ref().map_or(0, |record| record.documents);
         let (named, documents, documents_total) = match (state.rebuilding, &state.failure) {
@@ -136,7 +144,12 @@ impl Indexes {
         let index = |config: &understudy_config::Index| {
             Index::open(config, folder.join(config.name.as_str()))
         };
-        Self { indexes: configs.iter().map(index).collect(), connect, env, events }
+        Self {
+            indexes: configs.iter().map(index).collect(),
+            connect,
+            env,
+            events,
+        }
     }
 
     /// Returns the names of the indexes.
@@ -154,7 +167,9 @@ impl Indexes {
     /// # Errors
     /// When it is being rebuilt already, takes too long, or cannot be built.
     pub async fn rebuild(&self, name: &str, progress: &dyn Progress) -> Result<u64, RebuildError> {
-        let unknown = || RebuildError::Unknown { name: name.to_owned() };
+        let unknown = || RebuildError::Unknown {
+            name: name.to_owned(),
+        };
         let index = self.find(name).ok_or_else(unknown)?;
         let turn = index.begin()?;
         progress.start(&format!("index {name}"), None, Unit::Items);
@@ -162,13 +177,20 @@ impl Indexes {
         let work = self.work(index, progress);
         let result = match tokio::time::timeout(limit, work).await {
             Ok(result) => result,
-            Err(_) => Err(RebuildError::TimedOut { name: name.to_owned(), limit }),
+            Err(_) => Err(RebuildError::TimedOut {
+                name: name.to_owned(),
+                limit,
+            }),
         };
         let mut state = index.state();
         let outcome = match result {
             Ok((searchable, record)) => {
                 let documents = record.documents;
-                *state = State { searchable, record: Some(record), ..State::default() };
+                *state = State {
+                    searchable,
+                    record: Some(record),
+                    ..State::default()
+                };
                 Ok(documents)
             }
             Err(error) => {
@@ -206,7 +228,11 @@ impl Indexes {
                 let tell = |read, total| {
                     index.state().rebuilding = Some((read, Some(total)));
                     if read == 0 {
-                        progress.start(&format!("index {}", index.name()), Some(total), Unit::Items);
+                        progress.start(
+                            &format!("index {}", index.name()),
+                            Some(total),
+                            Unit::Items,
+                        );
                     }
                     progress.at(read);
                 };
@@ -219,8 +245,10 @@ impl Indexes {
                 let command = Command::new(command.clone())
                     .env("UNDERSTUDY_INDEX", index.name())
                     .limit(index.config.timeout);
-                let command =
-                    self.env.iter().fold(command, |command, (name, value)| command.env(name, value));
+                let command = self
+                    .env
+                    .iter()
+                    .fold(command, |command, (name, value)| command.env(name, value));
                 command.run().await?;
                 let (shelf, record) = (index.shelf.clone(), Record::now(0, &index.source()));
                 let publishing = record.clone();
@@ -268,7 +296,8 @@ impl Indexes {
             let name = name.clone();
             tokio::task::spawn_blocking(move || searchable.search(&name, &query, limit))
         };
-        task.await.unwrap_or_else(|source| Err(SearchError::Broken { name, source }))
+        task.await
+            .unwrap_or_else(|source| Err(SearchError::Broken { name, source }))
     }
 
     /// Returns how each index is.

@@ -48,7 +48,10 @@ struct Refusal {
 pub fn routes(indexes: Arc<Indexes>, is_serving: IsServing) -> Router {
     Router::new()
         .route("/index/{name}/search", get(search))
-        .with_state(Searcher { indexes, is_serving })
+        .with_state(Searcher {
+            indexes,
+            is_serving,
+        })
 }
 
 async fn search(
@@ -58,15 +61,27 @@ async fn search(
 ) -> Response {
     if let Err(primary) = (searcher.is_serving)() {
         let error = "this node is not the acting primary".to_owned();
-        let refusal = Refusal { error, primary: Some(primary), percent: None };
+        let refusal = Refusal {
+            error,
+            primary: Some(primary),
+            percent: None,
+        };
         return (StatusCode::SERVICE_UNAVAILABLE, Json(refusal)).into_response();
     }
     let Some(query) = question.q else {
-        return refuse(StatusCode::BAD_REQUEST, "the query is missing (?q=…)".to_owned());
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "the query is missing (?q=…)".to_owned(),
+        );
     };
     let limit = match question.limit.map(|text| text.parse::<usize>()).transpose() {
         Ok(limit) => limit.unwrap_or(LIMIT_DEFAULT),
-        Err(_) => return refuse(StatusCode::BAD_REQUEST, "`limit` is not a number".to_owned()),
+        Err(_) => {
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "`limit` is not a number".to_owned(),
+            );
+        }
     };
     match searcher.indexes.search(&name, &query, limit).await {
         Ok(result) => Json(result).into_response(),
@@ -80,14 +95,28 @@ fn answer(error: &SearchError) -> Response {
         SearchError::Query { .. } | SearchError::Limit { .. } => StatusCode::BAD_REQUEST,
         SearchError::Absent { .. } => StatusCode::SERVICE_UNAVAILABLE,
         SearchError::Rebuilding { percent, .. } => {
-            let refusal = Refusal { error: told(error), primary: None, percent: *percent };
+            let refusal = Refusal {
+                error: told(error),
+                primary: None,
+                percent: *percent,
+            };
             return (StatusCode::SERVICE_UNAVAILABLE, Json(refusal)).into_response();
         }
-        SearchError::Failed { .. } | SearchError::Broken { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        SearchError::Failed { .. } | SearchError::Broken { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     refuse(status, told(error))
 }
 
 fn refuse(status: StatusCode, error: String) -> Response {
-    (status, Json(Refusal { error, primary: None, percent: None })).into_response()
+    (
+        status,
+        Json(Refusal {
+            error,
+            primary: None,
+            percent: None,
+        }),
+    )
+        .into_response()
 }

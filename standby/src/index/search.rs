@@ -99,7 +99,11 @@ pub(super) fn check(query: &str, limit: usize) -> Result<(), SearchError> {
     if limit > LIMIT_MAX {
         return Err(SearchError::Limit { limit });
     }
-    let query_error = |message: &str| Err(SearchError::Query { message: message.to_owned() });
+    let query_error = |message: &str| {
+        Err(SearchError::Query {
+            message: message.to_owned(),
+        })
+    };
     if query.len() > QUERY_BYTES_MAX {
         return query_error("it is too long");
     }

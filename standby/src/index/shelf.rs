@@ -40,7 +40,12 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn now(documents: u64, source: &str) -> Self {
-        Self { version: VERSION, built: WallTime::now(), documents, source: hash(source) }
+        Self {
+            version: VERSION,
+            built: WallTime::now(),
+            documents,
+            source: hash(source),
+        }
     }
 
     /// Returns whether the index was built from `source`.
@@ -61,7 +66,11 @@ pub(super) struct Shelf {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ShelfError {
     let path = path.to_owned();
-    move |source| ShelfError { action, path, source }
+    move |source| ShelfError {
+        action,
+        path,
+        source,
+    }
 }
 
 impl Shelf {
@@ -91,7 +100,9 @@ impl Shelf {
     /// Removes every build but the one that is searched: what a crash or a failure left behind.
     pub(super) fn clean(&self) -> Result<(), ShelfError> {
         let link = self.folder.join("current");
-        let current = fs::read_link(&link).ok().map(|target| self.folder.join(target));
+        let current = fs::read_link(&link)
+            .ok()
+            .map(|target| self.folder.join(target));
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -117,7 +128,11 @@ impl Shelf {
         self.clean()?;
         let number = |name: &Path| name.file_name()?.to_str()?.parse::<u64>().ok();
         let current = fs::read_link(self.folder.join("current")).ok();
-        let next = current.as_deref().and_then(number).unwrap_or(0).saturating_add(1);
+        let next = current
+            .as_deref()
+            .and_then(number)
+            .unwrap_or(0)
+            .saturating_add(1);
         let path = self.folder.join(next.to_string());
         durable::create_directory(&path, 0o700).map_err(failed("make", &path))?;
         Ok(path)
@@ -169,7 +184,10 @@ mod tests {
         shelf.clean().unwrap();
         assert_eq!(names(&shelf.folder), ["1", "current"]);
         let (path, record) = shelf.current().unwrap().unwrap();
-        assert_eq!((path, record.documents, record.is_of("SELECT 1")), (first, 3, true));
+        assert_eq!(
+            (path, record.documents, record.is_of("SELECT 1")),
+            (first, 3, true)
+        );
         let second = shelf.begin().unwrap();
         shelf.publish(&second, &Record::now(4, "SELECT 2")).unwrap();
         assert_eq!(names(&shelf.folder), ["2", "current"]);

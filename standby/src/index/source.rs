@@ -69,30 +69,50 @@ impl<'a> Source<'a> {
             .await?;
         // The server then gives up by itself, even if it does not notice that we have gone.
         let millis = limit.as_millis().clamp(1, 0x7FFF_FFFF);
-        transaction.batch_execute(&format!("SET LOCAL statement_timeout = {millis}")).await?;
+        transaction
+            .batch_execute(&format!("SET LOCAL statement_timeout = {millis}"))
+            .await?;
         let sql = sql.trim().trim_end_matches(';');
         let statement = transaction.prepare(sql).await?;
         if !statement.params().is_empty() {
             return Err(SourceError::Parameters);
         }
-        let columns: Vec<String> =
-            statement.columns().iter().map(|column| column.name().to_owned()).collect();
+        let columns: Vec<String> = statement
+            .columns()
+            .iter()
+            .map(|column| column.name().to_owned())
+            .collect();
         check_columns(&columns)?;
         // The line break ends a comment that the query may end with.
         let rows = format!("FROM (\n{sql}\n) AS source");
-        let count = transaction.query_one(&format!("SELECT count(*) {rows}"), &[]).await?;
+        let count = transaction
+            .query_one(&format!("SELECT count(*) {rows}"), &[])
+            .await?;
         let total = u64::try_from(count.try_get::<_, i64>(0)?).unwrap_or(0);
-        let texts: Vec<String> = columns.iter().map(|name| format!("\"{name}\"::text")).collect();
+        let texts: Vec<String> = columns
+            .iter()
+            .map(|name| format!("\"{name}\"::text"))
+            .collect();
         let wrapped = format!("SELECT {} {rows}", texts.join(", "));
         let statement = transaction.prepare(&wrapped).await?;
         let portal = transaction.bind(&statement, &[]).await?;
-        Ok(Self { transaction, portal, columns, total })
+        Ok(Self {
+            transaction,
+            portal,
+            columns,
+            total,
+        })
     }
 
     /// Returns the next rows; none at the end.
     pub(super) async fn next(&self) -> Result<Vec<Row>, SourceError> {
-        let rows = self.transaction.query_portal(&self.portal, BATCH_ROWS).await?;
-        let texts = rows.iter().map(|row| (0..row.len()).map(|at| row.try_get(at)).collect());
+        let rows = self
+            .transaction
+            .query_portal(&self.portal, BATCH_ROWS)
+            .await?;
+        let texts = rows
+            .iter()
+            .map(|row| (0..row.len()).map(|at| row.try_get(at)).collect());
         Ok(texts.collect::<Result<_, _>>()?)
     }
 }
@@ -105,7 +125,10 @@ fn check_columns(columns: &[String]) -> Result<(), SourceError> {
         let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
             && name.starts_with(|c: char| c.is_ascii_alphabetic());
         if !is_plain {
-            return Err(SourceError::ColumnName { number: at + 1, name: name.clone() });
+            return Err(SourceError::ColumnName {
+                number: at + 1,
+                name: name.clone(),
+            });
         }
         if columns.iter().take(at).any(|earlier| earlier == name) {
             return Err(SourceError::SameName { name: name.clone() });

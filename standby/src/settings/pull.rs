@@ -5,8 +5,8 @@ use std::error::Error;
 use understudy_replication::command::CommandError;
 use understudy_replication::event::Severity;
 use understudy_replication::settings::{
-    Applied, DecodeError, ENCODED_BYTES_MAX, HistoryError, InstallError, Marker, Origin, RefusedError,
-    Revision, ScopeError, finish, install, reload, restore, told, validate,
+    Applied, DecodeError, ENCODED_BYTES_MAX, HistoryError, InstallError, Marker, Origin,
+    RefusedError, Revision, ScopeError, finish, install, reload, restore, told, validate,
 };
 use understudy_replication::transport::{PeerClient, PeerError};
 
@@ -40,7 +40,9 @@ pub enum PullError {
 
 impl From<HistoryError> for PullError {
     fn from(source: HistoryError) -> Self {
-        Self::Install { source: source.into() }
+        Self::Install {
+            source: source.into(),
+        }
     }
 }
 
@@ -87,7 +89,11 @@ impl SettingsReceiver {
         pulled
     }
 
-    async fn pull_into(&self, place: &mut Place, primary: &PeerClient) -> Result<Pulled, PullError> {
+    async fn pull_into(
+        &self,
+        place: &mut Place,
+        primary: &PeerClient,
+    ) -> Result<Pulled, PullError> {
         let have = place.history.applied()?;
         let path = match &have {
             Some(Marker { number, digest, .. }) => {
@@ -102,7 +108,12 @@ impl SettingsReceiver {
             if length > ENCODED_BYTES_MAX {
                 let peer = primary.node().to_string();
                 let bytes_max = ENCODED_BYTES_MAX;
-                return Err(PeerError::TooLong { peer, bytes: length, bytes_max }.into());
+                return Err(PeerError::TooLong {
+                    peer,
+                    bytes: length,
+                    bytes_max,
+                }
+                .into());
             }
             bytes.extend_from_slice(&frame);
         }
@@ -147,14 +158,23 @@ impl SettingsReceiver {
                 let finished = finish(scope, history)?;
                 let restored = restore(scope, history)?;
                 history.clear_refused()?;
-                Ok(finished.filter(|_| restored.changed.is_empty()).unwrap_or(restored))
+                Ok(finished
+                    .filter(|_| restored.changed.is_empty())
+                    .unwrap_or(restored))
             })
             .await?;
-        let Some(marker) = place.history.applied()? else { return Ok(Pulled::Current) };
+        let Some(marker) = place.history.applied()? else {
+            return Ok(Pulled::Current);
+        };
         let summary = place.history.load(marker.number, marker.digest)?.summary();
         self.note_applied(marker.number, summary.bytes, summary.entries);
         if !applied.changed.is_empty() {
-            self.tell(marker.number, &applied, "settings_restored", "was applied again over local changes");
+            self.tell(
+                marker.number,
+                &applied,
+                "settings_restored",
+                "was applied again over local changes",
+            );
         }
         self.reload(place).await?;
         Ok(Pulled::Current)
@@ -163,7 +183,9 @@ impl SettingsReceiver {
     /// Completes what was accepted and not completed, then reloads.
     pub(super) async fn complete(&self) -> Result<(), PullError> {
         let mut place = self.place().await;
-        let finished = place.work(|scope, history| Ok(finish(scope, history)?)).await?;
+        let finished = place
+            .work(|scope, history| Ok(finish(scope, history)?))
+            .await?;
         if let (Some(applied), Some(marker)) = (finished, place.history.applied()?) {
             let summary = place.history.load(marker.number, marker.digest)?.summary();
             self.note_applied(marker.number, summary.bytes, summary.entries);
@@ -174,13 +196,20 @@ impl SettingsReceiver {
 
     /// Runs the reload command unless it has succeeded since the settings changed.
     async fn reload(&self, place: &mut Place) -> Result<(), PullError> {
-        let Some(marker) = place.history.applied()?.filter(|marker| !marker.is_reloaded) else {
+        let Some(marker) = place
+            .history
+            .applied()?
+            .filter(|marker| !marker.is_reloaded)
+        else {
             self.note_reload(0, None);
             return Ok(());
         };
         let result: Result<(), CommandError> = reload(self.config()).await;
         if result.is_ok() {
-            place.history.set_applied(&Marker { is_reloaded: true, ..marker.clone() })?;
+            place.history.set_applied(&Marker {
+                is_reloaded: true,
+                ..marker.clone()
+            })?;
         }
         self.note_reload(marker.number, result.err().as_ref());
         Ok(())
@@ -196,7 +225,9 @@ impl SettingsReceiver {
         let digest = revision.as_ref().map(Revision::digest);
         if let Some(revision) = revision {
             let reason = reason.clone();
-            place.work(move |_, history| Ok(history.set_refused(&revision, &reason)?)).await?;
+            place
+                .work(move |_, history| Ok(history.set_refused(&revision, &reason)?))
+                .await?;
         }
         self.note_refused(digest, &reason);
         Ok(Pulled::Refused { reason })

@@ -116,7 +116,10 @@ impl SettingsReceiver {
         let mut told = Told::default();
         // What was captured here, in an epoch that may have lost, has a number of its own lineage:
         // it is told only after the primary has confirmed it.
-        if let Some(marker) = history.applied()?.filter(|marker| marker.origin == Origin::Received) {
+        if let Some(marker) = history
+            .applied()?
+            .filter(|marker| marker.origin == Origin::Received)
+        {
             told.position = Some(Position(marker.number));
         }
         if let Some(refusal) = history.refused()? {
@@ -124,7 +127,10 @@ impl SettingsReceiver {
             told.refused_digest = Some(refusal.summary.digest);
         }
         Ok(Self {
-            id: StoreId { name: "settings".parse()?, kind: StoreKind::Settings },
+            id: StoreId {
+                name: "settings".parse()?,
+                kind: StoreKind::Settings,
+            },
             config: config.clone(),
             state: state.to_owned(),
             events,
@@ -183,7 +189,8 @@ impl SettingsReceiver {
             !is_known
         };
         if is_news {
-            self.events.record(Severity::Error, "settings_refused", problem);
+            self.events
+                .record(Severity::Error, "settings_refused", problem);
         }
     }
 
@@ -191,7 +198,8 @@ impl SettingsReceiver {
         let problem = told(error);
         let is_news = self.told().trouble.replace(problem.clone()).as_ref() != Some(&problem);
         if is_news {
-            self.events.record(Severity::Error, "settings_not_applied", problem);
+            self.events
+                .record(Severity::Error, "settings_not_applied", problem);
         }
     }
 
@@ -205,7 +213,8 @@ impl SettingsReceiver {
             std::mem::replace(&mut told.reload, problem.clone()) != problem
         };
         if let Some(problem) = problem.filter(|_| is_news) {
-            self.events.record(Severity::Error, "settings_reload_failed", problem);
+            self.events
+                .record(Severity::Error, "settings_reload_failed", problem);
         }
     }
 }
@@ -281,7 +290,11 @@ impl Receiver for SettingsReceiver {
         Box::pin(async move {
             progress.start("settings", None, Unit::Items);
             let completed = self.complete().await;
-            progress.end(if completed.is_ok() { "complete" } else { "failed" });
+            progress.end(if completed.is_ok() {
+                "complete"
+            } else {
+                "failed"
+            });
             Ok(completed?)
         })
     }

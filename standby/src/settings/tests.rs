@@ -71,7 +71,9 @@ impl Pair {
         let identity = |name: &str| {
             let pki = folder.path().join(name).join("pki");
             fs::create_dir_all(&pki).unwrap();
-            let issued = authority.issue(&node(name), "127.0.0.1".parse().unwrap()).unwrap();
+            let issued = authority
+                .issue(&node(name), "127.0.0.1".parse().unwrap())
+                .unwrap();
             fs::write(pki.join("ca.crt"), authority.certificate()).unwrap();
             fs::write(pki.join("node.crt"), issued.certificate).unwrap();
             fs::write(pki.join("node.key"), issued.key).unwrap();
@@ -93,7 +95,12 @@ impl Pair {
         tokio::spawn(server.serve(listener, stop));
         let client = PeerClient::new(node("a"), address, theirs, Arc::new(Lone(epoch())));
         fs::create_dir_all(folder.path().join("a/root/etc/catalog")).unwrap();
-        Self { folder, client: Arc::new(client), router, _stopper: stopper }
+        Self {
+            folder,
+            client: Arc::new(client),
+            router,
+            _stopper: stopper,
+        }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -105,7 +112,11 @@ impl Pair {
     }
 
     fn kinds(&self, node: &str) -> Vec<String> {
-        self.events(node).newest(100).into_iter().map(|event| event.kind).collect()
+        self.events(node)
+            .newest(100)
+            .into_iter()
+            .map(|event| event.kind)
+            .collect()
     }
 
     async fn shipper(&self, config: &Settings) -> Arc<SettingsShipper> {
@@ -115,7 +126,8 @@ impl Pair {
         let shipper = Arc::new(shipper);
         shipper.open().await.unwrap();
         let routes = shipper.clone().routes();
-        self.router.set(axum::Router::new().nest("/store/settings", routes));
+        self.router
+            .set(axum::Router::new().nest("/store/settings", routes));
         shipper
     }
 
@@ -148,27 +160,48 @@ async fn what_changes_on_the_primary_is_the_same_on_the_standby() {
     pair.write("a", "etc/catalog/node.toml", "name = \"a\"");
     pair.write("b", "etc/catalog/node.toml", "name = \"b\"");
     pair.write("b", "etc/catalog/foreign", "mine");
-    fs::set_permissions(pair.path("a/root/etc/catalog/a.conf"), fs::Permissions::from_mode(0o600))
-        .unwrap();
+    fs::set_permissions(
+        pair.path("a/root/etc/catalog/a.conf"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
     let (shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&config()));
-    assert_eq!((shipper.mark().await, receiver.received().applied), (position(1), None));
+    assert_eq!(
+        (shipper.mark().await, receiver.received().applied),
+        (position(1), None)
+    );
     receiver.seed(&pair.client, &NoProgress).await.unwrap();
     assert_eq!(receiver.received().applied, position(1));
     assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("one"));
-    let mode = fs::metadata(pair.path("b/root/etc/catalog/a.conf")).unwrap().permissions().mode();
+    let mode = fs::metadata(pair.path("b/root/etc/catalog/a.conf"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o7777, 0o600);
 
     pair.write("a", "etc/catalog/a.conf", "two");
     fs::remove_file(pair.path("a/root/etc/catalog/gone.conf")).unwrap();
     // The mark itself finds the change: no schedule has come due.
     assert_eq!(shipper.mark().await, position(2));
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 2 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 2 }
+    );
     assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Current);
     assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("two"));
     assert_eq!(pair.read("b", "etc/catalog/gone.conf"), None);
-    assert_eq!(pair.read("b", "etc/catalog/node.toml").as_deref(), Some("name = \"b\""));
-    assert_eq!(pair.read("b", "etc/catalog/foreign").as_deref(), Some("mine"));
-    let (ours, theirs) = (shipper.history().list().unwrap(), receiver.history().list().unwrap());
+    assert_eq!(
+        pair.read("b", "etc/catalog/node.toml").as_deref(),
+        Some("name = \"b\"")
+    );
+    assert_eq!(
+        pair.read("b", "etc/catalog/foreign").as_deref(),
+        Some("mine")
+    );
+    let (ours, theirs) = (
+        shipper.history().list().unwrap(),
+        receiver.history().list().unwrap(),
+    );
     assert_eq!(ours, theirs);
 }
 
@@ -182,21 +215,39 @@ async fn a_refused_revision_stays_visible_and_a_later_good_one_is_applied() {
     };
     pair.write("a", "etc/catalog/a.conf", "good");
     let (_shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&validating));
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 1 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 1 }
+    );
     pair.write("a", "etc/catalog/a.conf", "bad");
     for _ in 0..2 {
         let pulled = receiver.pull(&pair.client).await.unwrap();
-        let Pulled::Refused { reason } = pulled else { panic!("{pulled:?}") };
+        let Pulled::Refused { reason } = pulled else {
+            panic!("{pulled:?}")
+        };
         assert!(reason.starts_with("revision 2 of the settings did not validate: `sh` failed"));
         assert!(reason.ends_with("etc/catalog/a.conf:bad"), "{reason}");
     }
-    assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("good"));
+    assert_eq!(
+        pair.read("b", "etc/catalog/a.conf").as_deref(),
+        Some("good")
+    );
     let received = receiver.received();
-    assert_eq!((received.applied, received.flushed), (position(1), position(1)));
+    assert_eq!(
+        (received.applied, received.flushed),
+        (position(1), position(1))
+    );
     assert_eq!(received.report.problems, [received.stalled.unwrap()]);
-    let refused = pair.kinds("b").into_iter().filter(|kind| kind == "settings_refused");
+    let refused = pair
+        .kinds("b")
+        .into_iter()
+        .filter(|kind| kind == "settings_refused");
     assert_eq!(refused.count(), 1);
-    let kept = History::open(&pair.path("b/state")).unwrap().refused().unwrap().unwrap();
+    let kept = History::open(&pair.path("b/state"))
+        .unwrap()
+        .refused()
+        .unwrap()
+        .unwrap();
     assert_eq!(kept.summary.number, 2);
     // It is still told after a restart.
     drop(receiver);
@@ -205,24 +256,39 @@ async fn a_refused_revision_stays_visible_and_a_later_good_one_is_applied() {
     assert_eq!(receiver.received().applied, position(1));
 
     pair.write("a", "etc/catalog/a.conf", "better");
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 3 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 3 }
+    );
     assert_eq!(receiver.received().stalled, None);
     assert_eq!(receiver.history().refused().unwrap(), None);
     assert_eq!(fs::read_to_string(pair.path("reloads")).unwrap(), "x\nx\n");
-    assert_eq!(fs::read_dir(pair.path("b/state/staging")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(pair.path("b/state/staging")).unwrap().count(),
+        0
+    );
 }
 
 #[tokio::test]
 async fn a_reload_that_fails_is_told_and_tried_again() {
     let pair = Pair::new().await;
     let flag = pair.path("ready");
-    let reloading = Settings { reload: shell(&format!("cat {}", flag.display())), ..config() };
+    let reloading = Settings {
+        reload: shell(&format!("cat {}", flag.display())),
+        ..config()
+    };
     pair.write("a", "etc/catalog/a.conf", "x");
     let (_shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&reloading));
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 1 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 1 }
+    );
     assert_eq!(receiver.received().stalled, None);
     assert_eq!(receiver.received().report.problems.len(), 1);
-    assert!(pair.kinds("b").contains(&"settings_reload_failed".to_owned()));
+    assert!(
+        pair.kinds("b")
+            .contains(&"settings_reload_failed".to_owned())
+    );
     fs::write(&flag, "").unwrap();
     assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Current);
     assert_eq!(receiver.received().report.problems, Vec::<String>::new());
@@ -244,19 +310,54 @@ async fn a_rollback_keeps_the_present_becomes_a_revision_and_flows() {
     pair.write("a", "etc/catalog/a.conf", "not yet seen");
     pair.write("a", "etc/catalog/new.conf", "n");
     let done = shipper.rollback(1).await.unwrap();
-    assert_eq!((done.before.number, done.now.number, done.reload_error), (3, 4, None));
+    assert_eq!(
+        (done.before.number, done.now.number, done.reload_error),
+        (3, 4, None)
+    );
     assert_eq!(pair.read("a", "etc/catalog/a.conf").as_deref(), Some("one"));
     assert_eq!(pair.read("a", "etc/catalog/new.conf"), None);
     assert_eq!(shipper.mark().await, position(4));
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 4 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 4 }
+    );
     assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("one"));
     assert_eq!(fs::read_to_string(pair.path("reloads")).unwrap(), "x\n");
 
     let refused = shipper.rollback(2).await.unwrap_err();
-    assert!(matches!(refused, RollbackError::Refused { number: 2, .. }), "{refused:?}");
-    assert!(matches!(shipper.rollback(77).await, Err(RollbackError::History { .. })));
-    assert!(matches!(shipper.rollback(1).await, Err(RollbackError::Same { .. })));
+    assert!(
+        matches!(refused, RollbackError::Refused { number: 2, .. }),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        shipper.rollback(77).await,
+        Err(RollbackError::History { .. })
+    ));
+    assert!(matches!(
+        shipper.rollback(1).await,
+        Err(RollbackError::Same { .. })
+    ));
     assert_eq!(shipper.mark().await, position(4));
+}
+
+#[tokio::test]
+async fn a_rollback_that_was_cut_short_is_completed() {
+    let pair = Pair::new().await;
+    pair.write("a", "etc/catalog/a.conf", "one");
+    let shipper = pair.shipper(&config()).await;
+    pair.write("a", "etc/catalog/a.conf", "two");
+    assert_eq!(shipper.mark().await, position(2));
+    let before = shipper.history().applied().unwrap().unwrap();
+    shipper.rollback(1).await.unwrap();
+    let after = shipper.history().applied().unwrap().unwrap();
+    // As a crash before the first file leaves it.
+    shipper.history().set_applied(&before).unwrap();
+    let pending = serde_json::to_vec(&[&after]).unwrap();
+    fs::write(pair.path("a/state/settings/pending.json"), pending).unwrap();
+    pair.write("a", "etc/catalog/a.conf", "two");
+    let shipper = pair.shipper(&config()).await;
+    assert_eq!(shipper.mark().await, position(3));
+    assert_eq!(pair.read("a", "etc/catalog/a.conf").as_deref(), Some("one"));
 }
 
 #[tokio::test]
@@ -269,7 +370,9 @@ async fn a_hostile_revision_is_refused_whole() {
     let hostile = Settings { paths, ..config() };
     let (_shipper, receiver) = (pair.shipper(&hostile).await, pair.receiver(&config()));
     let pulled = receiver.pull(&pair.client).await.unwrap();
-    let Pulled::Refused { reason } = pulled else { panic!("{pulled:?}") };
+    let Pulled::Refused { reason } = pulled else {
+        panic!("{pulled:?}")
+    };
     assert_eq!(
         reason,
         "revision 1 has `/etc/passwd`, which is not within the paths of [settings] on this node"
@@ -299,13 +402,21 @@ async fn local_versions_are_kept_aside_and_local_changes_undone() {
     let (_shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&config()));
     receiver.seed(&pair.client, &NoProgress).await.unwrap();
     let kept = |number: u64| {
-        fs::read_to_string(pair.path(&format!("b/state/settings/replaced/{number}/etc/catalog/a.conf")))
+        fs::read_to_string(pair.path(&format!(
+            "b/state/settings/replaced/{number}/etc/catalog/a.conf"
+        )))
     };
     assert_eq!(kept(1).unwrap(), "local");
     pair.write("b", "etc/catalog/a.conf", "edited on the standby");
     assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Current);
-    assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("theirs"));
-    assert_eq!(pair.kinds("b").last().map(String::as_str), Some("settings_restored"));
+    assert_eq!(
+        pair.read("b", "etc/catalog/a.conf").as_deref(),
+        Some("theirs")
+    );
+    assert_eq!(
+        pair.kinds("b").last().map(String::as_str),
+        Some("settings_restored")
+    );
 }
 
 #[tokio::test]
@@ -317,7 +428,10 @@ async fn a_new_primary_continues_the_numbers_and_the_old_one_follows() {
     // What the old primary did not get across.
     pair.write("a", "etc/catalog/a.conf", "lost");
     assert_eq!(shipper.mark().await, position(2));
-    receiver.take_over(&epoch().superseded_by(node("b")), &NoProgress).await.unwrap();
+    receiver
+        .take_over(&epoch().superseded_by(node("b")), &NoProgress)
+        .await
+        .unwrap();
     let (root, state) = (pair.path("b/root"), pair.path("b/state"));
     let epoch = epoch().superseded_by(node("b"));
     let promoted =
@@ -327,19 +441,32 @@ async fn a_new_primary_continues_the_numbers_and_the_old_one_follows() {
     pair.write("b", "etc/catalog/a.conf", "after");
     assert_eq!(promoted.mark().await, position(2));
 
-    pair.router.set(axum::Router::new().nest("/store/settings", promoted.clone().routes()));
+    pair.router
+        .set(axum::Router::new().nest("/store/settings", promoted.clone().routes()));
     let (root, state) = (pair.path("a/root"), pair.path("a/state"));
     let returned = SettingsReceiver::open(&config(), root, &state, pair.events("a")).unwrap();
     // Its own number 2 says nothing in the new epoch.
     assert_eq!(returned.received().applied, None);
-    assert_eq!(returned.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 2 });
-    assert_eq!(pair.read("a", "etc/catalog/a.conf").as_deref(), Some("after"));
-    assert_eq!(returned.history().applied().unwrap().unwrap().origin, Origin::Received);
+    assert_eq!(
+        returned.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 2 }
+    );
+    assert_eq!(
+        pair.read("a", "etc/catalog/a.conf").as_deref(),
+        Some("after")
+    );
+    assert_eq!(
+        returned.history().applied().unwrap().unwrap().origin,
+        Origin::Received
+    );
     // What was lost exists still.
     let folder = pair.path("a/state/settings/history");
-    let superseded = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let superseded: Vec<PathBuf> =
-        superseded.filter(|path| path.extension().unwrap() == "superseded").collect();
+    let superseded = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let superseded: Vec<PathBuf> = superseded
+        .filter(|path| path.extension().unwrap() == "superseded")
+        .collect();
     let lost = Revision::decode(&fs::read(&superseded[0]).unwrap()).unwrap();
     assert_eq!((superseded.len(), lost.number()), (1, 2));
 }
@@ -361,7 +488,10 @@ async fn what_was_accepted_before_a_crash_is_complete_after_take_over() {
     pair.write("b", "etc/catalog/a.conf", "one");
     let receiver = pair.receiver(&config());
     assert_eq!(receiver.received().applied, position(1));
-    receiver.take_over(&epoch().superseded_by(node("b")), &NoProgress).await.unwrap();
+    receiver
+        .take_over(&epoch().superseded_by(node("b")), &NoProgress)
+        .await
+        .unwrap();
     assert_eq!(receiver.received().applied, position(2));
     assert_eq!(pair.read("b", "etc/catalog/a.conf").as_deref(), Some("two"));
 }
@@ -369,7 +499,10 @@ async fn what_was_accepted_before_a_crash_is_complete_after_take_over() {
 #[tokio::test]
 async fn a_schedule_pulls_by_itself_and_stops_when_told() {
     let pair = Pair::new().await;
-    let every_second = Settings { schedule: "* * * * * *".parse().unwrap(), ..config() };
+    let every_second = Settings {
+        schedule: "* * * * * *".parse().unwrap(),
+        ..config()
+    };
     pair.write("a", "etc/catalog/a.conf", "one");
     let _shipper = pair.shipper(&config()).await;
     let receiver = pair.receiver(&every_second);
@@ -381,14 +514,20 @@ async fn a_schedule_pulls_by_itself_and_stops_when_told() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), came).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), came)
+            .await
+            .unwrap();
     };
     let path = pair.path("b/root/etc/catalog/a.conf");
     until(&path, "one").await;
     pair.write("a", "etc/catalog/a.conf", "two");
     until(&path, "two").await;
     stopper.stop();
-    tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -397,7 +536,10 @@ async fn a_large_revision_travels_in_many_frames() {
     let large = "0123456789abcdef".repeat(600_000);
     pair.write("a", "etc/catalog/a.conf", &large);
     let (_shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&config()));
-    assert_eq!(receiver.pull(&pair.client).await.unwrap(), Pulled::Applied { number: 1 });
+    assert_eq!(
+        receiver.pull(&pair.client).await.unwrap(),
+        Pulled::Applied { number: 1 }
+    );
     assert!(pair.read("b", "etc/catalog/a.conf") == Some(large));
 }
 

@@ -24,7 +24,10 @@ pub(super) struct Told {
 impl Told {
     pub(super) fn received(&self) -> Received {
         let problems = [&self.refused, &self.trouble, &self.reload];
-        let gauges = [("settings_bytes", self.bytes), ("settings_entries", self.entries)];
+        let gauges = [
+            ("settings_bytes", self.bytes),
+            ("settings_entries", self.entries),
+        ];
         Received {
             flushed: self.position,
             applied: self.position,
