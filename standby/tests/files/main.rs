@@ -1,0 +1,6 @@
+//! Both ends of a files store, over real connections.
+
+mod follow;
+mod hostile;
+mod pair;
+mod seed;
