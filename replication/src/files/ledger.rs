@@ -189,6 +189,17 @@ impl Ledger {
         self.table.apply(&changes).map_err(table_error(&self.store))
     }
 
+    /// Keeps what was learned of some paths while the manifest stands for nothing, so that an
+    /// interrupted seeding need not read those files again.
+    ///
+    /// # Errors
+    /// When the table fails.
+    pub fn keep_aside(&mut self, known: &[(RelPath, Known)]) -> Result<(), LedgerError> {
+        let changes: Vec<Change> =
+            known.iter().map(|(path, known)| Change::Put(key(path), encode(known))).collect();
+        self.table.apply(&changes).map_err(table_error(&self.store))
+    }
+
     /// Makes durable what was committed.
     ///
     /// # Errors

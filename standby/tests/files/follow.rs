@@ -116,13 +116,13 @@ async fn a_receiver_that_is_dropped_anywhere_goes_on_where_it_was() {
     let receiver = pair.receiver();
     pair.seed(&receiver).await.unwrap();
     drop(receiver);
-    for round in 0..8 {
+    for round in 0_usize..8 {
         let receiver = pair.receiver();
         let following = pair.follow(&receiver);
         for number in 0..30 {
             let content = format!("{round} {number} ").repeat(1000 * (number % 5) + 1);
             fs::write(source.join(format!("file {}", number * (round % 3 + 1))), content).unwrap();
-            tokio::time::sleep(std::time::Duration::from_millis(3 * round)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(3 * round as u64)).await;
         }
         following.abort().await;
         drop(receiver);
