@@ -81,7 +81,9 @@ pub enum FilesError {
     #[error("the primary sent a change that does not fit")]
     Misfit(#[from] Misfit),
     /// The trees of the two sides differ.
-    #[error("the copy differs from the primary's at position {position}; it has to be compared whole")]
+    #[error(
+        "the copy differs from the primary's at position {position}; it has to be compared whole"
+    )]
     Diverged {
         /// Where.
         position: Position,
@@ -107,7 +109,11 @@ impl FilesError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(E) -> Self {
         let path = path.into();
-        move |source| Self::Tree { action, path, source: source.into() }
+        move |source| Self::Tree {
+            action,
+            path,
+            source: source.into(),
+        }
     }
 }
 

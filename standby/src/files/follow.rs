@@ -62,7 +62,11 @@ pub(super) async fn follow(
                 Ok(Ok(Some(frame))) => frame,
                 Ok(Ok(None)) => break Err(FilesError::Ended),
                 Ok(Err(error)) => break Err(error.into()),
-                Err(_) => break Err(FilesError::Silent { seconds: SILENCE_MAX.as_secs() }),
+                Err(_) => {
+                    break Err(FilesError::Silent {
+                        seconds: SILENCE_MAX.as_secs(),
+                    });
+                }
             };
             tokio::select! {
                 sent = sender.send(frame) => if sent.is_err() {
@@ -103,7 +107,10 @@ fn must_compare(inner: &Inner, reason: &str) {
     inner.events.record(
         Severity::Warning,
         "files_compare",
-        format!("store {} cannot go on from the log and is compared whole: {reason}", inner.id.name),
+        format!(
+            "store {} cannot go on from the log and is compared whole: {reason}",
+            inner.id.name
+        ),
     );
 }
 
@@ -112,12 +119,16 @@ fn must_compare(inner: &Inner, reason: &str) {
 fn reopen(inner: &Inner) -> Result<Option<(String, String)>, FilesError> {
     inner.reload()?;
     let mut replica = inner.replica();
-    let Some(head) = replica.ledger.head().cloned() else { return Ok(None) };
+    let Some(head) = replica.ledger.head().cloned() else {
+        return Ok(None);
+    };
     // Never made: a top that is missing is a disk that is not mounted.
     std::fs::metadata(&inner.root).map_err(FilesError::tree("open", &inner.root))?;
     let is_gone = !inner.root.join(".understudy").exists() && !replica.ledger.manifest.is_empty();
     if is_gone && std::fs::read_dir(&inner.root).is_ok_and(|mut entries| entries.next().is_none()) {
-        return Err(FilesError::NotMounted { path: inner.root.clone() });
+        return Err(FilesError::NotMounted {
+            path: inner.root.clone(),
+        });
     }
     replica.open_tree()?;
     match replica.recover() {
@@ -149,16 +160,18 @@ fn write(inner: &Inner, mut frames: mpsc::Receiver<Bytes>) -> Result<(), FilesEr
                     });
                 }
                 Message::Note(Note::Heartbeat { .. }) => {}
-                message => match assembly.take(&mut replica, message)? {
-                    Progressed::No => {}
-                    Progressed::Flushed(flushed) => {
-                        if flushed.is_some() {
-                            inner.told(|told| told.flushed = flushed);
+                message @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
+                    match assembly.take(&mut replica, message)? {
+                        Progressed::No => {}
+                        Progressed::Flushed(flushed) => {
+                            if flushed.is_some() {
+                                inner.told(|told| told.flushed = flushed);
+                            }
+                            assembly.apply(&mut replica)?;
+                            inner.tell(&replica);
                         }
-                        assembly.apply(&mut replica)?;
-                        inner.tell(&replica);
                     }
-                },
+                }
             }
         }
     }

@@ -35,23 +35,37 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(path: RelPath, size: u64, hash: Digest, file: File) -> Self {
-        Self { path, size, hash, file, hasher: blake3::Hasher::new() }
+        Self {
+            path,
+            size,
+            hash,
+            file,
+            hasher: blake3::Hasher::new(),
+        }
     }
 
     /// Adds a piece.
     pub(super) fn add(&mut self, bytes: &[u8]) -> Result<(), FilesError> {
         self.hasher.update(bytes);
         if self.hasher.count() > self.size {
-            return Err(FilesError::Damaged { path: self.path.clone() });
+            return Err(FilesError::Damaged {
+                path: self.path.clone(),
+            });
         }
-        self.file.write_all(bytes).map_err(FilesError::tree("stage", self.path.as_path()))
+        self.file
+            .write_all(bytes)
+            .map_err(FilesError::tree("stage", self.path.as_path()))
     }
 
     /// Checks that all of it has come, and is what was announced.
     pub(super) fn finish(self) -> Result<File, FilesError> {
-        let is_whole = self.hasher.count() == self.size
-            && Digest::from(self.hasher.finalize()) == self.hash;
-        if is_whole { Ok(self.file) } else { Err(FilesError::Damaged { path: self.path }) }
+        let is_whole =
+            self.hasher.count() == self.size && Digest::from(self.hasher.finalize()) == self.hash;
+        if is_whole {
+            Ok(self.file)
+        } else {
+            Err(FilesError::Damaged { path: self.path })
+        }
     }
 }
 
@@ -93,7 +107,9 @@ impl Assembly {
             Message::Chunk(bytes) => receiving.add(&bytes)?,
             Message::Note(Note::Complete) => receiving.complete(replica)?,
             Message::Note(Note::Superseded) => receiving.supersede(replica)?,
-            other => return Err(other.unexpected("the content of a batch").into()),
+            other @ (Message::Batch(_) | Message::Note(_)) => {
+                return Err(other.unexpected("the content of a batch").into());
+            }
         }
         self.finish_if_whole(replica)
     }
@@ -125,10 +141,12 @@ impl Assembly {
 
 impl Receiving {
     fn new(replica: &mut Replica, batch: Batch) -> Result<Self, FilesError> {
-        let contents = (0_u32..).zip(&batch.operations).filter_map(|(index, operation)| {
-            let (size, hash) = operation.content()?;
-            Some((index, operation.path().clone(), size, hash))
-        });
+        let contents = (0_u32..)
+            .zip(&batch.operations)
+            .filter_map(|(index, operation)| {
+                let (size, hash) = operation.content()?;
+                Some((index, operation.path().clone(), size, hash))
+            });
         let mut receiving = Self {
             contents: contents.collect(),
             batch,
@@ -143,7 +161,9 @@ impl Receiving {
 
     fn open_next(&mut self, replica: &Replica) -> Result<(), FilesError> {
         self.inline.clear();
-        let Some((index, path, size, hash)) = self.contents.front().cloned() else { return Ok(()) };
+        let Some((index, path, size, hash)) = self.contents.front().cloned() else {
+            return Ok(());
+        };
         let staged = replica.tree()?.stage(&staged_name(self.batch.start, index));
         let file = staged.map_err(FilesError::tree("stage", path.as_path()))?;
         self.current = Some(Incoming::new(path, size, hash, file));
@@ -151,7 +171,9 @@ impl Receiving {
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<(), FilesError> {
-        let Some(current) = &mut self.current else { return Err(FilesError::Broken) };
+        let Some(current) = &mut self.current else {
+            return Err(FilesError::Broken);
+        };
         current.add(bytes)?;
         if current.size <= INLINE_BYTES_MAX {
             self.inline.extend_from_slice(bytes);
@@ -160,7 +182,8 @@ impl Receiving {
     }
 
     fn complete(&mut self, replica: &mut Replica) -> Result<(), FilesError> {
-        let (Some(current), Some((index, ..))) = (self.current.take(), self.contents.pop_front()) else {
+        let (Some(current), Some((index, ..))) = (self.current.take(), self.contents.pop_front())
+        else {
             return Err(FilesError::Broken);
         };
         let (size, path) = (current.size, current.path.clone());
@@ -169,16 +192,21 @@ impl Receiving {
             let entry = LogEntry::encode_content(index, &self.inline);
             replica.ledger.log().append(&entry, self.batch.start)?;
         } else {
-            file.sync_data().map_err(FilesError::tree("sync", path.as_path()))?;
+            file.sync_data()
+                .map_err(FilesError::tree("sync", path.as_path()))?;
             self.has_staged = true;
         }
         self.open_next(replica)
     }
 
     fn supersede(&mut self, replica: &mut Replica) -> Result<(), FilesError> {
-        let Some((index, ..)) = self.contents.pop_front() else { return Err(FilesError::Broken) };
+        let Some((index, ..)) = self.contents.pop_front() else {
+            return Err(FilesError::Broken);
+        };
         self.current = None;
-        replica.tree()?.unstage(&staged_name(self.batch.start, index));
+        replica
+            .tree()?
+            .unstage(&staged_name(self.batch.start, index));
         self.superseded.push(index);
         self.open_next(replica)
     }
@@ -197,7 +225,10 @@ impl Receiving {
         }
         let log = replica.ledger.log();
         if !self.superseded.is_empty() {
-            log.append(&LogEntry::encode_superseded(&self.superseded)?, self.batch.start)?;
+            log.append(
+                &LogEntry::encode_superseded(&self.superseded)?,
+                self.batch.start,
+            )?;
         }
         log.append(&LogEntry::encode_batch(&self.batch)?, self.batch.end)?;
         log.sync()?;

@@ -66,7 +66,12 @@ impl std::ops::DerefMut for Locked<'_> {
 
 impl std::fmt::Debug for FilesReceiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FilesReceiver({} in {})", self.inner.id.name, self.inner.root.display())
+        write!(
+            f,
+            "FilesReceiver({} in {})",
+            self.inner.id.name,
+            self.inner.root.display()
+        )
     }
 }
 
@@ -81,7 +86,10 @@ impl FilesReceiver {
         state: &Path,
         events: Events,
     ) -> Result<Self, FilesError> {
-        let id = StoreId { name: config.name.clone(), kind: StoreKind::Files };
+        let id = StoreId {
+            name: config.name.clone(),
+            kind: StoreKind::Files,
+        };
         let replica = Replica::open(&id.name, &root, state)?;
         for damage in &replica.ledger.damage {
             events.record(Severity::Warning, "files_ledger", damage.clone());
@@ -97,7 +105,9 @@ impl FilesReceiver {
         };
         inner.tell(&replica);
         *inner.replica.lock().unwrap_or_else(PoisonError::into_inner) = Some(replica);
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 }
 
@@ -132,7 +142,9 @@ impl Inner {
             told.must_reseed = replica.ledger.head().is_none();
             told.stalled = None;
             told.report.gauges.insert("entries".to_owned(), entries);
-            told.report.gauges.insert("awaited_entries".to_owned(), awaited);
+            told.report
+                .gauges
+                .insert("awaited_entries".to_owned(), awaited);
             told.report.gauges.insert("log_bytes".to_owned(), log_bytes);
         });
     }
@@ -140,7 +152,9 @@ impl Inner {
     fn take_over(&self, epoch: &Epoch) -> Result<(), FilesError> {
         self.reload()?;
         let mut replica = self.replica();
-        let no_copy = || FilesError::NoCopy { store: self.id.name.clone() };
+        let no_copy = || FilesError::NoCopy {
+            store: self.id.name.clone(),
+        };
         if replica.ledger.head().is_none() {
             return Err(no_copy());
         }
@@ -148,7 +162,12 @@ impl Inner {
         replica.recover()?;
         let head = replica.ledger.head().cloned().ok_or_else(no_copy)?;
         if !replica.awaited.is_empty() {
-            let names: Vec<String> = replica.awaited.iter().take(5).map(ToString::to_string).collect();
+            let names: Vec<String> = replica
+                .awaited
+                .iter()
+                .take(5)
+                .map(ToString::to_string)
+                .collect();
             self.events.record(
                 Severity::Warning,
                 "files_behind",
@@ -175,7 +194,9 @@ impl Inner {
 async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> Result<T, FilesError> + Send + 'static,
 ) -> Result<T, FilesError> {
-    tokio::task::spawn_blocking(act).await.map_err(|_| FilesError::Broken)?
+    tokio::task::spawn_blocking(act)
+        .await
+        .map_err(|_| FilesError::Broken)?
 }
 
 impl Receiver for FilesReceiver {
@@ -207,7 +228,11 @@ impl Receiver for FilesReceiver {
     }
 
     fn received(&self) -> Received {
-        self.inner.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner
+            .told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn take_over<'a>(

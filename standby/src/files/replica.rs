@@ -39,8 +39,10 @@ impl Replica {
     /// Finds out anew which contents are not here.
     pub(super) fn find_awaited(&mut self) {
         let entries = self.ledger.manifest.entries().into_iter();
-        self.awaited =
-            entries.filter(|(_, known)| known.is_awaited()).map(|(path, _)| path).collect();
+        self.awaited = entries
+            .filter(|(_, known)| known.is_awaited())
+            .map(|(path, _)| path)
+            .collect();
     }
 
     /// Returns up to where the copy is whole.
@@ -53,7 +55,11 @@ impl Replica {
     }
 
     pub(super) fn open_tree(&mut self) -> Result<(), FilesError> {
-        if self.tree.as_ref().is_some_and(|tree| tree.root().is_in_place()) {
+        if self
+            .tree
+            .as_ref()
+            .is_some_and(|tree| tree.root().is_in_place())
+        {
             return Ok(());
         }
         let tree = Tree::open(&self.path).map_err(FilesError::tree("open", &self.path))?;
@@ -67,7 +73,9 @@ impl Replica {
 
     /// Applies again what is in the log and not yet in the table. Repeatable.
     pub(super) fn recover(&mut self) -> Result<(), FilesError> {
-        let Some(head) = self.ledger.head().cloned() else { return Ok(()) };
+        let Some(head) = self.ledger.head().cloned() else {
+            return Ok(());
+        };
         let mut reader = self.ledger.log_view().reader(head.position)?;
         let mut superseded = BTreeSet::new();
         while let Some(record) = reader.next()? {
@@ -87,13 +95,17 @@ impl Replica {
                 }
             }
         }
-        self.tree()?.clear_staging().map_err(FilesError::tree("clear the staging of", &self.path))
+        self.tree()?
+            .clear_staging()
+            .map_err(FilesError::tree("clear the staging of", &self.path))
     }
 
     /// Changes the manifest as `batch` says, and checks that both sides then have the same.
     /// Returns the paths that are no more.
     pub(super) fn fold(&mut self, batch: &Batch) -> Result<BTreeSet<RelPath>, FilesError> {
-        let diverged = || FilesError::Diverged { position: batch.start };
+        let diverged = || FilesError::Diverged {
+            position: batch.start,
+        };
         let head = self.ledger.head().ok_or_else(diverged)?;
         if head.position != batch.start || self.ledger.manifest.root() != batch.before {
             return Err(diverged());
@@ -103,7 +115,9 @@ impl Replica {
             gone.extend(self.ledger.manifest.fold(operation)?);
         }
         if self.ledger.manifest.root() != batch.after {
-            return Err(FilesError::Diverged { position: batch.end });
+            return Err(FilesError::Diverged {
+                position: batch.end,
+            });
         }
         Ok(gone)
     }
@@ -113,12 +127,14 @@ impl Replica {
         superseded.is_empty()
             && self.awaited.iter().all(|path| {
                 batch.operations.iter().any(|operation| match operation {
-                    Operation::Put { path: at, entry, has_content } if at == path => {
-                        *has_content || entry.content().is_none()
-                    }
-                    Operation::Put { path: at, entry, .. } => {
-                        !entry.is_directory() && path.is_beneath(at)
-                    }
+                    Operation::Put {
+                        path: at,
+                        entry,
+                        has_content,
+                    } if at == path => *has_content || entry.content().is_none(),
+                    Operation::Put {
+                        path: at, entry, ..
+                    } => !entry.is_directory() && path.is_beneath(at),
                     Operation::Delete { path: at } => at == path || path.is_beneath(at),
                 })
             })
@@ -140,7 +156,11 @@ impl Replica {
             touched.insert(operation.path().clone());
             directories.extend(operation.path().parent());
             match operation {
-                Operation::Put { path, entry, has_content } => {
+                Operation::Put {
+                    path,
+                    entry,
+                    has_content,
+                } => {
                     if entry.is_directory() {
                         directories.insert(path.clone());
                     }
@@ -163,7 +183,11 @@ impl Replica {
         let head = Head {
             epoch: before.epoch,
             position: batch.end,
-            complete: if self.awaited.is_empty() { batch.end } else { before.complete },
+            complete: if self.awaited.is_empty() {
+                batch.end
+            } else {
+                before.complete
+            },
             root: batch.after,
         };
         self.ledger.commit(&touched, head)?;
@@ -181,7 +205,9 @@ impl Replica {
             })
             .map(|(index, _)| staged_name(batch.start, index))
             .collect();
-        self.tree()?.sync_staged(&staged).map_err(FilesError::tree("sync", &self.path))
+        self.tree()?
+            .sync_staged(&staged)
+            .map_err(FilesError::tree("sync", &self.path))
     }
 
     fn put(
@@ -195,7 +221,8 @@ impl Replica {
         let place = || self.path.join(path.as_path());
         match &entry.kind {
             Kind::Directory => {
-                tree.place_directory(path, entry).map_err(FilesError::tree("make", place()))?;
+                tree.place_directory(path, entry)
+                    .map_err(FilesError::tree("make", place()))?;
                 Ok(None)
             }
             Kind::Symlink { target } => {
@@ -226,7 +253,9 @@ impl Replica {
         (size, hash): (u64, Digest),
         known: Option<Identity>,
     ) -> std::io::Result<Option<Identity>> {
-        let Ok(tree) = self.tree() else { return Ok(None) };
+        let Ok(tree) = self.tree() else {
+            return Ok(None);
+        };
         let found = tree.look(path)?;
         let is_known = found.is_some() && found == known;
         if is_known || tree.verify(path, size, hash)?.is_some() {
@@ -241,11 +270,16 @@ impl Replica {
         directories: &BTreeSet<RelPath>,
     ) -> Result<(), FilesError> {
         for path in directories {
-            let Some(known) = self.ledger.manifest.get(path) else { continue };
+            let Some(known) = self.ledger.manifest.get(path) else {
+                continue;
+            };
             if known.entry.is_directory() {
                 self.tree()?
                     .set_mtime(path, known.entry.mtime_ns)
-                    .map_err(FilesError::tree("set the time of", self.path.join(path.as_path())))?;
+                    .map_err(FilesError::tree(
+                        "set the time of",
+                        self.path.join(path.as_path()),
+                    ))?;
             }
         }
         Ok(())
@@ -253,7 +287,8 @@ impl Replica {
 
     fn note_awaited(&mut self, touched: &BTreeSet<RelPath>) {
         let manifest = &self.ledger.manifest;
-        self.awaited.retain(|path| manifest.get(path).is_some_and(|known| known.is_awaited()));
+        self.awaited
+            .retain(|path| manifest.get(path).is_some_and(|known| known.is_awaited()));
         for path in touched {
             if manifest.get(path).is_some_and(|known| known.is_awaited()) {
                 self.awaited.insert(path.clone());
@@ -263,9 +298,17 @@ impl Replica {
 
     /// Takes the primary's epoch for the positions from now on.
     pub(super) fn set_epoch(&mut self, epoch: &Epoch) -> Result<(), FilesError> {
-        let Some(head) = self.ledger.head().cloned() else { return Ok(()) };
+        let Some(head) = self.ledger.head().cloned() else {
+            return Ok(());
+        };
         if head.epoch != *epoch {
-            self.ledger.commit(&BTreeSet::new(), Head { epoch: epoch.clone(), ..head })?;
+            self.ledger.commit(
+                &BTreeSet::new(),
+                Head {
+                    epoch: epoch.clone(),
+                    ..head
+                },
+            )?;
             self.ledger.sync()?;
         }
         Ok(())

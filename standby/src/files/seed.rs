@@ -54,7 +54,11 @@ pub(super) async fn seed(
         plan.map(|plan| (std::mem::take(&mut target), plan))
     })
     .await?;
-    progress.end(&format!("{} of {} files to fetch", plan.fetched.len(), manifest.len()));
+    progress.end(&format!(
+        "{} of {} files to fetch",
+        plan.fetched.len(),
+        manifest.len()
+    ));
     let mut target = manifest;
     let total = plan.bytes();
     progress.start("fetching files", Some(total), Unit::Bytes);
@@ -77,7 +81,9 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
     let device = std::fs::metadata(&inner.root).ok().map(|found| found.dev());
     let is_empty = match std::fs::read_dir(&inner.root) {
         Ok(mut entries) => entries.all(|entry| {
-            entry.is_ok_and(|entry| entry.file_name() == ".understudy" || entry.file_name() == "lost+found")
+            entry.is_ok_and(|entry| {
+                entry.file_name() == ".understudy" || entry.file_name() == "lost+found"
+            })
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
         Err(error) => return Err(FilesError::tree("read", &inner.root)(error)),
@@ -95,17 +101,23 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
         && is_empty
         && device.is_some_and(|device| device != origin.device)
     {
-        return Err(FilesError::NotMounted { path: inner.root.clone() });
+        return Err(FilesError::NotMounted {
+            path: inner.root.clone(),
+        });
     }
     replica.open_tree()?;
     let kept = match &origin {
         Some(origin) => origin.kept.clone(),
         None if is_empty => None,
-        None => replica.ledger.head().map(|head| format!("{}-{}", head.epoch, head.position)),
+        None => replica
+            .ledger
+            .head()
+            .map(|head| format!("{}-{}", head.epoch, head.position)),
     };
     if let Some(name) = &kept {
         if let Some(tree) = &mut replica.tree {
-            tree.keep(name).map_err(FilesError::tree("keep files of", &inner.root))?;
+            tree.keep(name)
+                .map_err(FilesError::tree("keep files of", &inner.root))?;
         }
         inner.events.record(
             Severity::Warning,
@@ -128,7 +140,10 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
 }
 
 /// Reads the primary's manifest.
-async fn snapshot(inner: &Arc<Inner>, primary: &PeerClient) -> Result<(Manifest, Head), FilesError> {
+async fn snapshot(
+    inner: &Arc<Inner>,
+    primary: &PeerClient,
+) -> Result<(Manifest, Head), FilesError> {
     let path = format!("/store/{}/snapshot", inner.id.name);
     let begun = tokio::time::Instant::now();
     let response = loop {
@@ -148,8 +163,22 @@ async fn snapshot(inner: &Arc<Inner>, primary: &PeerClient) -> Result<(Manifest,
         let mut frame = next(&mut frames, CONTENT_PATIENCE).await?;
         while let Some(message) = unpack(&mut frame)? {
             match (message, &announced) {
-                (Message::Note(Note::Snapshot { epoch, position, root, entries, .. }), None) => {
-                    let head = Head { epoch, position, complete: position, root };
+                (
+                    Message::Note(Note::Snapshot {
+                        epoch,
+                        position,
+                        root,
+                        entries,
+                        ..
+                    }),
+                    None,
+                ) => {
+                    let head = Head {
+                        epoch,
+                        position,
+                        complete: position,
+                        root,
+                    };
                     announced = Some((head, entries));
                 }
                 (Message::Note(Note::Entry(path, entry)), Some(_)) => {
@@ -174,7 +203,9 @@ async fn snapshot(inner: &Arc<Inner>, primary: &PeerClient) -> Result<(Manifest,
 async fn next(frames: &mut FrameReader, patience: Duration) -> Result<Bytes, FilesError> {
     match tokio::time::timeout(patience, frames.next()).await {
         Ok(frame) => frame?.ok_or(FilesError::Ended),
-        Err(_) => Err(FilesError::Silent { seconds: SILENCE_MAX.as_secs() }),
+        Err(_) => Err(FilesError::Silent {
+            seconds: SILENCE_MAX.as_secs(),
+        }),
     }
 }
 
@@ -185,7 +216,8 @@ fn shape(inner: &Inner, target: &Manifest) -> Result<Plan, FilesError> {
     let found = survey::walk(&inner.root, &inner.exclude)?;
     let plan = {
         let tree = replica.tree()?;
-        tree.clear_staging().map_err(FilesError::tree("clear the staging of", &inner.root))?;
+        tree.clear_staging()
+            .map_err(FilesError::tree("clear the staging of", &inner.root))?;
         survey::plan(tree, &found, &replica.ledger.manifest, target)?
     };
     let tree = replica.tree()?;
@@ -194,7 +226,8 @@ fn shape(inner: &Inner, target: &Manifest) -> Result<Plan, FilesError> {
         let place = || inner.root.join(path.as_path());
         match &entry.kind {
             Kind::Directory => {
-                tree.place_directory(path, entry).map_err(FilesError::tree("make", place()))?;
+                tree.place_directory(path, entry)
+                    .map_err(FilesError::tree("make", place()))?;
             }
             Kind::Symlink { target } => {
                 let placed = tree.place_symlink(path, entry, target);
@@ -202,12 +235,26 @@ fn shape(inner: &Inner, target: &Manifest) -> Result<Plan, FilesError> {
             }
             Kind::File { .. } => {}
         }
-        known.push((path.clone(), Known { entry: entry.clone(), local: None }));
+        known.push((
+            path.clone(),
+            Known {
+                entry: entry.clone(),
+                local: None,
+            },
+        ));
     }
     for (path, entry) in &plan.held {
         let place = inner.root.join(path.as_path());
-        let local = tree.set_attributes(path, entry).map_err(FilesError::tree("change", place))?;
-        known.push((path.clone(), Known { entry: entry.clone(), local: Some(local) }));
+        let local = tree
+            .set_attributes(path, entry)
+            .map_err(FilesError::tree("change", place))?;
+        known.push((
+            path.clone(),
+            Known {
+                entry: entry.clone(),
+                local: Some(local),
+            },
+        ));
     }
     for some in known.chunks(1000) {
         replica.ledger.keep_aside(some)?;
@@ -256,12 +303,19 @@ async fn fetch(
         .iter()
         .filter_map(|(path, entry)| {
             let (size, hash) = entry.content()?;
-            Some(Wanted { path: path.clone(), size, hash })
+            Some(Wanted {
+                path: path.clone(),
+                size,
+                hash,
+            })
         })
         .collect();
     let body = postcard::to_stdvec(&wanted)?;
     let path = format!("/store/{}/content", inner.id.name);
-    let mut frames = primary.post(&path, body.into(), CONTENT_PATIENCE).await?.frames();
+    let mut frames = primary
+        .post(&path, body.into(), CONTENT_PATIENCE)
+        .await?
+        .frames();
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let writing = inner.clone();
     let writer = tokio::task::spawn_blocking(move || write(&writing, group, receiver));
@@ -270,9 +324,15 @@ async fn fetch(
             Ok(Ok(Some(frame))) => frame,
             Ok(Ok(None)) => break Ok(()),
             Ok(Err(error)) => break Err(error.into()),
-            Err(_) => break Err(FilesError::Silent { seconds: CONTENT_PATIENCE.as_secs() }),
+            Err(_) => {
+                break Err(FilesError::Silent {
+                    seconds: CONTENT_PATIENCE.as_secs(),
+                });
+            }
         };
-        *done = done.saturating_add(u64::try_from(frame.len()).unwrap_or(0)).min(total);
+        *done = done
+            .saturating_add(u64::try_from(frame.len()).unwrap_or(0))
+            .min(total);
         progress.at(*done);
         if sender.send(frame).await.is_err() {
             // The writer has failed, and says why.
@@ -300,7 +360,9 @@ fn write(
         Some((path, entry)) => {
             let (size, hash) = entry.content().ok_or(FilesError::Broken)?;
             let name = format!("seed-{number}");
-            let staged = tree.stage(&name).map_err(FilesError::tree("stage", path.as_path()))?;
+            let staged = tree
+                .stage(&name)
+                .map_err(FilesError::tree("stage", path.as_path()))?;
             let incoming = Incoming::new(path.clone(), size, hash, staged);
             Ok(Some(((path, entry), name, incoming)))
         }
@@ -339,11 +401,14 @@ fn write(
         return Err(FilesError::Ended);
     }
     let names: Vec<String> = staged.iter().map(|(_, name)| name.clone()).collect();
-    tree.sync_staged(&names).map_err(FilesError::tree("sync", &inner.root))?;
+    tree.sync_staged(&names)
+        .map_err(FilesError::tree("sync", &inner.root))?;
     let mut placed = Vec::with_capacity(staged.len());
     for ((path, entry), name) in staged {
         let place = inner.root.join(path.as_path());
-        let local = tree.place_file(&name, &path, &entry).map_err(FilesError::tree("write", place))?;
+        let local = tree
+            .place_file(&name, &path, &entry)
+            .map_err(FilesError::tree("write", place))?;
         placed.push((path, Known { entry, local }));
     }
     replica.ledger.keep_aside(&placed)?;
@@ -360,11 +425,17 @@ fn finish(
     let mut replica = inner.replica();
     for path in extra {
         let place = inner.root.join(path.as_path());
-        replica.tree()?.remove(path).map_err(FilesError::tree("remove", place))?;
+        replica
+            .tree()?
+            .remove(path)
+            .map_err(FilesError::tree("remove", place))?;
     }
     let held: Vec<(RelPath, Known)> = replica.ledger.manifest.entries();
     for (path, known) in held {
-        if target.get(&path).is_some_and(|wanted| wanted.local.is_none() && wanted.entry == known.entry) {
+        if target
+            .get(&path)
+            .is_some_and(|wanted| wanted.local.is_none() && wanted.entry == known.entry)
+        {
             target.learn(&path, known.local);
         }
     }
@@ -375,7 +446,11 @@ fn finish(
         .filter(|(_, known)| known.entry.is_directory())
         .map(|(path, _)| path)
         .collect();
-    let complete = if is_complete { head.position } else { Position(0) };
+    let complete = if is_complete {
+        head.position
+    } else {
+        Position(0)
+    };
     let old = std::mem::replace(&mut replica.ledger.manifest, target.clone());
     replica.set_directory_times(&directories)?;
     let tree = replica.tree()?;
@@ -384,7 +459,9 @@ fn finish(
     replica.ledger.replace(target, Head { complete, ..head })?;
     replica.find_awaited();
     // From here on it is a copy that a seeding has made, whatever it was.
-    let device = std::fs::metadata(&inner.root).map_err(FilesError::tree("read", &inner.root))?.dev();
+    let device = std::fs::metadata(&inner.root)
+        .map_err(FilesError::tree("read", &inner.root))?
+        .dev();
     Origin { device, kept: None }.store(&inner.state)?;
     replica.tree = None;
     inner.tell(&replica);

@@ -7,9 +7,7 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 use understudy_config::Globs;
-use understudy_replication::files::{
-    Digest, Entry, Identity, Kind, Manifest, RESERVED, RelPath,
-};
+use understudy_replication::files::{Digest, Entry, Identity, Kind, Manifest, RESERVED, RelPath};
 use walkdir::WalkDir;
 
 use super::error::FilesError;
@@ -37,13 +35,19 @@ impl Plan {
 }
 
 /// Returns every path in the tree with how it looks, without what is reserved or excluded.
-pub(super) fn walk(root: &Path, exclude: &Globs) -> Result<BTreeMap<RelPath, Identity>, FilesError> {
+pub(super) fn walk(
+    root: &Path,
+    exclude: &Globs,
+) -> Result<BTreeMap<RelPath, Identity>, FilesError> {
     let mut found = BTreeMap::new();
     let relative = |path: &Path| {
         let path = path.strip_prefix(root).ok()?;
         Some(path.to_owned())
     };
-    let walk = WalkDir::new(root).min_depth(1).follow_links(false).into_iter();
+    let walk = WalkDir::new(root)
+        .min_depth(1)
+        .follow_links(false)
+        .into_iter();
     let walk = walk.filter_entry(|entry| {
         let is_reserved = entry.depth() == 1 && entry.file_name().as_bytes() == RESERVED;
         !is_reserved && !relative(entry.path()).is_some_and(|path| exclude.is_match(&path))
@@ -53,18 +57,17 @@ pub(super) fn walk(root: &Path, exclude: &Globs) -> Result<BTreeMap<RelPath, Ide
             let path = error.path().unwrap_or(root).to_owned();
             FilesError::tree("read", path)(std::io::Error::from(error))
         })?;
-        let metadata = entry.metadata().map_err(|error| {
-            FilesError::tree("read", entry.path())(std::io::Error::from(error))
-        })?;
+        let metadata = entry
+            .metadata()
+            .map_err(|error| FilesError::tree("read", entry.path())(std::io::Error::from(error)))?;
         // What cannot be a path of a store was not put there by one.
-        let Some(path) = relative(entry.path())
-            .and_then(|path| RelPath::new(path.as_os_str().as_bytes()).ok())
+        let Some(path) =
+            relative(entry.path()).and_then(|path| RelPath::new(path.as_os_str().as_bytes()).ok())
         else {
             continue;
         };
-        let nanoseconds = |seconds: i64, rest: i64| {
-            seconds.saturating_mul(1_000_000_000).saturating_add(rest)
-        };
+        let nanoseconds =
+            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         let identity = Identity {
             inode: metadata.ino(),
             size: metadata.size(),
@@ -131,5 +134,7 @@ fn holds(
         return Ok(known_hash == hash);
     }
     let verified = tree.verify(path, size, hash);
-    Ok(verified.map_err(FilesError::tree("read", path.as_path()))?.is_some())
+    Ok(verified
+        .map_err(FilesError::tree("read", path.as_path()))?
+        .is_some())
 }

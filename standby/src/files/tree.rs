@@ -16,7 +16,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use understudy_replication::durable;
 use understudy_replication::files::{
-    Digest, Entry, Identity, Kind, RESERVED, RelPath, Root, identity, mtime_timespec, names, stat_fd,
+    Digest, Entry, Identity, Kind, RESERVED, RelPath, Root, identity, mtime_timespec, names,
+    stat_fd,
 };
 
 /// Where a reseed of a former primary keeps what it takes away.
@@ -40,7 +41,11 @@ impl Tree {
         let root = Root::open(path)?;
         let staging = open_or_make(root.fd(), ".understudy")?;
         fsync(root.fd())?;
-        Ok(Self { root, staging, kept: None })
+        Ok(Self {
+            root,
+            staging,
+            kept: None,
+        })
     }
 
     pub(super) fn root(&self) -> &Root {
@@ -60,7 +65,8 @@ impl Tree {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         Ok(openat(&self.staging, name, flags, Mode::from_raw_mode(0o600))?.into())
     }
 
@@ -133,14 +139,24 @@ impl Tree {
     }
 
     /// Makes a symbolic link, or replaces what is there by it.
-    pub(super) fn place_symlink(&self, path: &RelPath, entry: &Entry, target: &[u8]) -> io::Result<()> {
+    pub(super) fn place_symlink(
+        &self,
+        path: &RelPath,
+        entry: &Entry,
+        target: &[u8],
+    ) -> io::Result<()> {
         const STAGED: &str = "link";
         self.unstage(STAGED);
         symlinkat(target, &self.staging, STAGED)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let link = openat(&self.staging, STAGED, flags, Mode::empty())?;
         change_owner(link.as_fd(), entry)?;
-        utimensat(&self.staging, STAGED, &times(entry.mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?;
+        utimensat(
+            &self.staging,
+            STAGED,
+            &times(entry.mtime_ns),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
         let parent = self.root.parent(path)?;
         self.make_way(&parent, path, |found| found == FileType::Directory)?;
         Ok(renameat(&self.staging, STAGED, &parent, path.name())?)
@@ -170,7 +186,12 @@ impl Tree {
     /// Sets when a directory was changed.
     pub(super) fn set_mtime(&self, path: &RelPath, mtime_ns: i64) -> io::Result<()> {
         let directory = self.root.handle(path)?;
-        Ok(utimensat(CWD, magic(directory.as_fd()), &times(mtime_ns), AtFlags::empty())?)
+        Ok(utimensat(
+            CWD,
+            magic(directory.as_fd()),
+            &times(mtime_ns),
+            AtFlags::empty(),
+        )?)
     }
 
     /// Removes `path` and all beneath it, if it is there.
@@ -183,7 +204,12 @@ impl Tree {
     }
 
     /// Returns how the file at `path` looks, if it holds what `hash` says.
-    pub(super) fn verify(&self, path: &RelPath, size: u64, hash: Digest) -> io::Result<Option<Identity>> {
+    pub(super) fn verify(
+        &self,
+        path: &RelPath,
+        size: u64,
+        hash: Digest,
+    ) -> io::Result<Option<Identity>> {
         let file = match self.root.file(path) {
             Ok(file) => file,
             Err(error) if is_absent(&error) => return Ok(None),
@@ -214,7 +240,9 @@ impl Tree {
         path: &RelPath,
         is_in_the_way: impl Fn(FileType) -> bool,
     ) -> io::Result<()> {
-        let Some(found) = self.look(path)? else { return Ok(()) };
+        let Some(found) = self.look(path)? else {
+            return Ok(());
+        };
         let found = found.file_type();
         let is_kept = self.kept.is_some() && found != FileType::Directory;
         if is_in_the_way(found) || is_kept {
@@ -224,7 +252,9 @@ impl Tree {
     }
 
     fn take_away(&self, parent: &OwnedFd, path: &RelPath) -> io::Result<()> {
-        let Some(kept) = &self.kept else { return remove(parent.as_fd(), path.name()) };
+        let Some(kept) = &self.kept else {
+            return remove(parent.as_fd(), path.name());
+        };
         let mut directory = None::<OwnedFd>;
         let mut ancestors: Vec<&[u8]> = path.names().collect();
         ancestors.pop();
@@ -248,7 +278,9 @@ impl Tree {
 /// Returns whether an error says that there is nothing at a path.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     let absent = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
-    error.raw_os_error().is_some_and(|errno| absent.contains(&errno))
+    error
+        .raw_os_error()
+        .is_some_and(|errno| absent.contains(&errno))
 }
 
 fn open_or_make(at: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
@@ -256,7 +288,10 @@ fn open_or_make(at: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    debug_assert!(name.as_bytes() == RESERVED || !name.contains('/'), "one name, no path");
+    debug_assert!(
+        name.as_bytes() == RESERVED || !name.contains('/'),
+        "one name, no path"
+    );
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(at, name, flags, Mode::empty())?)
 }
@@ -281,7 +316,12 @@ fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 fn set_attributes(file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
     change_owner(file, entry)?;
     change_mode(file, entry)?;
-    Ok(utimensat(CWD, magic(file), &times(entry.mtime_ns), AtFlags::empty())?)
+    Ok(utimensat(
+        CWD,
+        magic(file),
+        &times(entry.mtime_ns),
+        AtFlags::empty(),
+    )?)
 }
 
 /// Without the right to give files away they stay ours; the manifest remembers whose they are.
@@ -311,7 +351,10 @@ fn magic(file: BorrowedFd<'_>) -> String {
 
 fn times(mtime_ns: i64) -> Timestamps {
     Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
         last_modification: mtime_timespec(mtime_ns),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use understudy_replication::store::{Receiver, Shipper};
 
-use super::pair::{Pair, agree, epoch, tree, until};
+use super::pair::{Pair, Primary, agree, epoch, tree, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_change_is_followed() {
@@ -29,7 +29,10 @@ async fn every_kind_of_change_is_followed() {
     check().await;
     fs::write(source.join("d/a"), "overwritten").unwrap();
     check().await;
-    let mut file = fs::File::options().append(true).open(source.join("d/a")).unwrap();
+    let mut file = fs::File::options()
+        .append(true)
+        .open(source.join("d/a"))
+        .unwrap();
     file.write_all(b" and appended").unwrap();
     check().await;
     file.rewind().unwrap();
@@ -44,7 +47,11 @@ async fn every_kind_of_change_is_followed() {
     // A directory made and filled at once, as an archive is unpacked.
     fs::create_dir_all(source.join("deep/er/still")).unwrap();
     for number in 0..200 {
-        fs::write(source.join(format!("deep/er/still/{number}")), format!("{number}")).unwrap();
+        fs::write(
+            source.join(format!("deep/er/still/{number}")),
+            format!("{number}"),
+        )
+        .unwrap();
     }
     fs::create_dir(source.join("deep/empty")).unwrap();
     check().await;
@@ -96,12 +103,16 @@ async fn a_change_is_seen_within_a_second() {
     for round in 1..=20 {
         let begun = Instant::now();
         fs::write(pair.source().join("a"), format!("{round}")).unwrap();
-        let seen = || fs::read_to_string(pair.copy().join("a")).is_ok_and(|t| t == round.to_string());
+        let seen =
+            || fs::read_to_string(pair.copy().join("a")).is_ok_and(|t| t == round.to_string());
         until(seen, || format!("round {round}")).await;
         times.push(begun.elapsed());
     }
     times.sort();
-    eprintln!("seen after {:?} (median), {:?} (worst)", times[10], times[19]);
+    eprintln!(
+        "seen after {:?} (median), {:?} (worst)",
+        times[10], times[19]
+    );
     assert!(times[10].as_millis() < 1000, "{times:?}");
     following.stop().await;
     primary.stop().await;
@@ -121,7 +132,11 @@ async fn a_receiver_that_is_dropped_anywhere_goes_on_where_it_was() {
         let following = pair.follow(&receiver);
         for number in 0..30 {
             let content = format!("{round} {number} ").repeat(1000 * (number % 5) + 1);
-            fs::write(source.join(format!("file {}", number * (round % 3 + 1))), content).unwrap();
+            fs::write(
+                source.join(format!("file {}", number * (round % 3 + 1))),
+                content,
+            )
+            .unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(3 * round as u64)).await;
         }
         following.abort().await;
@@ -130,7 +145,10 @@ async fn a_receiver_that_is_dropped_anywhere_goes_on_where_it_was() {
     let receiver = pair.receiver();
     let following = pair.follow(&receiver);
     agree(&pair, &primary, &receiver).await;
-    assert!(!pair.events("b").contains(&"files_compare".to_owned()), "the log sufficed");
+    assert!(
+        !pair.events("b").contains(&"files_compare".to_owned()),
+        "the log sufficed"
+    );
     following.stop().await;
     primary.stop().await;
 }
@@ -181,7 +199,10 @@ async fn a_promoted_copy_continues_the_positions_and_reads_nothing_again() {
 
     let next = epoch().superseded_by("b".parse().unwrap());
     for _ in 0..2 {
-        receiver.take_over(&next, &understudy_replication::store::NoProgress).await.unwrap();
+        receiver
+            .take_over(&next, &understudy_replication::store::NoProgress)
+            .await
+            .unwrap();
     }
     drop(receiver);
     let promoted = pair.primary_in(&next, "b");
@@ -193,7 +214,11 @@ async fn a_promoted_copy_continues_the_positions_and_reads_nothing_again() {
     fs::write(pair.copy().join("c"), "three").unwrap();
     let position = promoted.mark().await;
     let received = || former.received().applied;
-    until(|| received().is_some_and(|at| at >= position), || format!("{:?}", former.received())).await;
+    until(
+        || received().is_some_and(|at| at >= position),
+        || format!("{:?}", former.received()),
+    )
+    .await;
     assert_eq!(tree(&source), tree(&pair.copy()));
     assert_eq!(pair.events("a"), Vec::<String>::new());
     following.stop().await;
@@ -237,10 +262,64 @@ async fn an_empty_root_is_never_read_as_delete_all() {
     }
     fs::remove_dir_all(source.join("d")).unwrap();
     let primary = pair.primary();
-    let halted = || primary.shipper.report().problems.iter().any(|text| text.contains("is empty"));
+    let halted = || {
+        primary
+            .shipper
+            .report()
+            .problems
+            .iter()
+            .any(|text| text.contains("is empty"))
+    };
     until(halted, || "the capture to halt".to_owned()).await;
     assert!(pair.events("a").contains(&"files_halted".to_owned()));
     assert_eq!(tree(&pair.copy()).len(), 4);
+    following.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superseded_content_holds_the_position_until_a_later_batch_brings_it() {
+    let pair = Pair::new().await;
+    let source = pair.source();
+    fs::write(source.join("a"), "old").unwrap();
+    fs::write(source.join("b"), "old").unwrap();
+    let primary = pair.primary();
+    let receiver = pair.receiver();
+    pair.seed(&receiver).await.unwrap();
+    let following = pair.follow(&receiver);
+    agree(&pair, &primary, &receiver).await;
+    let before = receiver.received().applied;
+    following.stop().await;
+    for name in ["a", "b"] {
+        fs::write(source.join(name), "captured").unwrap();
+    }
+    primary.mark().await;
+    let shipper = primary.pause().await;
+    for name in ["a", "b"] {
+        fs::write(source.join(name), "not captured").unwrap();
+    }
+
+    let following = pair.follow(&receiver);
+    let awaited = || receiver.received().report.gauges.get("awaited_entries") == Some(&2);
+    until(awaited, || format!("{:?}", receiver.received())).await;
+    let received = receiver.received();
+    assert_eq!((received.applied, received.flushed), (before, before));
+    assert_eq!(fs::read_to_string(pair.copy().join("a")).unwrap(), "old");
+    following.stop().await;
+    drop(receiver);
+
+    // It is remembered; and one file is what it was when it was captured.
+    fs::write(source.join("b"), "captured").unwrap();
+    let receiver = pair.receiver();
+    assert_eq!(receiver.received().applied, before);
+    let following = pair.follow(&receiver);
+    let primary = Primary::resume(shipper);
+    let is_here = |name: &str, text: &str| {
+        fs::read_to_string(pair.copy().join(name)).is_ok_and(|content| content == text)
+    };
+    let is_whole = || is_here("a", "not captured") && is_here("b", "captured");
+    until(is_whole, || format!("{:?}", receiver.received())).await;
+    agree(&pair, &primary, &receiver).await;
     following.stop().await;
     primary.stop().await;
 }

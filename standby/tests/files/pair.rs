@@ -63,7 +63,9 @@ impl Pair {
         let authority = Authority::create("test").unwrap();
         let identity = |node: &str| {
             let pki = folder.path().join(node).join("pki");
-            let issued = authority.issue(&name(node), "127.0.0.1".parse().unwrap()).unwrap();
+            let issued = authority
+                .issue(&name(node), "127.0.0.1".parse().unwrap())
+                .unwrap();
             trust::store(&pki, authority.certificate(), authority.key(), &issued).unwrap();
             Identity::load(&pki).unwrap()
         };
@@ -82,7 +84,12 @@ impl Pair {
         tokio::spawn(server.serve(listener, stop));
         let lineage = Arc::new(Fixed(epoch()));
         let client = PeerClient::new(name("a"), address, identity("b"), lineage);
-        Self { folder, routes, client: Arc::new(client), _server: stopper }
+        Self {
+            folder,
+            routes,
+            client: Arc::new(client),
+            _server: stopper,
+        }
     }
 
     /// The primary's tree.
@@ -101,7 +108,11 @@ impl Pair {
 
     pub(crate) fn events(&self, node: &str) -> Vec<String> {
         let events = events(self.folder.path(), node);
-        events.newest(1000).into_iter().map(|event| event.kind).collect()
+        events
+            .newest(1000)
+            .into_iter()
+            .map(|event| event.kind)
+            .collect()
     }
 
     pub(crate) fn serve(&self, router: Router) {
@@ -125,7 +136,11 @@ impl Pair {
         self.serve(shipper.clone().routes());
         let (stopper, stop) = Stopper::new();
         let task = tokio::spawn(shipper.clone().run(stop));
-        Primary { shipper, task, stopper }
+        Primary {
+            shipper,
+            task,
+            stopper,
+        }
     }
 
     pub(crate) fn receiver(&self) -> Arc<FilesReceiver> {
@@ -178,7 +193,11 @@ impl Primary {
             if let Some(position) = self.shipper.mark().await {
                 return position;
             }
-            assert!(Instant::now() < until, "no mark: {:?}", self.shipper.report());
+            assert!(
+                Instant::now() < until,
+                "no mark: {:?}",
+                self.shipper.report()
+            );
             assert!(!self.task.is_finished(), "the capture has ended");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -187,6 +206,23 @@ impl Primary {
     pub(crate) async fn stop(self) {
         self.stopper.stop();
         self.task.await.unwrap().unwrap();
+    }
+
+    /// Stops the capture; the routes go on.
+    pub(crate) async fn pause(self) -> Arc<FilesShipper> {
+        self.stopper.stop();
+        self.task.await.unwrap().unwrap();
+        self.shipper
+    }
+
+    pub(crate) fn resume(shipper: Arc<FilesShipper>) -> Self {
+        let (stopper, stop) = Stopper::new();
+        let task = tokio::spawn(shipper.clone().run(stop));
+        Self {
+            shipper,
+            task,
+            stopper,
+        }
     }
 }
 
@@ -213,7 +249,12 @@ impl Following {
 pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiver) {
     let position = primary.mark().await;
     until(
-        || receiver.received().applied.is_some_and(|applied| applied >= position),
+        || {
+            receiver
+                .received()
+                .applied
+                .is_some_and(|applied| applied >= position)
+        },
         || format!("position {position}: {:?}", receiver.received()),
     )
     .await;
@@ -245,7 +286,13 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
     fn walk(root: &Path, at: &Path, found: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(at).unwrap() {
             let path = entry.unwrap().path();
-            let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().escape_ascii().to_string();
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .as_os_str()
+                .as_bytes()
+                .escape_ascii()
+                .to_string();
             if name == ".understudy" || name.ends_with(".tmp") {
                 continue;
             }
@@ -257,7 +304,11 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
                 "directory".to_owned()
             } else if metadata.is_file() {
                 let content = fs::read(&path).unwrap();
-                format!("{} bytes {}", content.len(), blake3::hash(&content).to_hex())
+                format!(
+                    "{} bytes {}",
+                    content.len(),
+                    blake3::hash(&content).to_hex()
+                )
             } else {
                 continue;
             };

@@ -26,7 +26,10 @@ async fn what_no_seeding_has_made_is_refused_and_left_alone() {
         )
     );
     assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
-    assert_eq!(fs::read_to_string(path.join("precious")).unwrap(), "only here");
+    assert_eq!(
+        fs::read_to_string(path.join("precious")).unwrap(),
+        "only here"
+    );
     primary.stop().await;
 }
 
@@ -35,14 +38,20 @@ async fn a_copy_that_was_away_too_long_fetches_only_what_differs() {
     let pair = Pair::new().await;
     let source = pair.source();
     for number in 0..50 {
-        fs::write(source.join(format!("{number}")), format!("content {number}")).unwrap();
+        fs::write(
+            source.join(format!("{number}")),
+            format!("content {number}"),
+        )
+        .unwrap();
     }
     fs::write(source.join("gone"), "gone").unwrap();
     let primary = pair.primary();
     let receiver = pair.receiver();
     pair.seed(&receiver).await.unwrap();
     let inodes = || -> Vec<u64> {
-        (1..50).map(|n| fs::metadata(pair.copy().join(n.to_string())).unwrap().ino()).collect()
+        (1..50)
+            .map(|n| fs::metadata(pair.copy().join(n.to_string())).unwrap().ino())
+            .collect()
     };
     let before = inodes();
     primary.stop().await;
@@ -71,7 +80,11 @@ async fn a_seeding_that_was_broken_off_goes_on_where_it_was() {
     let pair = Pair::new().await;
     let source = pair.source();
     for number in 0..600 {
-        fs::write(source.join(format!("{number}")), format!("content {number}").repeat(100)).unwrap();
+        fs::write(
+            source.join(format!("{number}")),
+            format!("content {number}").repeat(100),
+        )
+        .unwrap();
     }
     let primary = pair.primary();
     primary.mark().await;
@@ -79,7 +92,9 @@ async fn a_seeding_that_was_broken_off_goes_on_where_it_was() {
         let receiver = pair.receiver();
         let limit = std::time::Duration::from_millis(patience);
         // Broken off anywhere; or done, on a fast machine.
-        let _broken_off = tokio::time::timeout(limit, pair.seed(&receiver)).await.is_err();
+        let _broken_off = tokio::time::timeout(limit, pair.seed(&receiver))
+            .await
+            .is_err();
         drop(receiver);
     }
     let receiver = pair.receiver();
@@ -100,20 +115,38 @@ async fn a_former_primary_keeps_aside_what_the_new_one_lacks() {
     primary.mark().await;
     primary.stop().await;
     let next = super::pair::epoch().superseded_by("b".parse().unwrap());
-    receiver.take_over(&next, &understudy_replication::store::NoProgress).await.unwrap();
+    receiver
+        .take_over(&next, &understudy_replication::store::NoProgress)
+        .await
+        .unwrap();
     drop(receiver);
     let promoted = pair.primary_in(&next, "b");
     fs::write(pair.copy().join("new"), "new").unwrap();
     promoted.mark().await;
     let former = pair.receiver_of("a");
     let following = pair.follow(&former);
-    until(|| pair.source().join("new").exists(), || format!("{:?}", former.received())).await;
-    until(|| former.received().applied.is_some(), || format!("{:?}", former.received())).await;
+    until(
+        || pair.source().join("new").exists(),
+        || format!("{:?}", former.received()),
+    )
+    .await;
+    until(
+        || former.received().applied.is_some(),
+        || format!("{:?}", former.received()),
+    )
+    .await;
     assert_eq!(tree(&pair.source()), tree(&pair.copy()));
     let kept = pair.source().join(".understudy/kept");
     let kept = fs::read_dir(kept).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(fs::read_to_string(kept.join("lost")).unwrap(), "exists only here");
-    assert_eq!(fs::read_dir(kept).unwrap().count(), 1, "what both have is not kept twice");
+    assert_eq!(
+        fs::read_to_string(kept.join("lost")).unwrap(),
+        "exists only here"
+    );
+    assert_eq!(
+        fs::read_dir(kept).unwrap().count(),
+        1,
+        "what both have is not kept twice"
+    );
     following.stop().await;
     promoted.stop().await;
 }
