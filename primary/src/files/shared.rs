@@ -57,7 +57,10 @@ pub(super) struct MarkRequest {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "the parts of one value, each named there")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one value, each named there"
+    )]
     pub(super) fn new(
         id: StoreId,
         epoch: Epoch,
@@ -92,7 +95,10 @@ impl Shared {
     }
 
     pub(super) fn log(&self) -> LogView {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Leaves something in the inbox and wakes the capture.
@@ -125,7 +131,10 @@ impl Shared {
 
     /// Notes that a problem is over.
     pub(super) fn mended(&self, about: &str) {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).remove(about);
+        self.problems
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(about);
     }
 
     pub(super) fn problems(&self) -> Vec<String> {

@@ -121,7 +121,10 @@ impl PostgresShipper {
             }));
         }
         let rows = client
-            .query("SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1", &[])
+            .query(
+                "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1",
+                &[],
+            )
             .await
             .map_err(|source| query("tell which settings wait for a restart", source))?;
         let needs_restart: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -188,9 +191,11 @@ impl PostgresShipper {
         let mut found = BTreeMap::new();
         for row in &streams {
             let state: Option<String> = row.get(1);
-            let position = |column| Ok(Position::from(lsn(row, column)?.unwrap_or(
-                understudy_replication::position::Lsn(0),
-            )));
+            let position = |column| {
+                Ok(Position::from(
+                    lsn(row, column)?.unwrap_or(understudy_replication::position::Lsn(0)),
+                ))
+            };
             let stream = match state.as_deref() {
                 Some("streaming" | "catchup") => Observed::Streaming {
                     sent: position(2)?,
@@ -209,7 +214,11 @@ impl PostgresShipper {
             .filter(|row| row.get::<_, bool>(1))
             .map(|row| row.get(0))
             .collect();
-        let retained = slots.iter().map(|row| row.get::<_, i64>(2)).max().unwrap_or(0);
+        let retained = slots
+            .iter()
+            .map(|row| row.get::<_, i64>(2))
+            .max()
+            .unwrap_or(0);
         let mut seen = self.seen();
         for slot in lost.iter().filter(|slot| !seen.lost_slots.contains(slot)) {
             self.events.record(

@@ -121,16 +121,22 @@ impl Ledger {
             manifest: Manifest::default(),
             table,
             // Replaced below; a log cannot be made without knowing where it begins.
-            log: Log::open(&state.join("log"), store.as_str(), Position(0))
-                .or_else(|error| match error {
+            log: Log::open(&state.join("log"), store.as_str(), Position(0)).or_else(|error| {
+                match error {
                     LogError::Damaged { .. } | LogError::Foreign { .. } => {
                         damage.push(format!("the log of store {store} is begun anew: {error}"));
                         move_aside(&state.join("log"))?;
                         Log::open(&state.join("log"), store.as_str(), Position(0))
                             .map_err(log_error(store))
                     }
-                    error => Err(log_error(store)(error)),
-                })?,
+                    error @ (LogError::File { .. }
+                    | LogError::Poisoned { .. }
+                    | LogError::TooLong { .. }
+                    | LogError::Backwards { .. }
+                    | LogError::Gone { .. }
+                    | LogError::NotABoundary { .. }) => Err(log_error(store)(error)),
+                }
+            })?,
             head: None,
             damage,
         };
@@ -138,7 +144,9 @@ impl Ledger {
         match ledger.load() {
             Ok(head) => ledger.head = head,
             Err(reason) => {
-                ledger.damage.push(format!("the table of store {store} is rebuilt: {reason}"));
+                ledger
+                    .damage
+                    .push(format!("the table of store {store} is rebuilt: {reason}"));
                 ledger.forget()?;
             }
         }
@@ -175,7 +183,9 @@ impl Ledger {
             changes.push(self.change(path));
         }
         changes.push(Change::Put(HEAD_KEY.to_vec(), encode(&head)));
-        self.table.apply(&changes).map_err(table_error(&self.store))?;
+        self.table
+            .apply(&changes)
+            .map_err(table_error(&self.store))?;
         self.head = Some(head);
         Ok(())
     }
@@ -186,6 +196,19 @@ impl Ledger {
     /// When the table fails.
     pub fn keep(&mut self, paths: &BTreeSet<RelPath>) -> Result<(), LedgerError> {
         let changes: Vec<Change> = paths.iter().map(|path| self.change(path)).collect();
+        self.table.apply(&changes).map_err(table_error(&self.store))
+    }
+
+    /// Keeps what was learned of some paths while the manifest stands for nothing, so that an
+    /// interrupted seeding need not read those files again.
+    ///
+    /// # Errors
+    /// When the table fails.
+    pub fn keep_aside(&mut self, known: &[(RelPath, Known)]) -> Result<(), LedgerError> {
+        let changes: Vec<Change> = known
+            .iter()
+            .map(|(path, known)| Change::Put(key(path), encode(known)))
+            .collect();
         self.table.apply(&changes).map_err(table_error(&self.store))
     }
 
@@ -216,12 +239,25 @@ impl Ledger {
     /// When the table or the log fails; nothing then stands for anything.
     pub fn replace(&mut self, manifest: Manifest, head: Head) -> Result<(), LedgerError> {
         self.forget_head()?;
-        let old: BTreeSet<RelPath> =
-            self.manifest.entries().into_iter().map(|(path, _)| path).collect();
+        let old: BTreeSet<RelPath> = self
+            .manifest
+            .entries()
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
         self.manifest = manifest;
-        self.log.reset(head.position).map_err(log_error(&self.store))?;
-        let gone = old.into_iter().filter(|path| self.manifest.get(path).is_none());
-        let paths: Vec<RelPath> = self.manifest.entries().into_iter().map(|(path, _)| path).collect();
+        self.log
+            .reset(head.position)
+            .map_err(log_error(&self.store))?;
+        let gone = old
+            .into_iter()
+            .filter(|path| self.manifest.get(path).is_none());
+        let paths: Vec<RelPath> = self
+            .manifest
+            .entries()
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
         let all: Vec<RelPath> = gone.chain(paths).collect();
         for some in all.chunks(1000) {
             self.keep(&some.iter().cloned().collect())?;
@@ -349,7 +385,11 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
 
 fn folder_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LedgerError {
     let path = path.to_owned();
-    move |source| LedgerError::Folder { action, path, source }
+    move |source| LedgerError::Folder {
+        action,
+        path,
+        source,
+    }
 }
 
 fn table_error(store: &StoreName) -> impl FnOnce(TableError) -> LedgerError {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::cluster::{Cluster, PostgresError};
 use super::ROLE;
+use super::cluster::{Cluster, PostgresError};
 use crate::position::Lsn;
 
 /// Connecting may take this long.

@@ -123,7 +123,9 @@ impl PostgresReceiver {
             state.flushed = received.max(replayed).map(Position::from);
             state.applied = replayed.map(Position::from);
             state.stalled = match (is_streaming, is_paused) {
-                (_, true) => Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned()),
+                (_, true) => {
+                    Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned())
+                }
                 (false, false) => Some("postgres receives no stream from the primary".to_owned()),
                 (true, false) => None,
             };
@@ -246,7 +248,10 @@ impl Receiver for PostgresReceiver {
     }
 
     fn received(&self) -> Received {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.received
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn take_over<'a>(
