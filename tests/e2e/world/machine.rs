@@ -211,7 +211,7 @@ impl Machine {
             let is_ready = match status["role"].as_str().unwrap() {
                 "primary" => {
                     let stores = status["stores"].as_array().unwrap();
-                    stores.iter().all(|store| !store["position"].is_null())
+                    !stores.is_empty() && stores.iter().all(|store| !store["position"].is_null())
                 }
                 "standby" => status["upstream"]["is_connected"] == true,
                 _ => true,
