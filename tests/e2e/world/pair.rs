@@ -242,6 +242,14 @@ impl Pair {
         self.a.understudy(&["wait", "--timeout", "60"]);
     }
 
+    /// Waits likewise, where a store may first have to wait before it tries again.
+    pub(crate) fn wait_long(&self) {
+        until("everything is applied", Duration::from_secs(90), || {
+            let ended = self.a.try_understudy(&["wait", "--timeout", "5"]);
+            super::holds(ended.status == Some(0), &ended)
+        });
+    }
+
     /// Writes something new into every store of a.
     pub(crate) fn write(&self, number: u32) {
         let a = &self.a;
@@ -283,17 +291,27 @@ impl Pair {
     /// Asserts that b has what `write` wrote.
     pub(crate) fn assert_written(&self, number: u32) {
         let b = &self.b;
-        if self.plan.postgres {
-            let sql = format!("SELECT count(*) FROM change WHERE number = {number}");
-            assert_eq!(b.sql(&sql), "1");
-        }
-        if self.plan.files {
-            let content = fs::read(b.at(FILES).join(format!("file-{number}"))).unwrap();
-            assert_eq!(content, vec![b'x'; 1000]);
-        }
+        self.assert_written_rows(number);
+        self.assert_written_files(number);
         if self.plan.settings.is_some() {
             let content = fs::read_to_string(b.at(SETTINGS).join("app.conf")).unwrap();
             assert_eq!(content, format!("generation = {number}\n"));
+        }
+    }
+
+    /// Asserts that b has the rows that `write` wrote.
+    pub(crate) fn assert_written_rows(&self, number: u32) {
+        if self.plan.postgres {
+            let sql = format!("SELECT count(*) FROM change WHERE number = {number}");
+            assert_eq!(self.b.sql(&sql), "1");
+        }
+    }
+
+    /// Asserts that b has the files that `write` wrote.
+    pub(crate) fn assert_written_files(&self, number: u32) {
+        if self.plan.files {
+            let content = fs::read(self.b.at(FILES).join(format!("file-{number}"))).unwrap();
+            assert_eq!(content, vec![b'x'; 1000]);
         }
     }
 
