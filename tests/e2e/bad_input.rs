@@ -140,7 +140,7 @@ fn without_postgres_the_folder_that_was_searched_is_named() {
     pair.init();
     let empty = pair.folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    edit(&pair.a, "[postgres]\n", &format!("[postgres]\nbin_dir = \"{}\"\n", empty.display()));
+    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{}\"\n", empty.display()));
     let before = tree(&pair.a.at("/data"));
     let ended = pair.a.try_understudy(&["serve"]);
     assert_eq!(ended.status, Some(1), "{ended:?}");
@@ -167,7 +167,7 @@ fn a_postgres_that_is_too_old_is_refused_by_a_standby() {
     let old = old_programs(&pair);
     let (url, token) = pair.invite("b");
     // The configuration is the cluster's: only a daemon that runs already does not see this.
-    edit(&pair.a, "[postgres]\n", &format!("[postgres]\nbin_dir = \"{old}\"\n"));
+    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{old}\"\n"));
     let refused = pair.try_join(&pair.b, &url, &token);
     assert_eq!(refused.status, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("Postgres 15 or newer is not installed in"), "{refused:?}");
@@ -180,9 +180,10 @@ fn a_postgres_that_is_too_old_is_refused_by_a_primary() {
     let mut pair = Pair::prepare(Plan::postgres(), None);
     pair.init();
     let old = old_programs(&pair);
-    edit(&pair.a, "[postgres]\n", &format!("[postgres]\nbin_dir = \"{old}\"\n"));
+    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{old}\"\n"));
     fs::write(pair.a.at("/data/pg/PG_VERSION"), "13\n").unwrap();
     pair.a.spawn(&[], &[]);
+    until("the daemon answers", Pair::PATIENCE, || pair.a.try_status().map(|_| ()));
     pair.a.wait_for_event("store_failed", "is a cluster of Postgres 13; 15 or newer is needed");
     until("its status says so", Pair::PATIENCE, || {
         let status = pair.a.try_status()?;

@@ -43,7 +43,12 @@ pub(crate) fn http(ip: &str, port: u16, method: &str, path: &str) -> Result<Answ
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {ip}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;
         let mut text = Vec::new();
-        stream.read_to_end(&mut text)?;
+        // Who is refused may be cut off before he has said all; what was answered counts.
+        if let Err(error) = stream.read_to_end(&mut text)
+            && text.is_empty()
+        {
+            return Err(error);
+        }
         std::io::Result::Ok(String::from_utf8_lossy(&text).into_owned())
     };
     Answer::parse(&send().map_err(|error| error.to_string())?)

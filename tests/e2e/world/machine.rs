@@ -160,6 +160,16 @@ impl Machine {
         })
     }
 
+    /// Waits for an event of `kind` in the file of events, where no verb works, and returns its line.
+    pub(crate) fn wait_for_event_in_file(&self, kind: &str, part: &str) -> String {
+        let kind = format!("\"kind\":\"{kind}\"");
+        until(&format!("an event {kind} with {part:?} on {}", self.name), READY, || {
+            let text = fs::read_to_string(self.state().join("events.jsonl")).unwrap_or_default();
+            let found = text.lines().find(|line| line.contains(&kind) && line.contains(part));
+            found.map(str::to_owned).ok_or(text.clone())
+        })
+    }
+
     /// Starts the daemon, and waits until it does what its role says.
     pub(crate) fn serve(&mut self) {
         self.serve_with(&[], &[]);

@@ -17,7 +17,7 @@ pub(crate) use machine::{Ended, Machine};
 pub(crate) use network::Network;
 pub(crate) use pair::{Pair, Plan};
 pub(crate) use places::free_ips;
-pub(crate) use processes::{kill, kill_beneath, signal};
+pub(crate) use processes::{beneath, kill, kill_beneath, signal};
 pub(crate) use rustix::process::Signal;
 pub(crate) use tls::{Caller, call};
 pub(crate) use tree::{Tree, tree};
