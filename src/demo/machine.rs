@@ -177,8 +177,9 @@ impl Machines {
         let output = self
             .command(name)
             .args(arguments)
-            .stderr(Stdio::inherit())
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()?
+            .wait_with_output()
             .await?;
         if !output.status.success() {
             return Err(Failure::failed(format!(
