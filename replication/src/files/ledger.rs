@@ -88,6 +88,8 @@ pub struct Ledger {
     table: Box<dyn Table>,
     log: Log,
     head: Option<Head>,
+    /// The log was damaged and begins anew: what it held beyond the table is gone.
+    pub is_log_lost: bool,
     /// What was found damaged at opening, for the operators.
     pub damage: Vec<String>,
 }
@@ -99,14 +101,15 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Opens what is in `state`, or begins anew. A table that is damaged is moved aside and a log that
-    /// is damaged is begun anew; the head is then `None`, and everything has to be compared.
+    /// Opens what is in `state`, or begins anew. A table that is damaged is moved aside, and the
+    /// head is then `None`; a log that is damaged is begun anew, and `is_log_lost`.
     ///
     /// # Errors
     /// When the folder cannot be used.
     pub fn open(state: &Path, store: &StoreName) -> Result<Self, LedgerError> {
         durable::create_directory(state, 0o700).map_err(folder_error("create", state))?;
         let mut damage = Vec::new();
+        let mut is_log_lost = false;
         let path = state.join("table");
         let table = match open_table(&path) {
             Ok(table) => table,
@@ -125,6 +128,7 @@ impl Ledger {
                 match error {
                     LogError::Damaged { .. } | LogError::Foreign { .. } => {
                         damage.push(format!("the log of store {store} is begun anew: {error}"));
+                        is_log_lost = true;
                         move_aside(&state.join("log"))?;
                         Log::open(&state.join("log"), store.as_str(), Position(0))
                             .map_err(log_error(store))
@@ -138,9 +142,9 @@ impl Ledger {
                 }
             })?,
             head: None,
+            is_log_lost,
             damage,
         };
-        let is_log_lost = !ledger.damage.is_empty();
         match ledger.load() {
             Ok(head) => ledger.head = head,
             Err(reason) => {
@@ -149,10 +153,6 @@ impl Ledger {
                     .push(format!("the table of store {store} is rebuilt: {reason}"));
                 ledger.forget()?;
             }
-        }
-        if is_log_lost && ledger.head.is_some() {
-            // What the log held beyond the table was promised and is gone.
-            ledger.forget()?;
         }
         Ok(ledger)
     }

@@ -140,7 +140,6 @@ impl Inner {
             told.applied = complete;
             told.flushed = complete;
             told.must_reseed = replica.ledger.head().is_none();
-            told.stalled = None;
             told.report.gauges.insert("entries".to_owned(), entries);
             told.report
                 .gauges
