@@ -169,7 +169,12 @@ pub(crate) async fn promote(
         _ => {
             let epoch = plan.steps.iter().find_map(|step| match step {
                 Step::Open(epoch) => Some(epoch.clone()),
-                _ => None,
+                Step::Fence(_)
+                | Step::Drain
+                | Step::TakeOver(_)
+                | Step::Index(_)
+                | Step::Services
+                | Step::Serve => None,
             });
             Report {
                 version: 1,

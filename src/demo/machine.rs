@@ -194,7 +194,8 @@ impl Machines {
     /// Starts the daemon of a node that was killed, and waits until it has fenced itself.
     pub(super) async fn revive(&mut self, name: &str) -> Result<(), Failure> {
         self.start(name)?;
-        self.wait_until(name, |status| status.role == RoleName::Fenced).await
+        self.wait_until(name, |status| status.role == RoleName::Fenced)
+            .await
     }
 
     /// Starts the daemon of a node, and waits until it does what its role says.
@@ -204,7 +205,10 @@ impl Machines {
     }
 
     fn start(&mut self, name: &str) -> Result<(), Failure> {
-        let log = fs::File::options().create(true).append(true).open(self.log(name))?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log(name))?;
         let mut command = self.command(name);
         command
             .arg("serve")
@@ -221,11 +225,7 @@ impl Machines {
         Ok(())
     }
 
-    async fn wait_until(
-        &self,
-        name: &str,
-        is_so: impl Fn(&Status) -> bool,
-    ) -> Result<(), Failure> {
+    async fn wait_until(&self, name: &str, is_so: impl Fn(&Status) -> bool) -> Result<(), Failure> {
         let ready = async {
             loop {
                 if let Ok(status) = self.status(name).await
