@@ -207,7 +207,10 @@ async fn search(State(node): State<Arc<Node>>, Json(asked): Json<Search>) -> Res
 pub(crate) fn acting_primary(node: &Node) -> Result<(), String> {
     match node.role() {
         Role::Primary { .. } => Ok(()),
-        role => {
+        role @ (Role::Returning { .. }
+        | Role::Standby { .. }
+        | Role::Promoting { .. }
+        | Role::Fenced { .. }) => {
             let primary = match role.primary(node.me()) {
                 Some(primary) => format!("; ask node {primary}"),
                 None => String::new(),

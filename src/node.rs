@@ -191,7 +191,8 @@ impl Node {
     ) -> Result<tokio_postgres::Client, PostgresError> {
         match &cluster {
             Some(cluster) => {
-                understudy_replication::postgres::connect(cluster, database.as_deref()).await
+                let database = database.as_deref().unwrap_or(&cluster.database);
+                understudy_replication::postgres::connect(cluster, database).await
             }
             None => Err(PostgresError::Late {
                 what: "answer, as no [postgres] is configured",

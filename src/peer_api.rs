@@ -73,14 +73,7 @@ async fn not_here(State(node): State<Arc<Node>>) -> Response {
 
 async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {
     let role = node.role();
-    let epoch = match &role {
-        Role::Standby {
-            epoch,
-            proposed: Some(proposed),
-            ..
-        } => epoch.max(proposed).clone(),
-        role => role.epoch().clone(),
-    };
+    let epoch = role.highest_epoch().clone();
     Json(Hello {
         node: node.me().clone(),
         role: role.name(),
@@ -125,37 +118,37 @@ async fn fence(
     Json(FenceAnswer { was, positions }).into_response()
 }
 
-fn primary(node: &Node) -> Result<Arc<PrimaryRun>, Response> {
+fn primary(node: &Node) -> Result<Arc<PrimaryRun>, Box<Response>> {
     match (node.role(), node.stage()) {
         (Role::Primary { .. }, Stage::Primary(run)) => Ok(run),
         (role, _) => {
             let reason = format!("node {} is {}", node.me(), role.name().as_str());
-            Err((StatusCode::CONFLICT, reason).into_response())
+            Err(Box::new((StatusCode::CONFLICT, reason).into_response()))
         }
     }
 }
 
 /// Remembers that the caller follows from now on, before it gets a mark.
-async fn join(node: &Node, caller: &Caller) -> Result<(), Response> {
+async fn join(node: &Node, caller: &Caller) -> Result<(), Box<Response>> {
     node.happen(Event::Joined(caller.node.clone()))
         .await
-        .map_err(|error| (StatusCode::CONFLICT, error.to_string()).into_response())
+        .map_err(|error| Box::new((StatusCode::CONFLICT, error.to_string()).into_response()))
 }
 
 async fn joined(State(node): State<Arc<Node>>, Extension(caller): Extension<Caller>) -> Response {
     match join(&node, &caller).await {
         Ok(()) => Json(node.role().epoch().clone()).into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
 async fn marks(State(node): State<Arc<Node>>, Extension(caller): Extension<Caller>) -> Response {
     let run = match primary(&node) {
         Ok(run) => run,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     if let Err(refusal) = join(&node, &caller).await {
-        return refusal;
+        return *refusal;
     }
     let (sender, response) = frames();
     let mut marks = run.marks();
@@ -188,7 +181,7 @@ async fn report(
             run.heard(caller.node, report);
             Json(()).into_response()
         }
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
@@ -196,6 +189,6 @@ async fn report(
 async fn barrier(State(node): State<Arc<Node>>) -> Response {
     match primary(&node) {
         Ok(run) => Json(run.positions(POSITION_PATIENCE).await).into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn report_text(report: &Report) -> String {
             .map(|failure| format!("  FAILED: {failure}"));
         text += &format!(
             "  {:30} {:8.3} s{}\n",
-            step.step,
+            step.name,
             step.seconds,
             failure.unwrap_or_default()
         );

@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepTime {
     /// The step.
-    pub(crate) step: String,
+    pub(crate) name: String,
     /// How long it took, in seconds.
     pub(crate) seconds: f64,
     /// What went wrong without stopping the promotion.
@@ -118,7 +118,7 @@ impl Report {
     ) -> PromotionStatus {
         PromotionStatus {
             epoch: self.epoch.clone(),
-            done: self.steps.iter().map(|step| step.step.clone()).collect(),
+            done: self.steps.iter().map(|step| step.name.clone()).collect(),
             step,
             is_running,
             error,
@@ -169,7 +169,12 @@ pub(crate) async fn promote(
         _ => {
             let epoch = plan.steps.iter().find_map(|step| match step {
                 Step::Open(epoch) => Some(epoch.clone()),
-                _ => None,
+                Step::Fence(_)
+                | Step::Drain
+                | Step::TakeOver(_)
+                | Step::Index(_)
+                | Step::Services
+                | Step::Serve => None,
             });
             Report {
                 version: 1,
@@ -344,7 +349,7 @@ async fn execute(
         });
         report.seconds += seconds;
         report.steps.push(StepTime {
-            step: name.clone(),
+            name: name.clone(),
             seconds,
             failure,
         });

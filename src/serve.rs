@@ -295,20 +295,18 @@ fn reload(node: &Arc<Node>) {
 
 async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                format!(
-                    "another program listens there; find it with `ss -ltnp sport = :{}`",
-                    address.port()
-                )
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                format!(
-                    "this machine has no address {}; see [[node]] in understudy.toml",
-                    address.ip()
-                )
-            }
-            _ => "see [[node]] in understudy.toml and [monitor] in node.toml".to_owned(),
+        let hint = if error.kind() == io::ErrorKind::AddrInUse {
+            format!(
+                "another program listens there; find it with `ss -ltnp sport = :{}`",
+                address.port()
+            )
+        } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+            format!(
+                "this machine has no address {}; see [[node]] in understudy.toml",
+                address.ip()
+            )
+        } else {
+            "see [[node]] in understudy.toml and [monitor] in node.toml".to_owned()
         };
         Failure::new(
             Kind::Failed,

@@ -109,6 +109,22 @@ impl Role {
         }
     }
 
+    /// Returns the highest epoch that this node has seen, or asks its peers to fence themselves for.
+    pub fn highest_epoch(&self) -> &Epoch {
+        match self {
+            Self::Standby {
+                epoch,
+                proposed: Some(proposed),
+                ..
+            } => epoch.max(proposed),
+            Self::Standby { proposed: None, .. }
+            | Self::Primary { .. }
+            | Self::Returning { .. }
+            | Self::Promoting { .. }
+            | Self::Fenced { .. } => self.epoch(),
+        }
+    }
+
     /// Returns the role without its data.
     pub fn name(&self) -> RoleName {
         match self {

@@ -177,8 +177,9 @@ impl Machines {
         let output = self
             .command(name)
             .args(arguments)
-            .stderr(Stdio::inherit())
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()?
+            .wait_with_output()
             .await?;
         if !output.status.success() {
             return Err(Failure::failed(format!(
@@ -190,9 +191,24 @@ impl Machines {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Starts the daemon of a node that was killed, and waits until it has fenced itself.
+    pub(super) async fn revive(&mut self, name: &str) -> Result<(), Failure> {
+        self.start(name)?;
+        self.wait_until(name, |status| status.role == RoleName::Fenced)
+            .await
+    }
+
     /// Starts the daemon of a node, and waits until it does what its role says.
     pub(super) async fn serve(&mut self, name: &str) -> Result<(), Failure> {
-        let log = fs::File::create(self.log(name))?;
+        self.start(name)?;
+        self.wait_until(name, is_ready).await
+    }
+
+    fn start(&mut self, name: &str) -> Result<(), Failure> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log(name))?;
         let mut command = self.command(name);
         command
             .arg("serve")
@@ -206,10 +222,14 @@ impl Machines {
             &mut self.b
         };
         machine.serving = Some(child);
+        Ok(())
+    }
+
+    async fn wait_until(&self, name: &str, is_so: impl Fn(&Status) -> bool) -> Result<(), Failure> {
         let ready = async {
             loop {
                 if let Ok(status) = self.status(name).await
-                    && is_ready(&status)
+                    && is_so(&status)
                 {
                     return;
                 }
@@ -333,6 +353,7 @@ impl Machines {
             "\nThe pair is kept in {folder}. Try:\n  \
              {program} --config {folder}/b/etc status --watch\n  \
              {program} --config {folder}/b/etc index search search 'text editor'\n  \
+             {program} --config {folder}/a/etc status\n  \
              curl http://{}/monitor/replication\n  \
              psql -h {} -p {} -U {} catalog\n\
              End it with: pkill -f {folder}; rm -r {folder}",

@@ -75,6 +75,8 @@ impl Demo {
             machines.tell_logs();
         }
         if self.keep && result.is_ok() {
+            // The old primary comes back, hears of the new epoch, and stays out of the way.
+            machines.revive("a").await?;
             machines.keep();
         } else {
             machines.end().await;
@@ -167,7 +169,7 @@ impl Report {
             self.epoch, self.outage_seconds
         );
         for step in &self.steps {
-            text += &format!("  {:32} {:8.3} s\n", step.step, step.seconds);
+            text += &format!("  {:32} {:8.3} s\n", step.name, step.seconds);
         }
         text += "\n  store       acknowledged   missing   in flight at the kill   of these lost\n";
         for store in &self.stores {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use understudy_replication::event::Severity;
-use understudy_replication::files::{RESERVED, RelPath, Root};
+use understudy_replication::files::{LOST_AND_FOUND, RESERVED, RelPath, Root};
 
 use super::commit::{CommitError, commit, replay};
 use super::dirty::Dirty;
@@ -103,6 +103,7 @@ impl Capture {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner) = ledger.log_view();
             *guard = Some(ledger);
+            self.shared.log_generation.fetch_add(1, Ordering::AcqRel);
         } else if let Some(ledger) = guard.as_mut() {
             replay(ledger).map_err(|source| self.failed(source))?;
         }
@@ -283,6 +284,7 @@ impl Capture {
 
     fn is_ours(&self, name: &[u8]) -> bool {
         name != RESERVED
+            && name != LOST_AND_FOUND
             && RelPath::new(name).is_ok_and(|path| !self.shared.exclude.is_match(path.as_path()))
     }
 

@@ -10,8 +10,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    Digest, Entry, Identity, Kind, Known, PathError, RelPath, Root, TARGET_BYTES_MAX, identity,
-    stat_fd,
+    Digest, Entry, Identity, Kind, Known, LOST_AND_FOUND, PathError, RelPath, Root,
+    TARGET_BYTES_MAX, identity, stat_fd,
 };
 use understudy_replication::wall_time::WallTime;
 
@@ -157,9 +157,9 @@ impl Looker<'_> {
                 return Ok(());
             }
         };
-        self.shared.mended(&path.to_string());
         match found.file_type() {
             FileType::Directory => {
+                self.shared.mended(path);
                 let known = self.known(path);
                 let was_directory = known
                     .as_ref()
@@ -172,9 +172,12 @@ impl Looker<'_> {
                     self.look_into(Some(path))?;
                 }
             }
-            FileType::RegularFile => self.look_at_file(path, found, is_owed),
+            FileType::RegularFile => {
+                self.look_at_file(path, found, is_owed);
+            }
             FileType::Symlink => match self.root.read_link(path) {
                 Ok(target) if target.len() <= TARGET_BYTES_MAX => {
+                    self.shared.mended(path);
                     let entry = found.entry(Kind::Symlink { target });
                     if self.known(path).is_none_or(|known| known.entry != entry) {
                         self.put(path, entry, None, false);
@@ -288,6 +291,7 @@ impl Looker<'_> {
                 return;
             }
         };
+        self.shared.mended(path);
         self.again.push(Again::Rested(path.clone(), cost));
         let is_racy = is_racy(found);
         if is_racy {
@@ -328,6 +332,9 @@ impl Looker<'_> {
     }
 
     fn is_excluded(&self, path: &RelPath) -> bool {
+        if path.names().next() == Some(LOST_AND_FOUND) {
+            return true;
+        }
         let mut at = Some(path.clone());
         while let Some(path) = at {
             if self.shared.exclude.is_match(path.as_path()) {
@@ -348,7 +355,7 @@ impl Looker<'_> {
             if self.known(path).is_some() {
                 self.pending.add(path.clone(), Change::Delete);
             }
-            self.shared.mended(&path.to_string());
+            self.shared.mended(path);
             return;
         }
         let reason = if error.raw_os_error() == Some(Errno::XDEV.raw_os_error()) {

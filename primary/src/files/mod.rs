@@ -175,9 +175,10 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
         ));
     }
     let head = ledger.head().cloned();
-    match (replayed, head) {
-        (Ok(()), Some(head)) if head.epoch == *epoch => {}
-        (Ok(()), Some(head)) => {
+    let is_lost = replayed.is_err() || ledger.is_log_lost;
+    match (is_lost, head) {
+        (false, Some(head)) if head.epoch == *epoch => {}
+        (false, Some(head)) => {
             let head = Head {
                 epoch: epoch.clone(),
                 ..head
@@ -187,10 +188,11 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
                 .map_err(ledger_error)?;
             ledger.sync().map_err(ledger_error)?;
         }
-        (Err(_), _) | (_, None) => {
+        (_, head) => {
             // Nothing that a standby has can be continued: positions go on behind all that were told,
             // and every standby compares everything, which ships what differs.
             let end = ledger.log().end();
+            let end = head.map_or(end, |head| head.position.max(end));
             let position = Position(if end.0 == 0 {
                 0
             } else {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -298,6 +299,7 @@ fn follow(
     mut reader: LogReader,
     mut first: Option<Record>,
 ) -> Result<(), ShipError> {
+    let generation = shared.log_generation.load(Ordering::Acquire);
     let mut position = shared.position.subscribe();
     let here = *position.borrow_and_update();
     sender.packer.note(&Note::Hello {
@@ -328,6 +330,9 @@ fn follow(
                 () = stop.wait() => Err(ShipError::Closed),
             }
         })?;
+        if shared.log_generation.load(Ordering::Acquire) != generation {
+            return Err(ShipError::Closed);
+        }
         if is_quiet {
             let here = *position.borrow();
             sender.packer.note(&Note::Heartbeat { position: here })?;

@@ -16,7 +16,8 @@ use understudy_config::{NodeName, StoreName};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, slot_name,
+    Cluster, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn,
+    slot_name,
 };
 use understudy_replication::store::{
     BoxFuture, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
@@ -110,7 +111,7 @@ impl PostgresShipper {
             );
         }
         cluster.create_roles().await?;
-        let client = connect(cluster, None).await?;
+        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
         let row = client
             .query_one("SELECT pg_is_in_recovery()", &[])
             .await
@@ -152,7 +153,7 @@ impl PostgresShipper {
         let mut kept = self.client.lock().await;
         let client = match kept.take() {
             Some(client) if !client.is_closed() => client,
-            Some(_) | None => connect(&self.cluster, None).await?,
+            Some(_) | None => connect(&self.cluster, MAINTENANCE_DATABASE).await?,
         };
         let result = tokio::time::timeout(QUERY_PATIENCE, work(&client))
             .await

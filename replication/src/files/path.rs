@@ -17,6 +17,10 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// The name at the top of every store that is the standby's own: it stages there.
 pub const RESERVED: &[u8] = b".understudy";
 
+/// The name at the top of a file system that is the machine's own. An empty file system has it, so
+/// that it says nothing about whether a tree is there.
+pub const LOST_AND_FOUND: &[u8] = b"lost+found";
+
 /// A path within a store: bytes, relative, never empty, without `.`, `..`, NUL or an empty name.
 ///
 /// Ordered by its names and not by its bytes, so that what a directory holds follows it directly.

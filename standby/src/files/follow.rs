@@ -154,12 +154,10 @@ fn write(inner: &Inner, mut frames: mpsc::Receiver<Bytes>) -> Result<(), FilesEr
             match message {
                 Message::Note(Note::Hello { epoch, .. }) => {
                     replica.set_epoch(&epoch)?;
-                    inner.told(|told| {
-                        told.must_reseed = false;
-                        told.stalled = None;
-                    });
+                    inner.told(|told| told.must_reseed = false);
                 }
-                Message::Note(Note::Heartbeat { .. }) => {}
+                // Only what has been done shows that it can be done.
+                Message::Note(Note::Heartbeat { .. }) => inner.told(|told| told.stalled = None),
                 message @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
                     match assembly.take(&mut replica, message)? {
                         Progressed::No => {}

@@ -122,7 +122,12 @@ impl Inner {
         let mut guard = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
         // The table is closed before it is opened.
         *guard = None;
-        *guard = Some(Replica::open(&self.id.name, &self.root, &self.state)?);
+        let replica = Replica::open(&self.id.name, &self.root, &self.state)?;
+        for damage in &replica.ledger.damage {
+            self.events
+                .record(Severity::Warning, "files_ledger", damage.clone());
+        }
+        *guard = Some(replica);
         Ok(())
     }
 
@@ -140,7 +145,6 @@ impl Inner {
             told.applied = complete;
             told.flushed = complete;
             told.must_reseed = replica.ledger.head().is_none();
-            told.stalled = None;
             told.report.gauges.insert("entries".to_owned(), entries);
             told.report
                 .gauges

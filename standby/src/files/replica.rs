@@ -25,7 +25,11 @@ pub(super) struct Replica {
 
 impl Replica {
     pub(super) fn open(store: &StoreName, path: &Path, state: &Path) -> Result<Self, FilesError> {
-        let ledger = Ledger::open(state, store)?;
+        let mut ledger = Ledger::open(state, store)?;
+        if ledger.is_log_lost && ledger.head().is_some() {
+            // What was acknowledged may be gone: the copy has to be compared.
+            ledger.forget_head()?;
+        }
         let mut replica = Self {
             path: path.to_owned(),
             ledger,

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 use understudy_config::Globs;
-use understudy_replication::files::{Digest, Entry, Identity, Kind, Manifest, RESERVED, RelPath};
+use understudy_replication::files::{
+    Digest, Entry, Identity, Kind, LOST_AND_FOUND, Manifest, RESERVED, RelPath,
+};
 use walkdir::WalkDir;
 
 use super::error::FilesError;
@@ -49,7 +51,8 @@ pub(super) fn walk(
         .follow_links(false)
         .into_iter();
     let walk = walk.filter_entry(|entry| {
-        let is_reserved = entry.depth() == 1 && entry.file_name().as_bytes() == RESERVED;
+        let is_reserved = entry.depth() == 1
+            && [RESERVED, LOST_AND_FOUND].contains(&entry.file_name().as_bytes());
         !is_reserved && !relative(entry.path()).is_some_and(|path| exclude.is_match(&path))
     });
     for entry in walk {

@@ -11,7 +11,7 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, PostgresError, SlotInfo, Upstream, connect, one_lsn,
+    Cluster, MAINTENANCE_DATABASE, PostgresError, SlotInfo, Upstream, connect, one_lsn,
 };
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
@@ -145,7 +145,7 @@ impl PostgresReceiver {
         }
         progress.start("promote postgres", None, Unit::Items);
         cluster.start().await?;
-        let client = connect(cluster, None).await?;
+        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
         if is_in_recovery(&client).await? {
             cluster.promote().await?;
         }
@@ -215,7 +215,7 @@ impl Receiver for PostgresReceiver {
                 }) as StoreFailure);
             }
             self.follow(&primary).await?;
-            let client = connect(&self.cluster, None).await?;
+            let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
             let mut tick = tokio::time::interval(LOOK_INTERVAL);
             let mut asked = None::<tokio::time::Instant>;
             loop {

@@ -14,7 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 use understudy_replication::command::Command;
 use understudy_replication::durable;
-use understudy_replication::postgres::{PostgresError, SeedInfo, SlotInfo, connect};
+use understudy_replication::postgres::{
+    MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
+};
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
@@ -332,7 +334,7 @@ impl PostgresReceiver {
         let query = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
         let streams =
             async {
-                let client = connect(&self.cluster, None).await?;
+                let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
                 loop {
                     let row = client.query_one(query, &[]).await.map_err(|source| {
                         PostgresError::Query {

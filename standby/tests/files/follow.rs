@@ -74,6 +74,14 @@ async fn every_kind_of_change_is_followed() {
     fs::remove_dir_all(source.join("link")).unwrap();
     symlink("moved", source.join("link")).unwrap();
     check().await;
+    // An empty directory goes, and another one takes its name at once.
+    fs::create_dir(source.join("empty")).unwrap();
+    fs::create_dir(source.join("full")).unwrap();
+    fs::write(source.join("full/inside"), "inside").unwrap();
+    check().await;
+    fs::remove_dir(source.join("empty")).unwrap();
+    fs::rename(source.join("full"), source.join("empty")).unwrap();
+    check().await;
     // Two that swap, through a third name.
     fs::rename(source.join("d/a"), source.join("x")).unwrap();
     fs::rename(source.join("moved"), source.join("d/a")).unwrap();
