@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use crate::world::{Pair, Plan, kill, until};
+use crate::world::{Pair, Plan, holds, kill, until};
 
 /// Promotes once more, and asserts that all is well.
 fn promote_again(mut pair: Pair, force: bool) {
     // Its primary may be fenced already, so it need not be connected to it.
     pair.b.spawn(&[], &[]);
-    until("the daemon of b answers", Pair::PATIENCE, || pair.b.try_status().map(|_| ()));
+    until("b knows its stores, and its primary's silence", Pair::PATIENCE, || {
+        pair.b.try_status()?;
+        let outcome = pair.b.json(&["promote", "--dry-run"]);
+        let unmet = outcome["plan"]["unmet"].as_array().ok_or_else(|| outcome.to_string())?;
+        let is_met = unmet.iter().all(|condition| force && condition["can_be_forced"] == true);
+        holds(is_met, unmet)
+    });
     let arguments: &[&str] = if force { &["promote", "--force"] } else { &["promote"] };
     pair.b.understudy(arguments);
     pair.assert_b_is_primary();

@@ -8,7 +8,7 @@ use crate::world::{Pair, Plan, holds, until};
 
 fn steps(report: &Value) -> Vec<&str> {
     let steps = report["steps"].as_array().unwrap();
-    steps.iter().map(|step| step["step"].as_str().unwrap()).collect()
+    steps.iter().map(|step| step["name"].as_str().unwrap()).collect()
 }
 
 #[test]
@@ -132,6 +132,22 @@ fn without_a_word_from_the_primary_only_force_promotes() {
     assert_eq!(pair.b.role(), "primary");
     let journal = fs::read_to_string(pair.a.at("/journal")).unwrap();
     assert_eq!(journal, "start one\nstart two\n", "a started its services again");
+}
+
+#[test]
+fn a_standby_whose_daemon_has_just_started_can_be_promoted() {
+    let mut pair = Pair::new(Plan::postgres());
+    pair.write(1);
+    pair.wait();
+    // Both lose power, and b is the one that comes back.
+    pair.a.power_off();
+    pair.b.power_off();
+    pair.b.spawn(&[], &[]);
+    until("the daemon answers", Pair::PATIENCE, || pair.b.try_status().map(|_| ()));
+    // In the worst hour nobody waits until its Postgres has started.
+    pair.b.understudy(&["promote", "--force"]);
+    pair.assert_b_is_primary();
+    pair.assert_written(1);
 }
 
 #[test]

@@ -54,13 +54,22 @@ fn is_zombie(process: &Path) -> bool {
     matches!(state, None | Some("Z" | "X"))
 }
 
+/// Returns whether a process is dead, and nobody but its parent, another than this one, keeps it: for
+/// Postgres it counts as alive until it is reaped.
+fn is_unreaped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+    parent.is_some_and(|parent| parent != std::process::id().to_string())
+}
+
 /// Ends every process beneath `folder` at once, as a power cut would.
 pub(crate) fn kill_beneath(folder: &Path) {
+    let mut killed = BTreeSet::new();
     until("every process is gone", Duration::from_secs(20), || {
         let found = beneath(folder);
-        for pid in &found {
-            kill(*pid);
-        }
-        if found.is_empty() { Ok(()) } else { Err(format!("{found:?} are left")) }
+        found.iter().for_each(|pid| kill(*pid));
+        killed.extend(&found);
+        killed.retain(|pid| found.contains(pid) || is_unreaped(*pid));
+        if killed.is_empty() { Ok(()) } else { Err(format!("{killed:?} are left")) }
     });
 }
