@@ -32,7 +32,9 @@ pub(crate) async fn ask<T: DeserializeOwned>(
         )
         .hint("start it with `understudy serve` (or `systemctl start understudy`)")
     };
-    let stream = UnixStream::connect(socket).await.map_err(|error| no_daemon(&error))?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| no_daemon(&error))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| no_daemon(&error))?;
@@ -44,17 +46,24 @@ pub(crate) async fn ask<T: DeserializeOwned>(
         .header(hyper::header::HOST, "understudy")
         .header(hyper::header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))?;
-    let response = sender.send_request(request).await.map_err(|error| no_daemon(&error))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| no_daemon(&error))?;
     let status = response.status();
     let mut body = response.into_body();
     let display = Display::new();
     let mut buffer = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            Failure::failed(format!("the daemon went away in the middle of its answer: {error}"))
-                .hint("look at its log, start it again, and repeat the command")
+            Failure::failed(format!(
+                "the daemon went away in the middle of its answer: {error}"
+            ))
+            .hint("look at its log, start it again, and repeat the command")
         })?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         buffer.extend_from_slice(&data);
         if !status.is_success() {
             continue;
@@ -76,6 +85,8 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     }
     display.end("");
     let said = String::from_utf8_lossy(&buffer);
-    Err(Failure::failed(format!("the daemon did not finish its answer ({status}): {said}"))
-        .hint("look at its log, start it again, and repeat the command"))
+    Err(Failure::failed(format!(
+        "the daemon did not finish its answer ({status}): {said}"
+    ))
+    .hint("look at its log, start it again, and repeat the command"))
 }

@@ -115,9 +115,7 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
 
 /// Runs `work`, and returns its progress and its result as a stream of lines. The work goes on when the
 /// caller goes away: a promotion must not stop because a terminal was closed.
-fn stream<T: Serialize>(
-    work: impl AsyncFnOnceSend<T>,
-) -> Response {
+fn stream<T: Serialize>(work: impl AsyncFnOnceSend<T>) -> Response {
     let (lines, receiver) = mpsc::channel::<Line>(8);
     let (news, mut news_receiver) = mpsc::channel(NEWS_WAITING_MAX);
     let forward = lines.clone();
@@ -173,7 +171,9 @@ async fn events(State(node): State<Arc<Node>>, Query(asked): Query<EventCount>) 
 }
 
 async fn wait(State(node): State<Arc<Node>>, Json(asked): Json<Wait>) -> Response {
-    stream(move |_| async move { crate::wait::wait(&node, Duration::from_secs(asked.seconds)).await })
+    stream(
+        move |_| async move { crate::wait::wait(&node, Duration::from_secs(asked.seconds)).await },
+    )
 }
 
 async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
@@ -185,7 +185,9 @@ async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Res
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
     stream(move |progress: Box<dyn Progress>| async move {
         acting_primary(&node).map_err(Failure::refused)?;
-        node.indexes.rebuild(asked.index.as_str(), progress.as_ref()).await?;
+        node.indexes
+            .rebuild(asked.index.as_str(), progress.as_ref())
+            .await?;
         Ok(())
     })
 }
@@ -193,7 +195,10 @@ async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> R
 async fn search(State(node): State<Arc<Node>>, Json(asked): Json<Search>) -> Response {
     stream(move |_| async move {
         acting_primary(&node).map_err(Failure::refused)?;
-        let found = node.indexes.search(asked.index.as_str(), &asked.query, asked.limit).await?;
+        let found = node
+            .indexes
+            .search(asked.index.as_str(), &asked.query, asked.limit)
+            .await?;
         Ok(serde_json::to_value(found)?)
     })
 }
@@ -207,7 +212,11 @@ pub(crate) fn acting_primary(node: &Node) -> Result<(), String> {
                 Some(primary) => format!("; ask node {primary}"),
                 None => String::new(),
             };
-            Err(format!("node {} is {}{primary}", node.me(), role.name().as_str()))
+            Err(format!(
+                "node {} is {}{primary}",
+                node.me(),
+                role.name().as_str()
+            ))
         }
     }
 }
@@ -215,7 +224,9 @@ pub(crate) fn acting_primary(node: &Node) -> Result<(), String> {
 async fn rollback(State(node): State<Arc<Node>>, Json(asked): Json<Rollback>) -> Response {
     stream(move |_| async move {
         acting_primary(&node).map_err(|reason| {
-            Failure::refused(format!("settings are changed on the primary only: {reason}"))
+            Failure::refused(format!(
+                "settings are changed on the primary only: {reason}"
+            ))
         })?;
         let Stage::Primary(run) = node.stage() else {
             return Err(Failure::failed("the stores are not open yet"));
@@ -224,7 +235,9 @@ async fn rollback(State(node): State<Arc<Node>>, Json(asked): Json<Rollback>) ->
             .settings
             .clone()
             .ok_or_else(|| Failure::usage("there is no [settings] in the configuration"))?;
-        Ok(serde_json::to_value(settings.rollback(asked.revision).await?)?)
+        Ok(serde_json::to_value(
+            settings.rollback(asked.revision).await?,
+        )?)
     })
 }
 
@@ -253,7 +266,10 @@ fn make_invitation(node: &Node, asked: &Invite) -> Result<Invitation, Failure> {
     node.events.record(
         Severity::Info,
         "invited",
-        format!("node {} is invited for {} s", asked.node, asked.lifetime_seconds),
+        format!(
+            "node {} is invited for {} s",
+            asked.node, asked.lifetime_seconds
+        ),
     );
     let config = node.config();
     let me = config
@@ -263,6 +279,9 @@ fn make_invitation(node: &Node, asked: &Invite) -> Result<Invitation, Failure> {
         node: asked.node.clone(),
         url: format!("https://{}", me.address),
         token: token.to_string(),
-        expires: WallTime(now.0.saturating_add(asked.lifetime_seconds.saturating_mul(1000))),
+        expires: WallTime(
+            now.0
+                .saturating_add(asked.lifetime_seconds.saturating_mul(1000)),
+        ),
     })
 }

@@ -50,12 +50,15 @@ impl Index {
         let socket = load(place)?.local.socket();
         match self.verb {
             Verb::Status { json } => {
-                let status: Status = crate::admin::ask(&socket, Method::GET, "/status", &()).await?;
+                let status: Status =
+                    crate::admin::ask(&socket, Method::GET, "/status", &()).await?;
                 if json {
                     return print_json(&status.indexes);
                 }
                 for index in status.indexes {
-                    let built = index.built.map_or_else(|| "never".to_owned(), |at| at.to_string());
+                    let built = index
+                        .built
+                        .map_or_else(|| "never".to_owned(), |at| at.to_string());
                     print(&format!(
                         "{:20} {:10} {} documents, built {built}  {}",
                         index.name,
@@ -94,7 +97,12 @@ impl Index {
                         .collect();
                     print(&format!("{:6.2}  {}", hit.score, fields.join("  ")));
                 }
-                print(&format!("{} of {} in {} ms", found.hits.len(), found.total, found.took_ms));
+                print(&format!(
+                    "{} of {} in {} ms",
+                    found.hits.len(),
+                    found.total,
+                    found.took_ms
+                ));
                 Ok(())
             }
         }

@@ -62,7 +62,13 @@ pub(crate) struct LocalArguments {
 
 impl LocalArguments {
     pub(crate) fn node_toml(&self, name: &NodeName) -> String {
-        template::node(name, &self.root, &self.state_dir, &self.run_dir, self.monitor)
+        template::node(
+            name,
+            &self.root,
+            &self.state_dir,
+            &self.run_dir,
+            self.monitor,
+        )
     }
 }
 
@@ -75,7 +81,11 @@ fn parse_store(text: &str) -> Result<(StoreName, PathBuf), String> {
 impl Init {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
         let pki = place.folder().join("pki");
-        for path in [place.cluster_file(), place.node_file(), pki.join(trust::CA_KEY)] {
+        for path in [
+            place.cluster_file(),
+            place.node_file(),
+            pki.join(trust::CA_KEY),
+        ] {
             if path.exists() {
                 return Err(Failure::refused(format!("{} is there already", path.display())).hint(
                     "this machine belongs to a cluster; to make a new one, move its configuration \
@@ -85,8 +95,11 @@ impl Init {
         }
         let state_dir = &self.local.state_dir;
         if RoleRecord::path(state_dir).exists() {
-            return Err(Failure::refused(format!("{} holds the state of a node", state_dir.display()))
-                .hint("move it away first, or give another --state-dir"));
+            return Err(Failure::refused(format!(
+                "{} holds the state of a node",
+                state_dir.display()
+            ))
+            .hint("move it away first, or give another --state-dir"));
         }
         let cluster_toml = template::cluster(&template::Answers {
             cluster: self.cluster.clone(),
@@ -108,7 +121,11 @@ impl Init {
         let authority = Authority::create(&self.cluster)?;
         let issued = authority.issue(&self.name, self.address.ip())?;
         durable::write(&place.cluster_file(), cluster_toml.as_bytes(), 0o644)?;
-        durable::write(&place.node_file(), self.local.node_toml(&self.name).as_bytes(), 0o644)?;
+        durable::write(
+            &place.node_file(),
+            self.local.node_toml(&self.name).as_bytes(),
+            0o644,
+        )?;
         let loaded = serve::load(place).inspect_err(|_| {
             // Nothing has been started yet, so what was written can be taken back.
             let _kept = std::fs::remove_file(place.cluster_file()).is_err();

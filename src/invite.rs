@@ -6,6 +6,7 @@ use understudy_config::NodeName;
 use crate::Place;
 use crate::admin_api::{self, Invitation};
 use crate::failure::Failure;
+use crate::invites;
 use crate::output::{print, print_json, tell};
 use crate::serve::load;
 
@@ -15,7 +16,7 @@ pub(crate) struct Invite {
     /// The name that the node will have
     node: NodeName,
     /// Let the token expire after so many minutes
-    #[arg(long, default_value_t = 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=10080))]
+    #[arg(long, default_value_t = invites::LIFETIME_MINUTES, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=10080))]
     expires: u64,
     /// Print JSON
     #[arg(long)]
@@ -38,16 +39,10 @@ impl Invite {
             "Run this on node {}, before {} (the token is good once):",
             invitation.node, invitation.expires
         ));
-        print(&format!("understudy join {} --token {}", invitation.url, invitation.token));
+        print(&format!(
+            "understudy join {} --token {}",
+            invitation.url, invitation.token
+        ));
         Ok(())
-    }
-}
-
-/// The default lifetime in minutes must be the one that the daemon uses.
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_default_lifetime_is_an_hour() {
-        assert_eq!(crate::invites::LIFETIME.as_secs(), 60 * 60);
     }
 }

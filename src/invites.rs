@@ -14,7 +14,7 @@ use understudy_replication::trust::Token;
 use understudy_replication::wall_time::WallTime;
 
 /// How long an invitation is good, unless the operator says otherwise.
-pub(crate) const LIFETIME: Duration = Duration::from_secs(3600);
+pub(crate) const LIFETIME_MINUTES: u64 = 60;
 
 /// How many invitations are kept; the oldest used or expired ones are forgotten first.
 const INVITES_MAX: usize = 64;
@@ -146,19 +146,26 @@ mod tests {
         let invites = Invites::of(folder.path());
         let (b, c): (NodeName, NodeName) = ("b".parse().unwrap(), "c".parse().unwrap());
         let minute = Duration::from_secs(60);
-        invites.add(&b, &token(&authority, 1), WallTime(0), minute).unwrap();
+        invites
+            .add(&b, &token(&authority, 1), WallTime(0), minute)
+            .unwrap();
         let redeem = |node: &NodeName, secret: u8, at: u64| {
             invites.redeem(node, &[secret; 32], WallTime(at)).unwrap()
         };
         assert_eq!(redeem(&b, 2, 0), Err(Rejection::Unknown));
         assert_eq!(
             redeem(&c, 1, 0),
-            Err(Rejection::OtherNode { invited: b.clone(), asked: c.clone() })
+            Err(Rejection::OtherNode {
+                invited: b.clone(),
+                asked: c.clone()
+            })
         );
         assert_eq!(redeem(&b, 1, 60_000), Err(Rejection::Expired(b.clone())));
         assert_eq!(redeem(&b, 1, 59_999), Ok(()));
         assert_eq!(redeem(&b, 1, 59_999), Err(Rejection::Used(b.clone())));
-        invites.add(&b, &token(&authority, 3), WallTime(0), minute).unwrap();
+        invites
+            .add(&b, &token(&authority, 3), WallTime(0), minute)
+            .unwrap();
         assert_eq!(redeem(&b, 3, 1), Ok(()));
     }
 
@@ -168,7 +175,14 @@ mod tests {
         let authority = understudy_replication::trust::Authority::create("catalog").unwrap();
         let invites = Invites::of(folder.path());
         let token = token(&authority, 7);
-        invites.add(&"b".parse().unwrap(), &token, WallTime(0), LIFETIME).unwrap();
+        invites
+            .add(
+                &"b".parse().unwrap(),
+                &token,
+                WallTime(0),
+                Duration::from_secs(60),
+            )
+            .unwrap();
         let text = fs::read_to_string(folder.path().join("invites.json")).unwrap();
         assert!(!text.contains(&"07".repeat(32)));
         assert!(!text.contains(token.to_string().rsplit('.').next().unwrap()));

@@ -62,7 +62,9 @@ impl Join {
         if self.serve {
             return serve::run_locked(place, loaded, lock).await;
         }
-        print("Every store is here. Start the node with `understudy serve` (or `systemctl start understudy`).");
+        print(
+            "Every store is here. Start the node with `understudy serve` (or `systemctl start understudy`).",
+        );
         Ok(())
     }
 
@@ -73,7 +75,9 @@ impl Join {
         let answer: JoinAnswer = redeem(address, &self.token, |local| {
             let request = JoinRequest {
                 node: name.clone(),
-                address: self.address.unwrap_or_else(|| SocketAddr::new(local.ip(), PEER_PORT)),
+                address: self
+                    .address
+                    .unwrap_or_else(|| SocketAddr::new(local.ip(), PEER_PORT)),
                 secret: encode(&self.token.secret),
                 request,
             };
@@ -81,16 +85,29 @@ impl Join {
         })
         .await?;
         durable::create_directory(place.folder(), 0o755)?;
-        durable::write(&place.cluster_file(), answer.configuration.as_bytes(), 0o644)?;
+        durable::write(
+            &place.cluster_file(),
+            answer.configuration.as_bytes(),
+            0o644,
+        )?;
         if !place.node_file().exists() {
-            durable::write(&place.node_file(), self.local.node_toml(&name).as_bytes(), 0o644)?;
+            durable::write(
+                &place.node_file(),
+                self.local.node_toml(&name).as_bytes(),
+                0o644,
+            )?;
         }
         let issued = Issued {
             certificate: answer.certificate,
             key,
         };
         // Writes the authority's key last: with it, the node is enrolled.
-        trust::store(&place.folder().join("pki"), &answer.authority, &answer.authority_key, &issued)?;
+        trust::store(
+            &place.folder().join("pki"),
+            &answer.authority,
+            &answer.authority_key,
+            &issued,
+        )?;
         tell(&format!("Node {name} has its certificate."));
         Ok(())
     }
@@ -102,7 +119,10 @@ fn encode(secret: &[u8]) -> String {
 }
 
 fn parse_url(url: &str) -> Result<SocketAddr, Failure> {
-    let text = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    let text = url
+        .strip_prefix("https://")
+        .unwrap_or(url)
+        .trim_end_matches('/');
     text.parse().map_err(|_| {
         Failure::usage(format!("`{url}` is not the address of a node"))
             .hint("expected https://IP:PORT, as `understudy invite` prints it")
@@ -114,7 +134,10 @@ struct Joining(std::sync::Mutex<Epoch>);
 
 impl Lineage for Joining {
     fn epoch(&self) -> Epoch {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     fn role(&self) -> &'static str {
@@ -122,7 +145,10 @@ impl Lineage for Joining {
     }
 
     fn heard(&self, _: &NodeName, epoch: &Epoch) {
-        let mut ours = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ours = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if *epoch > *ours {
             *ours = epoch.clone();
         }
@@ -176,7 +202,9 @@ async fn seed(loaded: &Loaded, issuer: &NodeName) -> Result<(), Failure> {
     }
     // The primary remembers us before we call ourselves its standby: from then on we could be
     // promoted, and it must ask after a restart.
-    let epoch: Epoch = primary.call("/peer/joined", &(), Duration::from_secs(10)).await?;
+    let epoch: Epoch = primary
+        .call("/peer/joined", &(), Duration::from_secs(10))
+        .await?;
     let role = Role::Standby {
         epoch,
         primary: primary.node().clone(),
@@ -186,7 +214,10 @@ async fn seed(loaded: &Loaded, issuer: &NodeName) -> Result<(), Failure> {
     events.record(
         Severity::Info,
         "seeded",
-        format!("node {me} has a copy of every store of node {}", primary.node()),
+        format!(
+            "node {me} has a copy of every store of node {}",
+            primary.node()
+        ),
     );
     Ok(())
 }
@@ -210,6 +241,8 @@ async fn find_primary(
             Err(error) => reasons.push(understudy_replication::error_chain(&error)),
         }
     }
-    Err(Failure::failed(format!("no primary answers: {}", reasons.join("; ")))
-        .hint("start it with `understudy serve`, and run the same command again"))
+    Err(
+        Failure::failed(format!("no primary answers: {}", reasons.join("; ")))
+            .hint("start it with `understudy serve`, and run the same command again"),
+    )
 }

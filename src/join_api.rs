@@ -37,7 +37,10 @@ async fn no_certificate(
     node.events.record(
         Severity::Warning,
         "peer_refused",
-        format!("refused a request from {} without a certificate", address.ip()),
+        format!(
+            "refused a request from {} without a certificate",
+            address.ip()
+        ),
     );
     (StatusCode::UNAUTHORIZED, reason).into_response()
 }

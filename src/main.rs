@@ -165,7 +165,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 /// `UNDERSTUDY_LOG` sets the level, `UNDERSTUDY_LOG_FORMAT=json` the form.
 fn log(is_daemon: bool) {
     let level = if is_daemon { "info" } else { "error" };
-    let filter = EnvFilter::try_from_env("UNDERSTUDY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter =
+        EnvFilter::try_from_env("UNDERSTUDY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -101,7 +101,10 @@ impl Node {
 
     /// Returns the last good configuration.
     pub(crate) fn config(&self) -> Arc<Config> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn set_config(&self, config: Config) {
@@ -149,7 +152,10 @@ impl Node {
     }
 
     pub(crate) fn set_promotion(&self, promotion: Option<PromotionStatus>) {
-        *self.promotion.lock().unwrap_or_else(PoisonError::into_inner) = promotion;
+        *self
+            .promotion
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = promotion;
     }
 
     /// Hands `event` to the role machine, and waits until what follows from it is done.
@@ -159,7 +165,10 @@ impl Node {
             event,
             reply: Some(reply),
         };
-        self.shell.send(asked).await.map_err(|_| ShellError::Stopped)?;
+        self.shell
+            .send(asked)
+            .await
+            .map_err(|_| ShellError::Stopped)?;
         answer.await.map_err(|_| ShellError::Stopped)?
     }
 
@@ -182,7 +191,8 @@ impl Node {
     ) -> Result<tokio_postgres::Client, PostgresError> {
         match &cluster {
             Some(cluster) => {
-                understudy_replication::postgres::connect(cluster, database.as_deref()).await
+                let database = database.as_deref().unwrap_or(&cluster.database);
+                understudy_replication::postgres::connect(cluster, database).await
             }
             None => Err(PostgresError::Late {
                 what: "answer, as no [postgres] is configured",

@@ -11,7 +11,9 @@ use crate::failure::Failure;
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let newline = if text.ends_with('\n') { "" } else { "\n" };
-    let _reader_gone = write!(out, "{text}{newline}").and_then(|()| out.flush()).is_err();
+    let _reader_gone = write!(out, "{text}{newline}")
+        .and_then(|()| out.flush())
+        .is_err();
 }
 
 /// Prints a value as JSON on standard output.

@@ -101,14 +101,21 @@ async fn fence(
         return (StatusCode::BAD_REQUEST, reason).into_response();
     }
     if *node.role().epoch() > request.epoch {
-        let reason = format!("node {} is in epoch {} already", node.me(), node.role().epoch());
+        let reason = format!(
+            "node {} is in epoch {} already",
+            node.me(),
+            node.role().epoch()
+        );
         return (StatusCode::CONFLICT, reason).into_response();
     }
     if let Err(error) = node.happen(Event::Heard(request.epoch)).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
     if node.is_serving() {
-        let reason = format!("node {} could not stop everything; see its events", node.me());
+        let reason = format!(
+            "node {} could not stop everything; see its events",
+            node.me()
+        );
         return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
     }
     let positions = match node.stage() {

@@ -1,7 +1,7 @@
 //! What runs on a primary: ships every store, marks once a second, listens to the standbys.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ pub(crate) struct PrimaryRun {
     reports: Mutex<BTreeMap<NodeName, Heard>>,
     started: Instant,
     is_fenced: AtomicBool,
+    waiting: AtomicUsize,
     marking: Stopper,
     shipping: Stopper,
     /// Held while a store is opened or fenced: an opening under way must not undo a fence.
@@ -72,6 +73,7 @@ impl PrimaryRun {
             reports: Mutex::new(BTreeMap::new()),
             started: Instant::now(),
             is_fenced: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             marking,
             shipping,
             opening: tokio::sync::Mutex::new(()),
@@ -141,6 +143,7 @@ impl PrimaryRun {
                 epoch: self.epoch.clone(),
                 time,
                 positions: self.positions(MARK_PATIENCE).await,
+                is_awaited: self.waiting.load(Ordering::Relaxed) > 0,
             };
             self.marks
                 .lock()
@@ -153,10 +156,19 @@ impl PrimaryRun {
     /// Returns where every store is that can tell so within `patience`.
     pub(crate) async fn positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
         let asked = self.shippers.iter().map(|shipper| async move {
-            let position = tokio::time::timeout(patience, shipper.mark()).await.ok().flatten()?;
+            let position = tokio::time::timeout(patience, shipper.mark())
+                .await
+                .ok()
+                .flatten()?;
             Some((shipper.id().name.clone(), position))
         });
         join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Makes the marks say that somebody waits, until the returned guard is dropped.
+    pub(crate) fn await_standbys(self: &Arc<Self>) -> Awaiting {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(self.clone())
     }
 
     /// Returns the marks as they are made.
@@ -258,6 +270,15 @@ impl PrimaryRun {
         self.shipping.stop();
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Somebody waits for the standbys.
+pub(crate) struct Awaiting(Arc<PrimaryRun>);
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

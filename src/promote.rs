@@ -48,8 +48,15 @@ impl Promote {
 fn plan_text(plan: &Plan) -> String {
     let mut text = String::new();
     for condition in &plan.unmet {
-        let force = if condition.can_be_forced { " (--force overrides it)" } else { "" };
-        text += &format!("cannot promote now: {}{force}\n  {}\n", condition.what, condition.mend);
+        let force = if condition.can_be_forced {
+            " (--force overrides it)"
+        } else {
+            ""
+        };
+        text += &format!(
+            "cannot promote now: {}{force}\n  {}\n",
+            condition.what, condition.mend
+        );
     }
     for condition in &plan.overridden {
         text += &format!("overridden by --force: {}\n", condition.what);
@@ -71,8 +78,16 @@ pub(crate) fn report_text(report: &Report) -> String {
         report.node, report.epoch, report.seconds
     );
     for step in &report.steps {
-        let failure = step.failure.as_ref().map(|failure| format!("  FAILED: {failure}"));
-        text += &format!("  {:30} {:8.3} s{}\n", step.step, step.seconds, failure.unwrap_or_default());
+        let failure = step
+            .failure
+            .as_ref()
+            .map(|failure| format!("  FAILED: {failure}"));
+        text += &format!(
+            "  {:30} {:8.3} s{}\n",
+            step.name,
+            step.seconds,
+            failure.unwrap_or_default()
+        );
     }
     text + &loss_text("was lost", &report.lost, report.cut)
 }
@@ -83,7 +98,9 @@ fn loss_text(
     cut: Option<understudy_replication::wall_time::WallTime>,
 ) -> String {
     let mut text = match cut {
-        Some(cut) => format!("Everything up to {cut} (the old primary's clock) is here in every store.\n"),
+        Some(cut) => {
+            format!("Everything up to {cut} (the old primary's clock) is here in every store.\n")
+        }
         None => "No moment is known at which every store was complete here.\n".to_owned(),
     };
     for loss in losses {
@@ -93,7 +110,11 @@ fn loss_text(
             None => "an unknown amount".to_owned(),
         };
         let unknown = loss.unknown.as_ref().map(|unknown| format!(" ({unknown})"));
-        text += &format!("  {:20} {what}: {amount}{}\n", loss.id.name, unknown.unwrap_or_default());
+        text += &format!(
+            "  {:20} {what}: {amount}{}\n",
+            loss.id.name,
+            unknown.unwrap_or_default()
+        );
     }
     text
 }

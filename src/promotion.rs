@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepTime {
     /// The step.
-    pub(crate) step: String,
+    pub(crate) name: String,
     /// How long it took, in seconds.
     pub(crate) seconds: f64,
     /// What went wrong without stopping the promotion.
@@ -110,10 +110,15 @@ impl Report {
             .map_err(|error| Failure::failed(format!("cannot record the promotion: {error}")))
     }
 
-    fn status(&self, step: Option<String>, is_running: bool, error: Option<String>) -> PromotionStatus {
+    fn status(
+        &self,
+        step: Option<String>,
+        is_running: bool,
+        error: Option<String>,
+    ) -> PromotionStatus {
         PromotionStatus {
             epoch: self.epoch.clone(),
-            done: self.steps.iter().map(|step| step.step.clone()).collect(),
+            done: self.steps.iter().map(|step| step.name.clone()).collect(),
             step,
             is_running,
             error,
@@ -189,7 +194,11 @@ pub(crate) async fn promote(
     );
     let executed = execute(node, &plan, &mut report, order, progress).await;
     if let Err(failure) = executed {
-        node.set_promotion(Some(report.status(None, false, Some(failure.message.clone()))));
+        node.set_promotion(Some(report.status(
+            None,
+            false,
+            Some(failure.message.clone()),
+        )));
         node.events.record(
             Severity::Error,
             "promotion_stopped",
@@ -226,7 +235,11 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
     }
     let lag_of = |name: &StoreName| {
         let upstream = status.upstream.as_ref()?;
-        upstream.stores.iter().find(|lag| lag.id.name == *name).cloned()
+        upstream
+            .stores
+            .iter()
+            .find(|lag| lag.id.name == *name)
+            .cloned()
     };
     Observation {
         me: node.me().clone(),
@@ -245,7 +258,11 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
             })
             .collect(),
         cut: status.upstream.as_ref().and_then(|upstream| upstream.cut),
-        indexes: config.indexes.iter().map(|index| index.name.clone()).collect(),
+        indexes: config
+            .indexes
+            .iter()
+            .map(|index| index.name.clone())
+            .collect(),
         has_services: !config.services.is_empty(),
         is_forced,
     }
@@ -270,22 +287,20 @@ async fn execute(
         tracing::info!(step = name, "promotion step");
         let begun = Instant::now();
         let failure = match step {
-            Step::Fence(peer) => {
-                match fence(node, peer, &report.epoch).await {
-                    Ok(answer) => {
-                        fenced_at = answer.positions;
-                        report.fenced = Some(peer.clone());
-                        None
-                    }
-                    Err(failure) if order.force => Some(failure.message),
-                    Err(failure) => {
-                        return Err(Failure::refused(failure.message).hint(format!(
-                            "make sure that {peer} is switched off, then run `understudy promote \
-                             --force`; or run `understudy promote` again"
-                        )));
-                    }
+            Step::Fence(peer) => match fence(node, peer, &report.epoch).await {
+                Ok(answer) => {
+                    fenced_at = answer.positions;
+                    report.fenced = Some(peer.clone());
+                    None
                 }
-            }
+                Err(failure) if order.force => Some(failure.message),
+                Err(failure) => {
+                    return Err(Failure::refused(failure.message).hint(format!(
+                        "make sure that {peer} is switched off, then run `understudy promote \
+                             --force`; or run `understudy promote` again"
+                    )));
+                }
+            },
             Step::Drain => match drain(node, &fenced_at).await {
                 Ok(()) => None,
                 Err(failure) if order.force => Some(failure.message),
@@ -308,7 +323,8 @@ async fn execute(
                         "{}; run `understudy index rebuild {index}`",
                         error_chain(&error)
                     );
-                    node.events.record(Severity::Error, "index_failed", failure.clone());
+                    node.events
+                        .record(Severity::Error, "index_failed", failure.clone());
                     Some(failure)
                 }
             },
@@ -328,7 +344,7 @@ async fn execute(
         });
         report.seconds += seconds;
         report.steps.push(StepTime {
-            step: name.clone(),
+            name: name.clone(),
             seconds,
             failure,
         });
@@ -419,7 +435,9 @@ async fn take_over(
             let myself = node.peer(node.me()).ok_or_else(|| {
                 Failure::failed(format!("node {} is not in the configuration", node.me()))
             })?;
-            let run = StandbyRun::open(node, myself).await.map_err(Failure::failed)?;
+            let run = StandbyRun::open(node, myself)
+                .await
+                .map_err(Failure::failed)?;
             node.set_stage(Stage::Standby(run.clone()));
             run
         }
@@ -430,8 +448,11 @@ async fn take_over(
         .find(|receiver| receiver.id().name == *store)
         .ok_or_else(|| Failure::failed(format!("there is no store {store}")))?;
     receiver.take_over(epoch, progress).await.map_err(|error| {
-        Failure::failed(format!("cannot take over store {store}: {}", error_chain(error.as_ref())))
-            .hint("mend the cause, then run `understudy promote` again: it goes on from here")
+        Failure::failed(format!(
+            "cannot take over store {store}: {}",
+            error_chain(error.as_ref())
+        ))
+        .hint("mend the cause, then run `understudy promote` again: it goes on from here")
     })
 }
 
@@ -455,7 +476,12 @@ fn finish(node: &Arc<Node>, report: &mut Report) -> Result<(), Failure> {
     node.events.record(
         Severity::Info,
         "promoted",
-        format!("node {} is primary in epoch {} after {:.1} s", node.me(), report.epoch, report.seconds),
+        format!(
+            "node {} is primary in epoch {} after {:.1} s",
+            node.me(),
+            report.epoch,
+            report.seconds
+        ),
     );
     Ok(())
 }
@@ -463,7 +489,8 @@ fn finish(node: &Arc<Node>, report: &mut Report) -> Result<(), Failure> {
 /// Ends the process at once after the step named by a variable, in builds for tests: so that a crash
 /// after every step can be tried.
 fn crash_point(step: &str) {
-    if cfg!(debug_assertions) && std::env::var("UNDERSTUDY_CRASH_AFTER").is_ok_and(|it| it == step) {
+    if cfg!(debug_assertions) && std::env::var("UNDERSTUDY_CRASH_AFTER").is_ok_and(|it| it == step)
+    {
         tracing::error!(step, "crashing, as UNDERSTUDY_CRASH_AFTER asks");
         std::process::abort();
     }

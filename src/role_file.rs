@@ -127,7 +127,10 @@ mod tests {
         };
         let record = RoleRecord::new(node("a"), role);
         record.store(folder.path()).unwrap();
-        assert_eq!(RoleRecord::load(folder.path(), &node("a")).unwrap(), Some(record));
+        assert_eq!(
+            RoleRecord::load(folder.path(), &node("a")).unwrap(),
+            Some(record)
+        );
     }
 
     #[test]
@@ -138,9 +141,17 @@ mod tests {
             fs::write(&path, text).unwrap();
             RoleRecord::load(folder.path(), &node("a")).unwrap_err()
         };
-        assert!(matches!(refusal("{\"version\":1"), RoleFileError::Damaged { .. }));
-        assert!(matches!(refusal("{\"version\":2}"), RoleFileError::Newer { found: 2, .. }));
-        let role = Role::Fenced { epoch: "1.b".parse().unwrap() };
+        assert!(matches!(
+            refusal("{\"version\":1"),
+            RoleFileError::Damaged { .. }
+        ));
+        assert!(matches!(
+            refusal("{\"version\":2}"),
+            RoleFileError::Newer { found: 2, .. }
+        ));
+        let role = Role::Fenced {
+            epoch: "1.b".parse().unwrap(),
+        };
         let other = serde_json::to_string(&RoleRecord::new(node("b"), role)).unwrap();
         assert!(matches!(refusal(&other), RoleFileError::OtherNode { .. }));
     }

@@ -34,18 +34,22 @@ pub(crate) struct Serve {}
 
 /// Loads the configuration; what is wrong with it is told with its place.
 pub(crate) fn load(place: &Place) -> Result<Loaded, Failure> {
-    understudy_config::load(&place.cluster_file(), &place.node_file()).map_err(|error| match error {
-        LoadError::Invalid(problems) => Failure::usage(format!(
-            "the configuration is not valid\n{}",
-            problems.render(false).trim_end()
-        )),
-        LoadError::Read { file, source } => {
-            Failure::usage(format!("cannot read {}: {source}", file.display())).hint(
+    understudy_config::load(&place.cluster_file(), &place.node_file()).map_err(
+        |error| match error {
+            LoadError::Invalid(problems) => Failure::usage(format!(
+                "the configuration is not valid\n{}",
+                problems.render(false).trim_end()
+            )),
+            LoadError::Read { file, source } => Failure::usage(format!(
+                "cannot read {}: {source}",
+                file.display()
+            ))
+            .hint(
                 "make a cluster with `understudy init`, join one with `understudy join`, or name \
                  the folder of the configuration with --config",
-            )
-        }
-    })
+            ),
+        },
+    )
 }
 
 /// Makes sure that one process works on the state; held as long as the file is.
@@ -82,7 +86,10 @@ pub(crate) fn environment(config: &Config, local: &Local) -> Vec<(String, String
     let mut environment = vec![
         ("UNDERSTUDY_CLUSTER".to_owned(), config.cluster.name.clone()),
         ("UNDERSTUDY_NODE".to_owned(), local.name.to_string()),
-        ("UNDERSTUDY_ROOT".to_owned(), local.root.display().to_string()),
+        (
+            "UNDERSTUDY_ROOT".to_owned(),
+            local.root.display().to_string(),
+        ),
     ];
     if let Some(me) = config.node(&local.name) {
         environment.push(("UNDERSTUDY_IP".to_owned(), me.address.ip().to_string()));
@@ -113,7 +120,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     // Copies of the application's data pass through here.
     durable::create_directory(&local.state_dir.join("files"), 0o700)?;
     let environment = environment(&config, &local);
-    let services = Arc::new(Services::new(&config.services, environment.clone(), events.clone()));
+    let services = Arc::new(Services::new(
+        &config.services,
+        environment.clone(),
+        events.clone(),
+    ));
     let sql_cluster = cluster.clone();
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
@@ -146,7 +157,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     events.record(
         Severity::Info,
         "started",
-        format!("node {} started, {}", node.me(), node.role().name().as_str()),
+        format!(
+            "node {} started, {}",
+            node.me(),
+            node.role().name().as_str()
+        ),
     );
 
     let (stopper, stop) = Stopper::new();
@@ -171,7 +186,8 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let (admin_node, admin_stop) = (node.clone(), stop.clone());
     let socket = node.local.socket();
     let admin_socket = socket.clone();
-    tasks.spawn(async move { crate::admin_api::serve(admin_node, &admin_socket, admin_stop).await });
+    tasks
+        .spawn(async move { crate::admin_api::serve(admin_node, &admin_socket, admin_stop).await });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;
@@ -195,7 +211,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     }
     // Another daemon may take the place from here on.
     let _gone = std::fs::remove_file(&socket).is_err();
-    events.record(Severity::Info, "stopped", format!("node {} stopped", node.me()));
+    events.record(
+        Severity::Info,
+        "stopped",
+        format!("node {} stopped", node.me()),
+    );
     drop(lock);
     match failure {
         Some(failure) => Err(failure),
@@ -248,11 +268,18 @@ fn reload(node: &Arc<Node>) {
             };
             node.set_config(loaded.config);
             let (severity, word) = if needs_restart {
-                (Severity::Warning, "; what changed beyond the nodes takes effect with a restart")
+                (
+                    Severity::Warning,
+                    "; what changed beyond the nodes takes effect with a restart",
+                )
             } else {
                 (Severity::Info, "")
             };
-            node.events.record(severity, "reloaded", format!("the configuration was read again{word}"));
+            node.events.record(
+                severity,
+                "reloaded",
+                format!("the configuration was read again{word}"),
+            );
         }
         Err(error) => node.events.record(
             Severity::Error,
@@ -270,14 +297,24 @@ async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                format!("another program listens there; find it with `ss -ltnp sport = :{}`", address.port())
+                format!(
+                    "another program listens there; find it with `ss -ltnp sport = :{}`",
+                    address.port()
+                )
             }
             io::ErrorKind::AddrNotAvailable => {
-                format!("this machine has no address {}; see [[node]] in understudy.toml", address.ip())
+                format!(
+                    "this machine has no address {}; see [[node]] in understudy.toml",
+                    address.ip()
+                )
             }
             _ => "see [[node]] in understudy.toml and [monitor] in node.toml".to_owned(),
         };
-        Failure::new(Kind::Failed, format!("cannot listen for {what} on {address}: {error}")).hint(hint)
+        Failure::new(
+            Kind::Failed,
+            format!("cannot listen for {what} on {address}: {error}"),
+        )
+        .hint(hint)
     })
 }
 
@@ -287,4 +324,3 @@ fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
         tracing::debug!(%error, "systemd was not told");
     }
 }
-

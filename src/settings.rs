@@ -124,7 +124,11 @@ struct ShownEntry {
 impl Shown {
     fn of(history: &History, number: u64) -> Result<Self, Failure> {
         let revision = history.show(number)?;
-        let before = history.list()?.into_iter().rev().find(|it| it.number < number);
+        let before = history
+            .list()?
+            .into_iter()
+            .rev()
+            .find(|it| it.number < number);
         let changes = match before {
             Some(before) => Some(revision.changes_since(&history.show(before.number)?)),
             None => None,
@@ -154,9 +158,11 @@ impl Shown {
     fn text(&self) -> String {
         let mut text = line(&self.revision) + "\n";
         if let Some(changes) = &self.changes {
-            for (sign, paths) in
-                [('+', &changes.added), ('~', &changes.changed), ('-', &changes.removed)]
-            {
+            for (sign, paths) in [
+                ('+', &changes.added),
+                ('~', &changes.changed),
+                ('-', &changes.removed),
+            ] {
                 for change in paths {
                     text += &format!("{sign} {}\n", change.path.as_str());
                 }

@@ -157,7 +157,11 @@ async fn fence(node: &Arc<Node>) -> Result<(), ()> {
     }
     if let Err(error) = node.services.stop_all().await {
         let error = understudy_replication::error_chain(&error);
-        node.events.record(Severity::Error, "fence_failed", format!("cannot stop: {error}"));
+        node.events.record(
+            Severity::Error,
+            "fence_failed",
+            format!("cannot stop: {error}"),
+        );
         is_done = false;
     }
     match node.stage() {

@@ -110,7 +110,8 @@ impl StandbyRun {
                 () = stop.wait() => return,
             };
             if failure != told {
-                self.events.record(Severity::Warning, "link_down", failure.clone());
+                self.events
+                    .record(Severity::Warning, "link_down", failure.clone());
                 told = failure;
             }
             tokio::select! {
@@ -132,16 +133,21 @@ impl StandbyRun {
                     limit: MARK_SILENCE_MAX,
                 })??;
             let Some(frame) = frame else { return Ok(()) };
-            let mark: Mark = serde_json::from_slice(&frame).map_err(|error| PeerError::Malformed {
-                peer: self.primary.node().to_string(),
-                what: error.to_string(),
-            })?;
+            let mark: Mark =
+                serde_json::from_slice(&frame).map_err(|error| PeerError::Malformed {
+                    peer: self.primary.node().to_string(),
+                    what: error.to_string(),
+                })?;
             if is_first {
                 is_first = false;
                 self.events.record(
                     Severity::Info,
                     "link_up",
-                    format!("following node {} in epoch {}", self.primary.node(), mark.epoch),
+                    format!(
+                        "following node {} in epoch {}",
+                        self.primary.node(),
+                        mark.epoch
+                    ),
                 );
             }
             self.learn(mark);
@@ -169,7 +175,17 @@ impl StandbyRun {
             );
         }
         link.is_clock_told = is_apart;
+        if mark.is_awaited {
+            self.hurry();
+        }
         link.marks.push(mark, now.instant);
+    }
+
+    /// Makes every store ask for what the primary has now.
+    pub(crate) fn hurry(&self) {
+        for receiver in &self.receivers {
+            receiver.hurry();
+        }
     }
 
     fn positions(&self) -> StandbyReport {
@@ -206,7 +222,8 @@ impl StandbyRun {
             }
             let is_connected = {
                 let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-                link.heard.is_some_and(|heard| heard.elapsed() < MARK_SILENCE_MAX)
+                link.heard
+                    .is_some_and(|heard| heard.elapsed() < MARK_SILENCE_MAX)
             };
             // Without a link the stream of marks says what is wrong.
             if is_connected && self.report().await.is_ok() {

@@ -35,7 +35,10 @@ impl Status {
             } else {
                 // Clears the screen between two looks.
                 let clear = if self.watch { "\x1b[2J\x1b[H" } else { "" };
-                print(&format!("{clear}{}", understudy_monitor::text(&status, WallTime::now())));
+                print(&format!(
+                    "{clear}{}",
+                    understudy_monitor::text(&status, WallTime::now())
+                ));
             }
             if !self.watch {
                 return Ok(());

@@ -28,13 +28,17 @@ impl StatusSource for Node {
         let (mut standbys, mut upstream, mut stores) = (Vec::new(), None, Vec::new());
         match self.stage() {
             Stage::Primary(run) => {
-                if let Role::Primary { standbys: names, .. } = &record.role {
+                if let Role::Primary {
+                    standbys: names, ..
+                } = &record.role
+                {
                     standbys = names
                         .iter()
                         .map(|name| {
-                            let ip = config
-                                .node(name)
-                                .map_or_else(|| name.to_string(), |node| node.address.ip().to_string());
+                            let ip = config.node(name).map_or_else(
+                                || name.to_string(),
+                                |node| node.address.ip().to_string(),
+                            );
                             run.standby(name, ip, now)
                         })
                         .collect();
@@ -63,10 +67,18 @@ impl StatusSource for Node {
             | Role::Promoting { .. }
             | Role::Fenced { .. } => ReplicationMode::Slave,
         };
-        let mut problems = role_problems(&record.role, promotion.as_ref().is_some_and(|p| p.is_running));
+        let mut problems = role_problems(
+            &record.role,
+            promotion.as_ref().is_some_and(|p| p.is_running),
+        );
         for store in &stores {
             let name = &store.id.name;
-            problems.extend(store.problems.iter().map(|problem| format!("{name}: {problem}")));
+            problems.extend(
+                store
+                    .problems
+                    .iter()
+                    .map(|problem| format!("{name}: {problem}")),
+            );
         }
         Status {
             version: STATUS_VERSION,

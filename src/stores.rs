@@ -34,7 +34,9 @@ pub(crate) struct Shippers {
 /// Returns the name of a store that there is one of. The names are reserved in the configuration.
 fn name_of(kind: StoreKind) -> StoreName {
     // The three words are valid names, as a test of this module shows.
-    kind.as_str().parse().expect("the word for a kind is a valid name")
+    kind.as_str()
+        .parse()
+        .expect("the word for a kind is a valid name")
 }
 
 /// Returns the stores of the configuration, in the order in which they are shown and taken over.

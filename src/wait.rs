@@ -26,7 +26,11 @@ pub(crate) async fn until_received(
     until: &BTreeMap<StoreName, Position>,
     patience: Duration,
 ) -> bool {
-    poll(patience, || behind(run, until, |received| received.flushed).is_empty()).await
+    run.hurry();
+    poll(patience, || {
+        behind(run, until, |received| received.flushed).is_empty()
+    })
+    .await
 }
 
 /// Tells which stores have not received their position.
@@ -62,8 +66,11 @@ async fn poll(patience: Duration, mut is_done: impl FnMut() -> bool) -> bool {
 /// Waits, on either side, until everything that the primary has now is applied on its standbys.
 pub(crate) async fn wait(node: &Arc<Node>, patience: Duration) -> Result<(), Failure> {
     let late = |what: String| {
-        Failure::failed(format!("not everything was applied within {} s: {what}", patience.as_secs()))
-            .hint("see `understudy status`")
+        Failure::failed(format!(
+            "not everything was applied within {} s: {what}",
+            patience.as_secs()
+        ))
+        .hint("see `understudy status`")
     };
     match node.stage() {
         Stage::Standby(run) => {
@@ -72,6 +79,7 @@ pub(crate) async fn wait(node: &Arc<Node>, patience: Duration) -> Result<(), Fai
                 .call("/peer/barrier", &(), POSITION_PATIENCE * 2)
                 .await?;
             all_told(node, &until)?;
+            run.hurry();
             let applied = || behind(&run, &until, |received| received.applied);
             if poll(patience, || applied().is_empty()).await {
                 Ok(())
@@ -86,6 +94,7 @@ pub(crate) async fn wait(node: &Arc<Node>, patience: Duration) -> Result<(), Fai
                 return Err(Failure::failed("no standby follows this node")
                     .hint("see `understudy status`; make one with `understudy invite`"));
             }
+            let _awaiting = run.await_standbys();
             let behind = || standbys_behind(node, &run, &until).unwrap_or_default();
             if poll(patience, || behind().is_empty()).await {
                 Ok(())

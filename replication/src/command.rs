@@ -64,7 +64,12 @@ pub enum CommandError {
 }
 
 fn said(output: &str) -> String {
-    match output.trim().lines().rev().find(|line| !line.trim().is_empty()) {
+    match output
+        .trim()
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+    {
         Some(line) => format!(": {}", line.trim()),
         None => String::new(),
     }
@@ -189,13 +194,19 @@ impl Command {
             }
         }
         let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let group = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw);
         let status = match tokio::time::timeout(self.limit, child.wait()).await {
             Ok(status) => status.map_err(start)?,
             Err(_) => {
                 if let Some(group) = group {
                     signal(group, Signal::TERM);
-                    if tokio::time::timeout(TERM_PATIENCE, child.wait()).await.is_err() {
+                    if tokio::time::timeout(TERM_PATIENCE, child.wait())
+                        .await
+                        .is_err()
+                    {
                         signal(group, Signal::KILL);
                     }
                 }
@@ -257,8 +268,8 @@ impl Command {
                     name: user.name.clone(),
                 });
             }
-            let path = std::env::var_os("PATH")
-                .unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+            let path =
+                std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
             command
                 .env_clear()
                 .env("PATH", path)
@@ -311,7 +322,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_tells_the_last_line_that_was_printed() {
-        let error = shell("echo first; echo 'no space' >&2; exit 7").run().await.unwrap_err();
+        let error = shell("echo first; echo 'no space' >&2; exit 7")
+            .run()
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "`sh` failed (exit status: 7): no space");
         assert_eq!(exit_code(&error), Some(7));
     }
@@ -340,7 +354,9 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), gone)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

@@ -82,7 +82,10 @@ mod tests {
         fs::write(folder.path().join("role.json.new"), b"half").unwrap();
         write(&path, b"new", 0o640).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

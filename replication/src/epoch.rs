@@ -89,7 +89,16 @@ mod tests {
             "x".parse::<Epoch>().unwrap_err().to_string(),
             "`x` is not an epoch (expected NUMBER.NODE, such as 3.a)"
         );
-        for text in ["", ".", "1.", "1", "+1.a", "-1.a", "1.A b", "99999999999999999999.a"] {
+        for text in [
+            "",
+            ".",
+            "1.",
+            "1",
+            "+1.a",
+            "-1.a",
+            "1.A b",
+            "99999999999999999999.a",
+        ] {
             assert!(text.parse::<Epoch>().is_err(), "{text:?}");
         }
     }

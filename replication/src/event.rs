@@ -154,7 +154,11 @@ mod tests {
         let path = folder.path().join("events.jsonl");
         let events = Events::open(&path).unwrap();
         events.record(Severity::Info, "started", "node a started");
-        events.record(Severity::Warning, "peer_refused", "a certificate of another cluster");
+        events.record(
+            Severity::Warning,
+            "peer_refused",
+            "a certificate of another cluster",
+        );
         let mut file = File::options().append(true).open(&path).unwrap();
         file.write_all(b"{\"time\":17").unwrap();
         let again = Events::open(&path).unwrap();

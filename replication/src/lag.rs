@@ -29,7 +29,11 @@ impl Now {
     /// Returns the wall time of an earlier instant.
     pub fn wall_at(&self, earlier: Instant) -> WallTime {
         let millis = self.instant.saturating_duration_since(earlier).as_millis();
-        WallTime(self.wall.0.saturating_sub(u64::try_from(millis).unwrap_or(u64::MAX)))
+        WallTime(
+            self.wall
+                .0
+                .saturating_sub(u64::try_from(millis).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -70,7 +74,9 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
         ),
     };
     let newest = marks.newest();
-    let told = newest.and_then(|(_, mark)| mark.positions.get(&id.name)).copied();
+    let told = newest
+        .and_then(|(_, mark)| mark.positions.get(&id.name))
+        .copied();
     let last_told = marks.newest_of(&id.name);
     let unknown = |reason: &str| {
         Some(Unknown {
@@ -104,8 +110,13 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
         lag: behind(applied),
         lag_flushed: behind(flushed),
         lag_seconds: seconds.filter(|_| is_known),
-        must_reseed: matches!(observed, Observed::NotStreaming { must_reseed: true, .. })
-            || received.is_some_and(|received| received.must_reseed),
+        must_reseed: matches!(
+            observed,
+            Observed::NotStreaming {
+                must_reseed: true,
+                ..
+            }
+        ) || received.is_some_and(|received| received.must_reseed),
         stalled: received.and_then(|received| received.stalled.clone()),
         unknown,
     }
@@ -114,8 +125,8 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
 /// Returns why the other side cannot be relied on, given when it was last heard; `None` when it can.
 pub fn silence(what: &str, heard: Option<Instant>, started: Instant, now: Now) -> Option<Unknown> {
     let since = heard.unwrap_or(started);
-    let is_silent = heard.is_none()
-        || now.instant.saturating_duration_since(since) > MARK_SILENCE_MAX;
+    let is_silent =
+        heard.is_none() || now.instant.saturating_duration_since(since) > MARK_SILENCE_MAX;
     is_silent.then(|| Unknown {
         reason: format!("no word from {what}"),
         since: now.wall_at(since),
@@ -150,6 +161,7 @@ mod tests {
                 epoch: "1.a".parse().unwrap(),
                 time: WallTime(number * 1000),
                 positions,
+                is_awaited: false,
             };
             marks.push(mark, start + Duration::from_secs(number));
         }
@@ -203,7 +215,10 @@ mod tests {
             silence: silence.as_ref(),
         };
         let lag = lag(&id(), &evidence, now);
-        assert_eq!((lag.lag, lag.lag_flushed, lag.lag_seconds), (None, None, None));
+        assert_eq!(
+            (lag.lag, lag.lag_flushed, lag.lag_seconds),
+            (None, None, None)
+        );
         assert_eq!(
             lag.unknown,
             Some(Unknown {
@@ -227,7 +242,10 @@ mod tests {
         assert_eq!(lag(&id(), &evidence, at(start, 2)).lag, Some(0));
         let later = lag(&id(), &evidence, at(start, 5));
         assert_eq!(later.lag, None);
-        assert_eq!(later.unknown.unwrap().reason, "the primary cannot tell its position");
+        assert_eq!(
+            later.unknown.unwrap().reason,
+            "the primary cannot tell its position"
+        );
     }
 
     #[test]
@@ -247,6 +265,9 @@ mod tests {
         };
         let lag = lag(&id(), &evidence, at(start, 1));
         assert_eq!(lag.lag, None);
-        assert_eq!(lag.unknown.unwrap().reason, "postgres streams nothing to it");
+        assert_eq!(
+            lag.unknown.unwrap().reason,
+            "postgres streams nothing to it"
+        );
     }
 }

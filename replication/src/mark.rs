@@ -37,6 +37,9 @@ pub struct Mark {
     pub time: WallTime,
     /// A store that could not tell its position in time is absent, and so counts as not covered.
     pub positions: BTreeMap<StoreName, Position>,
+    /// Somebody on the primary waits until the standbys have all of this.
+    #[serde(default)]
+    pub is_awaited: bool,
 }
 
 /// The marks of the last hour, with the moment at which this node learned each.
@@ -95,12 +98,12 @@ impl Marks {
         applied: &BTreeMap<StoreName, Option<Position>>,
     ) -> Option<&'a (Instant, Mark)> {
         self.marks.iter().rev().find(|(_, mark)| {
-            applied.iter().all(|(store, applied)| {
-                match (mark.positions.get(store), applied) {
+            applied.iter().all(
+                |(store, applied)| match (mark.positions.get(store), applied) {
                     (Some(at), Some(applied)) => at <= applied,
                     (None, _) | (_, None) => false,
-                }
-            })
+                },
+            )
         })
     }
 }
@@ -118,7 +121,11 @@ mod tests {
             number,
             epoch: epoch.parse().unwrap(),
             time: WallTime(number * 1000),
-            positions: positions.iter().map(|(s, p)| (name(s), Position(*p))).collect(),
+            positions: positions
+                .iter()
+                .map(|(s, p)| (name(s), Position(*p)))
+                .collect(),
+            is_awaited: false,
         }
     }
 
@@ -133,9 +140,7 @@ mod tests {
         marks.push(mark(1, "1.a", &[("pg", 10), ("docs", 100)]), now);
         marks.push(mark(2, "1.a", &[("pg", 20), ("docs", 100)]), now);
         marks.push(mark(3, "1.a", &[("pg", 30), ("docs", 300)]), now);
-        let applied = |pg, docs| {
-            BTreeMap::from([(name("pg"), pg), (name("docs"), docs)])
-        };
+        let applied = |pg, docs| BTreeMap::from([(name("pg"), pg), (name("docs"), docs)]);
         let at = |p| Some(Position(p));
         assert_eq!(number(marks.cut(&applied(at(35), at(299)))), Some(2));
         assert_eq!(number(marks.cut(&applied(at(30), at(300)))), Some(3));
@@ -150,7 +155,10 @@ mod tests {
         let mut marks = Marks::default();
         marks.push(mark(1, "1.a", &[("pg", 10), ("docs", 100)]), now);
         marks.push(mark(2, "1.a", &[("pg", 10)]), now);
-        assert_eq!(number(marks.covered(&name("docs"), Position(1000))), Some(1));
+        assert_eq!(
+            number(marks.covered(&name("docs"), Position(1000))),
+            Some(1)
+        );
     }
 
     #[test]

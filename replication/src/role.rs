@@ -187,7 +187,10 @@ impl Role {
                     vec![Action::Record, Action::Follow],
                 )
             }
-            (Self::Primary { .. } | Self::Returning { .. } | Self::Promoting { .. }, Event::Heard(heard)) => (
+            (
+                Self::Primary { .. } | Self::Returning { .. } | Self::Promoting { .. },
+                Event::Heard(heard),
+            ) => (
                 Self::Fenced { epoch: heard },
                 // Fenced first: a crash in between leaves a node that, being superseded, will hear
                 // so again; the other order could leave one that calls itself fenced and writes.
@@ -230,7 +233,10 @@ impl Role {
             ) => {
                 let next = epoch.superseded_by(me.clone());
                 // An earlier proposal may have fenced a peer already: propose the same again.
-                let next = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+                let next = proposed
+                    .clone()
+                    .filter(|proposed| *proposed >= next)
+                    .unwrap_or(next);
                 (
                     Self::Standby {
                         epoch: epoch.clone(),
@@ -244,9 +250,17 @@ impl Role {
             (Self::Promoting { .. }, Event::Propose) => unchanged,
             (Self::Primary { .. }, Event::Propose) => return impossible("be promoted"),
 
-            (Self::Standby { epoch, proposed, .. }, Event::Open) => {
+            (
+                Self::Standby {
+                    epoch, proposed, ..
+                },
+                Event::Open,
+            ) => {
                 let next = epoch.superseded_by(me.clone());
-                let epoch = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+                let epoch = proposed
+                    .clone()
+                    .filter(|proposed| *proposed >= next)
+                    .unwrap_or(next);
                 (
                     Self::Promoting { epoch },
                     vec![Action::StopReceiving, Action::Record],
@@ -269,10 +283,9 @@ impl Role {
                 vec![Action::Record, Action::Serve],
             ),
             (Self::Primary { .. }, Event::Risen) => unchanged,
-            (
-                Self::Returning { .. } | Self::Standby { .. } | Self::Fenced { .. },
-                Event::Risen,
-            ) => return impossible("finish a promotion that it has not begun"),
+            (Self::Returning { .. } | Self::Standby { .. } | Self::Fenced { .. }, Event::Risen) => {
+                return impossible("finish a promotion that it has not begun");
+            }
 
             (Self::Primary { epoch, standbys }, Event::Joined(node)) => {
                 if standbys.contains(&node) {
@@ -320,13 +333,34 @@ mod tests {
 
     fn roles() -> Vec<Role> {
         vec![
-            Role::Primary { epoch: epoch("2.b"), standbys: vec![] },
-            Role::Primary { epoch: epoch("2.b"), standbys: vec![node("c")] },
-            Role::Returning { epoch: epoch("2.b"), standbys: vec![node("c")] },
-            Role::Standby { epoch: epoch("2.a"), primary: node("a"), proposed: None },
-            Role::Standby { epoch: epoch("2.a"), primary: node("a"), proposed: Some(epoch("3.b")) },
-            Role::Promoting { epoch: epoch("3.b") },
-            Role::Fenced { epoch: epoch("3.c") },
+            Role::Primary {
+                epoch: epoch("2.b"),
+                standbys: vec![],
+            },
+            Role::Primary {
+                epoch: epoch("2.b"),
+                standbys: vec![node("c")],
+            },
+            Role::Returning {
+                epoch: epoch("2.b"),
+                standbys: vec![node("c")],
+            },
+            Role::Standby {
+                epoch: epoch("2.a"),
+                primary: node("a"),
+                proposed: None,
+            },
+            Role::Standby {
+                epoch: epoch("2.a"),
+                primary: node("a"),
+                proposed: Some(epoch("3.b")),
+            },
+            Role::Promoting {
+                epoch: epoch("3.b"),
+            },
+            Role::Fenced {
+                epoch: epoch("3.c"),
+            },
         ]
     }
 
@@ -369,8 +403,10 @@ mod tests {
     }
 
     fn any_epoch() -> impl Strategy<Value = Epoch> {
-        (1..6_u64, prop::sample::select(vec!["a", "b", "c"]))
-            .prop_map(|(number, name)| Epoch { number, node: node(name) })
+        (1..6_u64, prop::sample::select(vec!["a", "b", "c"])).prop_map(|(number, name)| Epoch {
+            number,
+            node: node(name),
+        })
     }
 
     fn any_event() -> impl Strategy<Value = Event> {

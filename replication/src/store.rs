@@ -235,6 +235,10 @@ pub trait Receiver: Send + Sync {
         stop: Stop,
     ) -> BoxFuture<'static, Result<(), StoreFailure>>;
 
+    /// Tells that somebody waits for what the primary has now: a store that follows a schedule asks
+    /// at once.
+    fn hurry(&self) {}
+
     /// Returns how far the copy is; cheap.
     fn received(&self) -> Received;
 

@@ -122,7 +122,11 @@ pub fn open(folder: &Path, engine: Engine) -> Result<Box<dyn Table>, TableError>
 fn check(changes: &[Change]) -> Result<(), TableError> {
     let within = |what, bytes, bytes_max| {
         if bytes > bytes_max {
-            return Err(TableError::TooLong { what, bytes, bytes_max });
+            return Err(TableError::TooLong {
+                what,
+                bytes,
+                bytes_max,
+            });
         }
         Ok(())
     };
@@ -166,13 +170,21 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let folder = folder.path().join("table");
             let mut table = open(&folder, engine).unwrap();
-            table.apply(&[put("b", "2"), put("a", "0"), put("a", "1"), put("c", "3")]).unwrap();
-            table.apply(&[Change::Delete("c".into()), Change::Delete("none".into())]).unwrap();
+            table
+                .apply(&[put("b", "2"), put("a", "0"), put("a", "1"), put("c", "3")])
+                .unwrap();
+            table
+                .apply(&[Change::Delete("c".into()), Change::Delete("none".into())])
+                .unwrap();
             table.sync().unwrap();
             drop(table);
             let mut table = open(&folder, engine).unwrap();
             let entry = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-            assert_eq!(all(&*table), [entry("a", "1"), entry("b", "2")], "{engine:?}");
+            assert_eq!(
+                all(&*table),
+                [entry("a", "1"), entry("b", "2")],
+                "{engine:?}"
+            );
             assert_eq!(table.get(b"b").unwrap(), Some(b"2".to_vec()));
             assert_eq!(table.get(b"c").unwrap(), None);
             table.clear().unwrap();
@@ -189,7 +201,10 @@ mod tests {
             let mut table = open(&folder.path().join("table"), engine).unwrap();
             let long = Change::Put("z".into(), vec![0; TABLE_VALUE_BYTES_MAX + 1]);
             let error = table.apply(&[put("a", "1"), long]).unwrap_err();
-            assert_eq!(error.to_string(), "a value of 4097 bytes, where 4096 are allowed");
+            assert_eq!(
+                error.to_string(),
+                "a value of 4097 bytes, where 4096 are allowed"
+            );
             assert_eq!(all(&*table), [], "{engine:?}");
         }
     }
@@ -201,7 +216,9 @@ mod tests {
             let folder = folder.path().join("table");
             let mut table = open(&folder, engine).unwrap();
             for number in 0..2000 {
-                table.apply(&[put(&format!("key {number}"), "some value")]).unwrap();
+                table
+                    .apply(&[put(&format!("key {number}"), "some value")])
+                    .unwrap();
             }
             table.sync().unwrap();
             drop(table);

@@ -248,12 +248,7 @@ impl Authority {
     ///
     /// # Errors
     /// When the request is malformed or the authority cannot sign.
-    pub fn sign(
-        &self,
-        request: &str,
-        node: &NodeName,
-        ip: IpAddr,
-    ) -> Result<String, TrustError> {
+    pub fn sign(&self, request: &str, node: &NodeName, ip: IpAddr) -> Result<String, TrustError> {
         let failed = |source| failed_for(node, source);
         let request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
         let certificate = params_of(node, ip)
@@ -379,12 +374,23 @@ mod tests {
             secret: [9; 32],
         };
         assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
-        assert!(!format!("{token:?}").contains("CQkJ"), "the secret is not logged");
+        assert!(
+            !format!("{token:?}").contains("CQkJ"),
+            "the secret is not logged"
+        );
     }
 
     #[test]
     fn what_is_not_a_token_is_refused() {
-        for text in ["", "us1", "us1.a.b", "us1.a.b.", "us1.a.b.AAAA", "us2.a.b.AAAA", "us1.A.b.AAAA"] {
+        for text in [
+            "",
+            "us1",
+            "us1.a.b",
+            "us1.a.b.",
+            "us1.a.b.AAAA",
+            "us2.a.b.AAAA",
+            "us1.A.b.AAAA",
+        ] {
             assert_eq!(text.parse::<Token>(), Err(ParseTokenError), "{text:?}");
         }
     }
@@ -418,6 +424,9 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         let loaded = Authority::load(&pki).unwrap();
-        assert_eq!(loaded.fingerprint().unwrap(), authority.fingerprint().unwrap());
+        assert_eq!(
+            loaded.fingerprint().unwrap(),
+            authority.fingerprint().unwrap()
+        );
     }
 }

@@ -24,7 +24,10 @@ impl WallTime {
 
 impl From<SystemTime> for WallTime {
     fn from(time: SystemTime) -> Self {
-        let millis = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let millis = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
         Self(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 }
@@ -48,7 +51,13 @@ mod tests {
 
     #[test]
     fn a_wall_time_prints_as_rfc_3339() {
-        assert_eq!(WallTime(1_700_000_000_123).to_string(), "2023-11-14T22:13:20.123Z");
-        assert_eq!(WallTime(u64::MAX).to_string(), "18446744073709551615 ms after 1970");
+        assert_eq!(
+            WallTime(1_700_000_000_123).to_string(),
+            "2023-11-14T22:13:20.123Z"
+        );
+        assert_eq!(
+            WallTime(u64::MAX).to_string(),
+            "18446744073709551615 ms after 1970"
+        );
     }
 }

@@ -53,7 +53,10 @@ impl Appliance {
         copy.extend(folders);
         if copy.len() > 2 {
             copy.push(docs.display().to_string());
-            Command::new(copy).limit(Duration::from_secs(300)).run().await?;
+            Command::new(copy)
+                .limit(Duration::from_secs(300))
+                .run()
+                .await?;
         }
         let settings = beneath(&root, SETTINGS);
         fs::create_dir_all(&settings)?;
@@ -79,8 +82,16 @@ impl Appliance {
         std::os::unix::fs::chown(&data_dir, Some(machines.user.uid), Some(machines.user.gid))?;
         let bin = bin_dir(machines)?;
         let data_dir = data_dir.display().to_string();
-        let argv = [&format!("{bin}/initdb"), "-D", &data_dir, "-k", "-E", "UTF8", "--no-sync"]
-            .map(str::to_owned);
+        let argv = [
+            &format!("{bin}/initdb"),
+            "-D",
+            &data_dir,
+            "-k",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
+        .map(str::to_owned);
         Command::new(argv)
             .user(&machines.user)
             .limit(Duration::from_secs(60))
@@ -89,7 +100,10 @@ impl Appliance {
         // Both nodes are one machine here: each listens on its own address only.
         let conf = Path::new(&data_dir).join("postgresql.conf");
         let text = fs::read_to_string(&conf)?;
-        fs::write(&conf, format!("{text}\nlisten_addresses = ''\nmax_connections = 20\n"))?;
+        fs::write(
+            &conf,
+            format!("{text}\nlisten_addresses = ''\nmax_connections = 20\n"),
+        )?;
         Ok(())
     }
 
@@ -132,7 +146,10 @@ status = ["sh", "-c", "kill -0 $(cat $UNDERSTUDY_ROOT/run/catalog.pid)"]
 
     /// Fills the database of node a.
     pub(super) async fn fill(&self, machines: &Machines) -> Result<(), Failure> {
-        connect(machines, "a", "postgres").await?.batch_execute("CREATE DATABASE catalog").await?;
+        connect(machines, "a", "postgres")
+            .await?
+            .batch_execute("CREATE DATABASE catalog")
+            .await?;
         let mut client = connect(machines, "a", "catalog").await?;
         client
             .batch_execute(
@@ -149,7 +166,12 @@ status = ["sh", "-c", "kill -0 $(cat $UNDERSTUDY_ROOT/run/catalog.pid)"]
             transaction
                 .execute(
                     &insert,
-                    &[&package.name, &package.version, &package.section, &package.description],
+                    &[
+                        &package.name,
+                        &package.version,
+                        &package.section,
+                        &package.description,
+                    ],
                 )
                 .await?;
         }
@@ -164,7 +186,10 @@ status = ["sh", "-c", "kill -0 $(cat $UNDERSTUDY_ROOT/run/catalog.pid)"]
 
     /// Returns the name of some package, by number.
     pub(super) fn package(&self, number: usize) -> &str {
-        match self.packages.get(number.checked_rem(self.packages.len()).unwrap_or(0)) {
+        match self
+            .packages
+            .get(number.checked_rem(self.packages.len()).unwrap_or(0))
+        {
             Some(package) => &package.name,
             None => "none",
         }

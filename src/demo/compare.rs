@@ -79,7 +79,10 @@ pub(super) async fn compare(
     for write in &written.changes {
         count.add(write, there.contains(&write.what));
     }
-    let packages: i64 = client.query_one("SELECT count(*) FROM package", &[]).await?.get(0);
+    let packages: i64 = client
+        .query_one("SELECT count(*) FROM package", &[])
+        .await?
+        .get(0);
     let packages = usize::try_from(packages)?;
     postgres.acknowledged += appliance.count();
     postgres.missing += appliance.count().saturating_sub(packages);
@@ -120,7 +123,10 @@ fn compare_trees(machines: &Machines, result: &mut StoreResult) -> Result<(), Fa
         tree(&beneath(&machines.root("b"), DOCS))?,
     );
     result.acknowledged += a.len();
-    result.missing += a.iter().filter(|(path, look)| b.get(*path) != Some(look)).count();
+    result.missing += a
+        .iter()
+        .filter(|(path, look)| b.get(*path) != Some(look))
+        .count();
     // A file that should not be there is a difference as well.
     result.missing += b.keys().filter(|path| !a.contains_key(*path)).count();
     Ok(())
@@ -149,7 +155,11 @@ fn tree(root: &Path) -> Result<BTreeMap<PathBuf, Look>, Failure> {
                 "folder".to_owned()
             };
             // The writer has made a folder beside it.
-            let time = if metadata.is_dir() { 0 } else { metadata.mtime() };
+            let time = if metadata.is_dir() {
+                0
+            } else {
+                metadata.mtime()
+            };
             found.insert(relative, (metadata.mode(), time, content));
         }
     }
@@ -166,7 +176,9 @@ fn generation_of(path: &Path) -> Option<u32> {
 pub(super) async fn index(machines: &Machines) -> Result<(u64, u64), Failure> {
     let status = machines.status("b").await?;
     let documents = status.indexes.first().map_or(0, |index| index.documents);
-    let found = machines.understudy("b", &["index", "search", "search", "library", "--json"]).await?;
+    let found = machines
+        .understudy("b", &["index", "search", "search", "library", "--json"])
+        .await?;
     let found: SearchResult = serde_json::from_str(&found)?;
     Ok((documents, found.total))
 }

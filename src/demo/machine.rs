@@ -32,7 +32,6 @@ pub(super) struct Machines {
 }
 
 struct Machine {
-    name: &'static str,
     peers: SocketAddr,
     monitor: SocketAddr,
     serving: Option<Child>,
@@ -43,15 +42,17 @@ impl Machines {
     pub(super) fn new() -> Result<Self, Failure> {
         // Postgres refuses to run as root; an ordinary user runs it as itself.
         let user = OsUser::find("postgres")?;
-        let folder = tempfile::Builder::new().prefix("understudy-demo-").tempdir()?.keep();
+        let folder = tempfile::Builder::new()
+            .prefix("understudy-demo-")
+            .tempdir()?
+            .keep();
         // The OS user of Postgres has to reach its data.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
         // Two loopback addresses, so that both nodes can use one port, as two machines do.
         let third = 1 + std::process::id() % 250;
         let (ip_a, ip_b) = (format!("127.9.{third}.1"), format!("127.9.{third}.2"));
-        let machine = |name, ip: &str| {
+        let machine = |ip: &str| {
             Ok::<_, Failure>(Machine {
-                name,
                 peers: free_address(&[ip])?,
                 monitor: free_address(&[ip])?,
                 serving: None,
@@ -61,8 +62,8 @@ impl Machines {
             program: std::env::current_exe()?,
             user,
             postgres_port: free_address(&[&ip_a, &ip_b])?.port(),
-            a: machine("a", &ip_a)?,
-            b: machine("b", &ip_b)?,
+            a: machine(&ip_a)?,
+            b: machine(&ip_b)?,
             folder,
             is_kept: false,
         })
@@ -110,10 +111,17 @@ impl Machines {
     /// Makes node a, with `configuration` for what is to be replicated.
     pub(super) async fn init(&self, configuration: &str) -> Result<(), Failure> {
         let address = self.a.peers.to_string();
-        let mut arguments: Vec<String> =
-            ["init", "--name", "a", "--cluster", "catalog", "--address", &address]
-                .map(str::to_owned)
-                .to_vec();
+        let mut arguments: Vec<String> = [
+            "init",
+            "--name",
+            "a",
+            "--cluster",
+            "catalog",
+            "--address",
+            &address,
+        ]
+        .map(str::to_owned)
+        .to_vec();
         arguments.extend(self.local_arguments("a"));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.understudy("a", &arguments).await?;
@@ -130,8 +138,9 @@ impl Machines {
         let invitation = self.understudy("a", &["invite", "b", "--json"]).await?;
         let invitation: crate::admin_api::Invitation = serde_json::from_str(&invitation)?;
         let address = self.b.peers.to_string();
-        let mut arguments: Vec<String> =
-            ["join", &invitation.url, "--address", &address].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = ["join", &invitation.url, "--address", &address]
+            .map(str::to_owned)
+            .to_vec();
         arguments.extend(self.local_arguments("b"));
         let status = self
             .command("b")
@@ -142,7 +151,9 @@ impl Machines {
             .status()
             .await?;
         if !status.success() {
-            return Err(Failure::failed(format!("`understudy join` failed ({status})")));
+            return Err(Failure::failed(format!(
+                "`understudy join` failed ({status})"
+            )));
         }
         Ok(())
     }
@@ -158,12 +169,17 @@ impl Machines {
     }
 
     /// Runs a verb on a node, and returns what it printed; its diagnostics are shown.
-    pub(super) async fn understudy(&self, name: &str, arguments: &[&str]) -> Result<String, Failure> {
+    pub(super) async fn understudy(
+        &self,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<String, Failure> {
         let output = self
             .command(name)
             .args(arguments)
-            .stderr(Stdio::inherit())
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()?
+            .wait_with_output()
             .await?;
         if !output.status.success() {
             return Err(Failure::failed(format!(
@@ -175,9 +191,20 @@ impl Machines {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Starts the daemon of a node that was killed, and waits until it has fenced itself.
+    pub(super) async fn revive(&mut self, name: &str) -> Result<(), Failure> {
+        self.start(name)?;
+        self.wait_until(name, |status| status.role == RoleName::Fenced).await
+    }
+
     /// Starts the daemon of a node, and waits until it does what its role says.
     pub(super) async fn serve(&mut self, name: &str) -> Result<(), Failure> {
-        let log = fs::File::create(self.log(name))?;
+        self.start(name)?;
+        self.wait_until(name, is_ready).await
+    }
+
+    fn start(&mut self, name: &str) -> Result<(), Failure> {
+        let log = fs::File::options().create(true).append(true).open(self.log(name))?;
         let mut command = self.command(name);
         command
             .arg("serve")
@@ -185,24 +212,38 @@ impl Machines {
             .stderr(log)
             .process_group(0);
         let child = command.spawn()?;
-        let machine = if name == "a" { &mut self.a } else { &mut self.b };
+        let machine = if name == "a" {
+            &mut self.a
+        } else {
+            &mut self.b
+        };
         machine.serving = Some(child);
+        Ok(())
+    }
+
+    async fn wait_until(
+        &self,
+        name: &str,
+        is_so: impl Fn(&Status) -> bool,
+    ) -> Result<(), Failure> {
         let ready = async {
             loop {
                 if let Ok(status) = self.status(name).await
-                    && is_ready(&status)
+                    && is_so(&status)
                 {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::time::timeout(READY_PATIENCE, ready).await.map_err(|_| {
-            Failure::failed(format!(
-                "node {name} was not ready within {} s",
-                READY_PATIENCE.as_secs()
-            ))
-        })
+        tokio::time::timeout(READY_PATIENCE, ready)
+            .await
+            .map_err(|_| {
+                Failure::failed(format!(
+                    "node {name} was not ready within {} s",
+                    READY_PATIENCE.as_secs()
+                ))
+            })
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -227,15 +268,25 @@ impl Machines {
 
     /// Returns the newest moment up to which a standby has everything.
     pub(super) async fn cut(&self, name: &str) -> Result<Option<WallTime>, Failure> {
-        Ok(self.status(name).await?.upstream.and_then(|upstream| upstream.cut))
+        Ok(self
+            .status(name)
+            .await?
+            .upstream
+            .and_then(|upstream| upstream.cut))
     }
 
     /// Kills every process of a node at once, as a power cut would end them.
     pub(super) fn kill(&mut self, name: &str) -> Result<(), Failure> {
         let pids = self.processes(name);
-        let machine = if name == "a" { &mut self.a } else { &mut self.b };
+        let machine = if name == "a" {
+            &mut self.a
+        } else {
+            &mut self.b
+        };
         if let Some(child) = &mut machine.serving
-            && let Some(group) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+            && let Some(group) = child
+                .id()
+                .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
         {
             kill_process_group(group, Signal::KILL)?;
         }
@@ -253,7 +304,10 @@ impl Machines {
         let mut found = Vec::new();
         let mut parents = Vec::new();
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            let Some(pid) = process
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok())
             else {
                 continue;
             };
@@ -277,7 +331,11 @@ impl Machines {
             .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
             .map(|(pid, _)| pid)
             .collect();
-        found.into_iter().chain(children).filter_map(Pid::from_raw).collect()
+        found
+            .into_iter()
+            .chain(children)
+            .filter_map(Pid::from_raw)
+            .collect()
     }
 
     /// Leaves everything running, and says how to explore it.
@@ -295,6 +353,7 @@ impl Machines {
             "\nThe pair is kept in {folder}. Try:\n  \
              {program} --config {folder}/b/etc status --watch\n  \
              {program} --config {folder}/b/etc index search search 'text editor'\n  \
+             {program} --config {folder}/a/etc status\n  \
              curl http://{}/monitor/replication\n  \
              psql -h {} -p {} -U {} catalog\n\
              End it with: pkill -f {folder}; rm -r {folder}",
@@ -310,8 +369,13 @@ impl Machines {
         for name in ["a", "b"] {
             let log = fs::read_to_string(self.log(name)).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
-            let end = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default();
-            tell(&format!("--- the end of node {name}'s log\n{}", end.join("\n")));
+            let end = lines
+                .get(lines.len().saturating_sub(15)..)
+                .unwrap_or_default();
+            tell(&format!(
+                "--- the end of node {name}'s log\n{}",
+                end.join("\n")
+            ));
         }
     }
 
@@ -321,7 +385,11 @@ impl Machines {
             if let Err(failure) = self.kill(name) {
                 tell(&failure.to_string());
             }
-            let machine = if name == "a" { &mut self.a } else { &mut self.b };
+            let machine = if name == "a" {
+                &mut self.a
+            } else {
+                &mut self.b
+            };
             if let Some(mut child) = machine.serving.take() {
                 // Reaps it; it has been killed.
                 let _status = child.wait().await;
@@ -357,10 +425,14 @@ impl Drop for Machines {
 fn is_ready(status: &Status) -> bool {
     match status.role {
         RoleName::Primary => {
-            let told = |store: &understudy_replication::status::StoreStatus| store.position.is_some();
+            let told =
+                |store: &understudy_replication::status::StoreStatus| store.position.is_some();
             !status.stores.is_empty() && status.stores.iter().all(told)
         }
-        RoleName::Standby => status.upstream.as_ref().is_some_and(|upstream| upstream.is_connected),
+        RoleName::Standby => status
+            .upstream
+            .as_ref()
+            .is_some_and(|upstream| upstream.is_connected),
         RoleName::Returning | RoleName::Promoting | RoleName::Fenced => false,
     }
 }

@@ -75,6 +75,8 @@ impl Demo {
             machines.tell_logs();
         }
         if self.keep && result.is_ok() {
+            // The old primary comes back, hears of the new epoch, and stays out of the way.
+            machines.revive("a").await?;
             machines.keep();
         } else {
             machines.end().await;
@@ -88,7 +90,9 @@ impl Demo {
         if report.is_complete {
             Ok(())
         } else {
-            Err(Failure::failed("something that was acknowledged is missing"))
+            Err(Failure::failed(
+                "something that was acknowledged is missing",
+            ))
         }
     }
 
@@ -98,26 +102,40 @@ impl Demo {
         machines.init(&appliance.configuration(machines)).await?;
         machines.serve("a").await?;
         appliance.fill(machines).await?;
-        machines.understudy("a", &["index", "rebuild", "search"]).await?;
+        machines
+            .understudy("a", &["index", "rebuild", "search"])
+            .await?;
         tell("2. Node b: joins, and gets a copy of everything.");
         machines.join().await?;
         machines.serve("b").await?;
-        machines.understudy("a", &["wait", "--timeout", "120"]).await?;
-        tell(&format!("3. A writer changes everything for {} s; the standby's lag:", self.seconds));
+        machines
+            .understudy("a", &["wait", "--timeout", "120"])
+            .await?;
+        tell(&format!(
+            "3. A writer changes everything for {} s; the standby's lag:",
+            self.seconds
+        ));
         let writer = Writer::start(machines, &appliance).await?;
         let until = Instant::now() + Duration::from_secs(self.seconds);
         while Instant::now() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
             tell(&machines.lag_line("a").await?);
         }
-        tell("4. Node a dies: every process of it is killed at once, in the middle of the writing.");
+        tell(
+            "4. Node a dies: every process of it is killed at once, in the middle of the writing.",
+        );
         let promised = machines.cut("b").await?;
         machines.kill("a")?;
         let killed = Instant::now();
         let written = writer.stop().await;
-        tell("5. `understudy promote --force` on node b: node a cannot be asked, and is known to be dead.");
-        let outcome: Outcome =
-            serde_json::from_str(&machines.understudy("b", &["promote", "--force", "--json"]).await?)?;
+        tell(
+            "5. `understudy promote --force` on node b: node a cannot be asked, and is known to be dead.",
+        );
+        let outcome: Outcome = serde_json::from_str(
+            &machines
+                .understudy("b", &["promote", "--force", "--json"])
+                .await?,
+        )?;
         let outage_seconds = killed.elapsed().as_secs_f64();
         let Outcome::Promoted(promotion) = outcome else {
             return Err(Failure::failed("node b was not promoted"));
@@ -151,13 +169,17 @@ impl Report {
             self.epoch, self.outage_seconds
         );
         for step in &self.steps {
-            text += &format!("  {:32} {:8.3} s\n", step.step, step.seconds);
+            text += &format!("  {:32} {:8.3} s\n", step.name, step.seconds);
         }
         text += "\n  store       acknowledged   missing   in flight at the kill   of these lost\n";
         for store in &self.stores {
             text += &format!(
                 "  {:10} {:13} {:9} {:23} {:15}\n",
-                store.name, store.acknowledged, store.missing, store.in_flight, store.in_flight_lost
+                store.name,
+                store.acknowledged,
+                store.missing,
+                store.in_flight,
+                store.in_flight_lost
             );
         }
         text += &format!(

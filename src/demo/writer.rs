@@ -55,7 +55,9 @@ impl Writer {
         let written = Arc::new(Mutex::new(Written::default()));
         let is_stopped = Arc::new(AtomicBool::new(false));
         let client = connect(machines, "a", "catalog").await?;
-        let names: Vec<String> = (0..50).map(|number| appliance.package(number).to_owned()).collect();
+        let names: Vec<String> = (0..50)
+            .map(|number| appliance.package(number).to_owned())
+            .collect();
         let notes = beneath(&machines.root("a"), DOCS).join("notes");
         fs::create_dir_all(&notes)?;
         let settings = beneath(&machines.root("a"), SETTINGS_FILE);
@@ -78,11 +80,17 @@ impl Writer {
         self.is_stopped.store(true, Ordering::SeqCst);
         for task in self.tasks {
             // The database is dead by now, which has ended its task.
-            if tokio::time::timeout(Duration::from_secs(5), task).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(5), task)
+                .await
+                .is_err()
+            {
                 tracing::warn!("a writer did not stop");
             }
         }
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -100,7 +108,9 @@ fn done<T>(
 /// Commits changes until the server is killed.
 async fn write_rows(client: Client, names: Vec<String>, written: Arc<Mutex<Written>>) {
     for number in 1_i32.. {
-        let name = names.get(number.unsigned_abs() as usize % names.len()).cloned();
+        let name = names
+            .get(number.unsigned_abs() as usize % names.len())
+            .cloned();
         let name = name.unwrap_or_default();
         let update = "WITH changed AS (INSERT INTO change (number) VALUES ($1)) \
             UPDATE package SET generation = $1 WHERE name = $2";
@@ -141,10 +151,7 @@ fn write_generation(
     } else {
         fs::write(folder.join(&name), text)?;
     }
-    let write = FileWrite::Written {
-        name,
-        generation,
-    };
+    let write = FileWrite::Written { name, generation };
     done(written, |written| &mut written.files, write);
     if generation.is_multiple_of(10) {
         let (draft, kept) = (format!("draft-{generation}"), format!("kept-{generation}"));
@@ -155,7 +162,11 @@ fn write_generation(
             generation,
         };
         done(written, |written| &mut written.files, write);
-        done(written, |written| &mut written.files, FileWrite::Deleted { name: draft });
+        done(
+            written,
+            |written| &mut written.files,
+            FileWrite::Deleted { name: draft },
+        );
     }
     let mut journal = fs::File::options()
         .create(true)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use understudy_replication::event::Severity;
-use understudy_replication::files::{RESERVED, RelPath, Root};
+use understudy_replication::files::{LOST_AND_FOUND, RESERVED, RelPath, Root};
 
 use super::commit::{CommitError, commit, replay};
 use super::dirty::Dirty;
@@ -97,9 +97,13 @@ impl Capture {
         let mut guard = self.shared.ledger();
         if guard.is_none() {
             let ledger = open_ledger(&self.shared.state, &self.shared.id, &self.shared.epoch)?;
-            *self.shared.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                ledger.log_view();
+            *self
+                .shared
+                .log
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = ledger.log_view();
             *guard = Some(ledger);
+            self.shared.log_generation.fetch_add(1, Ordering::AcqRel);
         } else if let Some(ledger) = guard.as_mut() {
             replay(ledger).map_err(|source| self.failed(source))?;
         }
@@ -120,7 +124,9 @@ impl Capture {
         if due.is_empty() {
             return Ok(());
         }
-        let Some(tree) = &mut self.tree else { return Ok(()) };
+        let Some(tree) = &mut self.tree else {
+            return Ok(());
+        };
         let mut looker = Looker {
             shared: &self.shared,
             root: &tree.root,
@@ -149,7 +155,10 @@ impl Capture {
         let now = Instant::now();
         let duty_of = |path: &RelPath| {
             let found = due.iter().find(|(at, _)| at.as_ref() == Some(path));
-            found.or_else(|| due.iter().find(|(at, _)| at.is_none())).or(due.first()).map(|(_, duty)| *duty)
+            found
+                .or_else(|| due.iter().find(|(at, _)| at.is_none()))
+                .or(due.first())
+                .map(|(_, duty)| *duty)
         };
         for again in again {
             match again {
@@ -170,7 +179,11 @@ impl Capture {
                 return Ok(());
             }
             Err(error @ LookError::Top(_)) => {
-                self.halt(&format!("{} cannot be read: {}", self.place(), root_cause(&error)));
+                self.halt(&format!(
+                    "{} cannot be read: {}",
+                    self.place(),
+                    root_cause(&error)
+                ));
                 return Ok(());
             }
         }
@@ -218,14 +231,20 @@ impl Capture {
 
     /// Makes sure that the tree is open and where it should be.
     fn find_tree(&mut self) -> Result<(), String> {
-        if self.tree.as_ref().is_some_and(|tree| tree.root.is_in_place()) {
+        if self
+            .tree
+            .as_ref()
+            .is_some_and(|tree| tree.root.is_in_place())
+        {
             return Ok(());
         }
         let had_tree = self.tree.take().is_some();
         let place = self.place();
         let root = Root::open(&self.shared.root)
             .map_err(|error| format!("{place} cannot be opened: {error}"))?;
-        let names = root.names(None).map_err(|error| format!("{place} cannot be read: {error}"))?;
+        let names = root
+            .names(None)
+            .map_err(|error| format!("{place} cannot be read: {error}"))?;
         if self.has_entries() && !names.iter().any(|name| self.is_ours(name)) {
             return Err(self.empty_reason());
         }
@@ -238,12 +257,18 @@ impl Capture {
         Ok(())
     }
 
-    fn check_tree(&self, pending: &std::collections::BTreeMap<RelPath, super::look::Change>) -> Result<(), String> {
-        let is_delete = |change: &super::look::Change| matches!(change, super::look::Change::Delete);
+    fn check_tree(
+        &self,
+        pending: &std::collections::BTreeMap<RelPath, super::look::Change>,
+    ) -> Result<(), String> {
+        let is_delete =
+            |change: &super::look::Change| matches!(change, super::look::Change::Delete);
         if !pending.values().any(is_delete) {
             return Ok(());
         }
-        let Some(tree) = &self.tree else { return Err(self.empty_reason()) };
+        let Some(tree) = &self.tree else {
+            return Err(self.empty_reason());
+        };
         if !tree.root.is_in_place() {
             return Err(format!("{} is not what it was", self.place()));
         }
@@ -259,11 +284,15 @@ impl Capture {
 
     fn is_ours(&self, name: &[u8]) -> bool {
         name != RESERVED
+            && name != LOST_AND_FOUND
             && RelPath::new(name).is_ok_and(|path| !self.shared.exclude.is_match(path.as_path()))
     }
 
     fn has_entries(&self) -> bool {
-        self.shared.ledger().as_ref().is_some_and(|ledger| !ledger.manifest.is_empty())
+        self.shared
+            .ledger()
+            .as_ref()
+            .is_some_and(|ledger| !ledger.manifest.is_empty())
     }
 
     fn place(&self) -> String {
@@ -286,7 +315,10 @@ impl Capture {
             ABOUT_ROOT,
             Severity::Error,
             "files_halted",
-            format!("store {} is not captured, and nothing is deleted: {reason}", self.shared.id.name),
+            format!(
+                "store {} is not captured, and nothing is deleted: {reason}",
+                self.shared.id.name
+            ),
         );
         for mark in self.marks.drain(..) {
             // Who asked may have stopped waiting.
@@ -356,8 +388,14 @@ impl Capture {
             (!self.marks.is_empty()).then_some(now + Duration::from_millis(10)),
             self.is_unsynced.then_some(now + SYNC_QUIET),
         ];
-        let due = due.into_iter().flatten().min().unwrap_or(now + SCAN_INTERVAL);
-        let left = due.saturating_duration_since(now).max(Duration::from_millis(1));
+        let due = due
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + SCAN_INTERVAL);
+        let left = due
+            .saturating_duration_since(now)
+            .max(Duration::from_millis(1));
         let timeout = Timespec::try_from(left).ok();
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
         if let Some(tree) = &self.tree {
@@ -367,7 +405,11 @@ impl Capture {
         let happened = match poll(&mut fds, timeout.as_ref()) {
             Ok(count) => count > 0,
             Err(rustix::io::Errno::INTR) => true,
-            Err(errno) => return Err(FilesError::Wait { source: errno.into() }),
+            Err(errno) => {
+                return Err(FilesError::Wait {
+                    source: errno.into(),
+                });
+            }
         };
         let is_quiet = left >= SYNC_QUIET;
         if !happened && is_quiet && self.is_unsynced {
@@ -385,13 +427,10 @@ impl Capture {
     }
 
     fn failed(&self, source: CommitError) -> FilesError {
-        FilesError::Commit { store: self.shared.id.name.clone(), source: Box::new(source) }
-    }
-
-    /// Returns how many directories are watched, for the report.
-    #[cfg(test)]
-    pub(super) fn watched(&self) -> usize {
-        self.tree.as_ref().map_or(0, |tree| tree.watch.len())
+        FilesError::Commit {
+            store: self.shared.id.name.clone(),
+            source: Box::new(source),
+        }
     }
 }
 

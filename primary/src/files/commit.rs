@@ -76,7 +76,11 @@ fn commit_to(
         match change {
             Change::Put { known, has_content } => {
                 locals.insert(path.clone(), known.local);
-                operations.push(Operation::Put { path, entry: known.entry, has_content });
+                operations.push(Operation::Put {
+                    path,
+                    entry: known.entry,
+                    has_content,
+                });
             }
             // A directory that held it may have been deleted in the same look.
             Change::Delete => deletes.push(Operation::Delete { path }),
@@ -118,7 +122,9 @@ fn commit_to(
         };
         // Invariant: the log first. The table can be made again from it, and nothing is shipped that
         // this node could forget.
-        ledger.log().append(&LogEntry::encode_batch(&batch)?, batch.end)?;
+        ledger
+            .log()
+            .append(&LogEntry::encode_batch(&batch)?, batch.end)?;
         ledger.log().sync()?;
         head.position = batch.end;
         head.complete = batch.end;
@@ -127,7 +133,9 @@ fn commit_to(
         position = Some(batch.end);
     }
     for path in &learned {
-        ledger.manifest.learn(path, locals.get(path).copied().flatten());
+        ledger
+            .manifest
+            .learn(path, locals.get(path).copied().flatten());
     }
     ledger.keep(&learned)?;
     Ok(position)
@@ -136,10 +144,14 @@ fn commit_to(
 /// Brings the manifest up to the end of the log: what was logged, and not yet in the table when the
 /// node stopped. How the files look is not in the log, so that they are read again.
 pub(super) fn replay(ledger: &mut Ledger) -> Result<(), CommitError> {
-    let Some(mut head) = ledger.head().cloned() else { return Ok(()) };
+    let Some(mut head) = ledger.head().cloned() else {
+        return Ok(());
+    };
     let mut reader = ledger.log_view().reader(head.position)?;
     while let Some(record) = reader.next()? {
-        let LogEntry::Batch(batch) = LogEntry::decode(&record.payload)? else { continue };
+        let LogEntry::Batch(batch) = LogEntry::decode(&record.payload)? else {
+            continue;
+        };
         let mut touched = BTreeSet::new();
         for operation in &batch.operations {
             touched.extend(ledger.manifest.fold(operation)?);

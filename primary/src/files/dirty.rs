@@ -55,15 +55,36 @@ impl Dirty {
         self.duties
             .entry(path)
             .and_modify(|duty| duty.is_deep |= is_deep)
-            .or_insert(Duty { since: now, due, attempts: 0, is_deep, is_owed: false });
+            .or_insert(Duty {
+                since: now,
+                due,
+                attempts: 0,
+                is_deep,
+                is_owed: false,
+            });
     }
 
     /// Notes that anything may have happened.
     pub(super) fn mark_all(&mut self, now: Instant) {
         let is_owed = |duty: &Duty| duty.is_owed;
-        let since = self.duties.values().map(|duty| duty.since).min().unwrap_or(now).min(now);
+        let since = self
+            .duties
+            .values()
+            .map(|duty| duty.since)
+            .min()
+            .unwrap_or(now)
+            .min(now);
         self.duties.retain(|_, duty| is_owed(duty));
-        self.duties.insert(None, Duty { since, due: now, attempts: 0, is_deep: true, is_owed: false });
+        self.duties.insert(
+            None,
+            Duty {
+                since,
+                due: now,
+                attempts: 0,
+                is_deep: true,
+                is_owed: false,
+            },
+        );
     }
 
     /// Notes that a standby lacks the content of `path`.
@@ -74,7 +95,13 @@ impl Dirty {
         self.duties
             .entry(Some(path))
             .and_modify(|duty| duty.is_owed = true)
-            .or_insert(Duty { since: now, due, attempts: 0, is_deep: false, is_owed: true });
+            .or_insert(Duty {
+                since: now,
+                due,
+                attempts: 0,
+                is_deep: false,
+                is_owed: true,
+            });
     }
 
     /// Takes what is due. In a `hurry` nothing is gathered; only pauses and rests are kept.
@@ -85,7 +112,9 @@ impl Dirty {
             let is_resting = path.as_ref().is_some_and(|path| rests.contains_key(path));
             duty.due <= now || (hurry && duty.attempts == 0 && !is_resting)
         };
-        self.duties.extract_if(.., |path, duty| is_due(path, duty)).collect()
+        self.duties
+            .extract_if(.., |path, duty| is_due(path, duty))
+            .collect()
     }
 
     /// Puts back a path that changed while it was read, which took `cost`.
@@ -93,7 +122,11 @@ impl Dirty {
         let attempts = duty.attempts.saturating_add(1);
         let pause = GATHERING * 2_u32.saturating_pow(attempts.min(10));
         let pause = pause.max(cost * REST_FACTOR).min(PAUSE_MAX);
-        let again = Duty { attempts, due: now + pause, ..duty };
+        let again = Duty {
+            attempts,
+            due: now + pause,
+            ..duty
+        };
         self.duties
             .entry(Some(path))
             .and_modify(|held| held.since = held.since.min(duty.since))
@@ -114,7 +147,8 @@ impl Dirty {
     /// Lets `path` rest, which took `cost` to read.
     pub(super) fn rest(&mut self, path: RelPath, cost: Duration, now: Instant) {
         if cost * REST_FACTOR > GATHERING {
-            self.rests.insert(path, now + (cost * REST_FACTOR).min(PAUSE_MAX));
+            self.rests
+                .insert(path, now + (cost * REST_FACTOR).min(PAUSE_MAX));
         }
     }
 
@@ -129,6 +163,7 @@ impl Dirty {
     }
 
     /// Returns how many paths wait.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.duties.len()
     }
@@ -143,7 +178,10 @@ mod tests {
     }
 
     fn names(taken: Vec<(Option<RelPath>, Duty)>) -> Vec<String> {
-        taken.into_iter().map(|(path, _)| path.map_or("/".into(), |p| p.to_string())).collect()
+        taken
+            .into_iter()
+            .map(|(path, _)| path.map_or("/".into(), |p| p.to_string()))
+            .collect()
     }
 
     #[test]
@@ -171,7 +209,11 @@ mod tests {
             let (_, duty) = dirty.take_due(now, false).pop().unwrap();
             assert!(!dirty.covers(now) || dirty.len() == 0);
             dirty.postpone(path("log"), duty, Duration::from_millis(1), now);
-            assert_eq!(names(dirty.take_due(now, true)), [""; 0], "a hurry keeps the pause");
+            assert_eq!(
+                names(dirty.take_due(now, true)),
+                [""; 0],
+                "a hurry keeps the pause"
+            );
             assert!(!dirty.covers(now), "it is still not covered");
         }
     }

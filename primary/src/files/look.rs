@@ -10,8 +10,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    Digest, Entry, Identity, Kind, Known, PathError, RelPath, Root, TARGET_BYTES_MAX, identity,
-    stat_fd,
+    Digest, Entry, Identity, Kind, Known, LOST_AND_FOUND, PathError, RelPath, Root,
+    TARGET_BYTES_MAX, identity, stat_fd,
 };
 use understudy_replication::wall_time::WallTime;
 
@@ -28,10 +28,7 @@ const CONTENT_BYTES_MAX: u64 = 32 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The path is this now.
-    Put {
-        known: Known,
-        has_content: bool,
-    },
+    Put { known: Known, has_content: bool },
     /// The path is no more.
     Delete,
     /// The path is what it was, and this is how it looks.
@@ -132,7 +129,9 @@ impl Looker<'_> {
             return Ok(());
         }
         if let Some(parent) = path.parent()
-            && !self.known(&parent).is_some_and(|known| known.entry.is_directory())
+            && !self
+                .known(&parent)
+                .is_some_and(|known| known.entry.is_directory())
         {
             // Its event came before that of its directory was looked at.
             return self.look(&parent, true, false);
@@ -145,7 +144,12 @@ impl Looker<'_> {
         self.look_into(None)
     }
 
-    fn look_within(&mut self, path: &RelPath, is_deep: bool, is_owed: bool) -> Result<(), LookError> {
+    fn look_within(
+        &mut self,
+        path: &RelPath,
+        is_deep: bool,
+        is_owed: bool,
+    ) -> Result<(), LookError> {
         let found = match self.root.stat(path) {
             Ok(found) => identity(&found),
             Err(error) => {
@@ -153,11 +157,13 @@ impl Looker<'_> {
                 return Ok(());
             }
         };
-        self.shared.mended(&path.to_string());
         match found.file_type() {
             FileType::Directory => {
+                self.shared.mended(path);
                 let known = self.known(path);
-                let was_directory = known.as_ref().is_some_and(|known| known.entry.is_directory());
+                let was_directory = known
+                    .as_ref()
+                    .is_some_and(|known| known.entry.is_directory());
                 let entry = found.entry(Kind::Directory);
                 if known.is_none_or(|known| known.entry != entry) {
                     self.put(path, entry, None, false);
@@ -166,9 +172,12 @@ impl Looker<'_> {
                     self.look_into(Some(path))?;
                 }
             }
-            FileType::RegularFile => self.look_at_file(path, found, is_owed),
+            FileType::RegularFile => {
+                self.look_at_file(path, found, is_owed);
+            }
             FileType::Symlink => match self.root.read_link(path) {
                 Ok(target) if target.len() <= TARGET_BYTES_MAX => {
+                    self.shared.mended(path);
                     let entry = found.entry(Kind::Symlink { target });
                     if self.known(path).is_none_or(|known| known.entry != entry) {
                         self.put(path, entry, None, false);
@@ -239,14 +248,19 @@ impl Looker<'_> {
             let ledger = self.shared.ledger();
             let names = ledger.as_ref().map(|ledger| {
                 let children = ledger.manifest.children(path);
-                children.filter_map(|(name, _)| RelPath::child(path, name).ok()).collect()
+                children
+                    .filter_map(|(name, _)| RelPath::child(path, name).ok())
+                    .collect()
             });
             names.unwrap_or_default()
         };
         if path.is_none() && held.is_empty() && !known.is_empty() {
             return Err(LookError::Empty);
         }
-        for gone in known.iter().filter(|known| held.binary_search(known).is_err()) {
+        for gone in known
+            .iter()
+            .filter(|known| held.binary_search(known).is_err())
+        {
             self.pending.add(gone.clone(), Change::Delete);
         }
         for child in &held {
@@ -257,7 +271,9 @@ impl Looker<'_> {
 
     fn look_at_file(&mut self, path: &RelPath, found: Identity, is_owed: bool) {
         let known = self.known(path);
-        let is_known = known.as_ref().is_some_and(|known| known.local == Some(found));
+        let is_known = known
+            .as_ref()
+            .is_some_and(|known| known.local == Some(found));
         if is_known && !is_owed {
             return;
         }
@@ -275,15 +291,21 @@ impl Looker<'_> {
                 return;
             }
         };
+        self.shared.mended(path);
         self.again.push(Again::Rested(path.clone(), cost));
         let is_racy = is_racy(found);
         if is_racy {
             self.again.push(Again::Racy(path.clone()));
         }
         let local = (!is_racy).then_some(found);
-        let entry = found.entry(Kind::File { size: found.size, hash });
+        let entry = found.entry(Kind::File {
+            size: found.size,
+            hash,
+        });
         let has_content = is_owed
-            || known.as_ref().is_none_or(|known| known.entry.content() != entry.content());
+            || known
+                .as_ref()
+                .is_none_or(|known| known.entry.content() != entry.content());
         if known.as_ref().is_some_and(|known| known.entry == entry) && !is_owed {
             if let Some(local) = local {
                 self.pending.add(path.clone(), Change::Learn(local));
@@ -295,7 +317,8 @@ impl Looker<'_> {
 
     fn put(&mut self, path: &RelPath, entry: Entry, local: Option<Identity>, has_content: bool) {
         let known = Known { entry, local };
-        self.pending.add(path.clone(), Change::Put { known, has_content });
+        self.pending
+            .add(path.clone(), Change::Put { known, has_content });
     }
 
     /// Returns what is known of a path, with what this look has found already.
@@ -309,6 +332,9 @@ impl Looker<'_> {
     }
 
     fn is_excluded(&self, path: &RelPath) -> bool {
+        if path.names().next() == Some(LOST_AND_FOUND) {
+            return true;
+        }
         let mut at = Some(path.clone());
         while let Some(path) = at {
             if self.shared.exclude.is_match(path.as_path()) {
@@ -322,11 +348,14 @@ impl Looker<'_> {
     /// A path that cannot be read is gone only if the system says so in these words.
     fn note_unreadable(&mut self, path: &RelPath, error: &io::Error) {
         let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(|errno| errno.raw_os_error());
-        if error.raw_os_error().is_some_and(|errno| gone.contains(&errno)) {
+        if error
+            .raw_os_error()
+            .is_some_and(|errno| gone.contains(&errno))
+        {
             if self.known(path).is_some() {
                 self.pending.add(path.clone(), Change::Delete);
             }
-            self.shared.mended(&path.to_string());
+            self.shared.mended(path);
             return;
         }
         let reason = if error.raw_os_error() == Some(Errno::XDEV.raw_os_error()) {
@@ -353,7 +382,10 @@ impl Looker<'_> {
             &path.to_string(),
             Severity::Warning,
             "files_left_out",
-            format!("store {}: {path} is not replicated: {reason}", self.shared.id.name),
+            format!(
+                "store {}: {path} is not replicated: {reason}",
+                self.shared.id.name
+            ),
         );
     }
 }

@@ -95,7 +95,12 @@ pub struct FilesShipper {
 
 impl std::fmt::Debug for FilesShipper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FilesShipper({} in {})", self.shared.id.name, self.shared.root.display())
+        write!(
+            f,
+            "FilesShipper({} in {})",
+            self.shared.id.name,
+            self.shared.root.display()
+        )
     }
 }
 
@@ -121,7 +126,10 @@ impl FilesShipper {
         epoch: &Epoch,
         events: Events,
     ) -> Result<Self, FilesError> {
-        let id = StoreId { name: config.name.clone(), kind: StoreKind::Files };
+        let id = StoreId {
+            name: config.name.clone(),
+            kind: StoreKind::Files,
+        };
         let ledger = open_ledger(state, &id, epoch)?;
         for damage in &ledger.damage {
             events.record(Severity::Warning, "files_ledger", damage.clone());
@@ -150,7 +158,10 @@ impl FilesShipper {
 
 /// Opens the ledger, brings it up to its log, and makes it one of `epoch`.
 fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, FilesError> {
-    let ledger_error = |source| FilesError::Ledger { store: id.name.clone(), source };
+    let ledger_error = |source| FilesError::Ledger {
+        store: id.name.clone(),
+        source,
+    };
     let commit_error = |source: commit::CommitError| FilesError::Commit {
         store: id.name.clone(),
         source: Box::new(source),
@@ -158,24 +169,43 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
     let mut ledger = Ledger::open(state, &id.name).map_err(ledger_error)?;
     let replayed = commit::replay(&mut ledger);
     if let Err(error) = &replayed {
-        ledger.damage.push(format!("the log of store {} does not fit its table: {error}", id.name));
+        ledger.damage.push(format!(
+            "the log of store {} does not fit its table: {error}",
+            id.name
+        ));
     }
     let head = ledger.head().cloned();
-    match (replayed, head) {
-        (Ok(()), Some(head)) if head.epoch == *epoch => {}
-        (Ok(()), Some(head)) => {
-            let head = Head { epoch: epoch.clone(), ..head };
-            ledger.commit(&Default::default(), head).map_err(ledger_error)?;
+    let is_lost = replayed.is_err() || ledger.is_log_lost;
+    match (is_lost, head) {
+        (false, Some(head)) if head.epoch == *epoch => {}
+        (false, Some(head)) => {
+            let head = Head {
+                epoch: epoch.clone(),
+                ..head
+            };
+            ledger
+                .commit(&Default::default(), head)
+                .map_err(ledger_error)?;
             ledger.sync().map_err(ledger_error)?;
         }
-        (Err(_), _) | (_, None) => {
+        (_, head) => {
             // Nothing that a standby has can be continued: positions go on behind all that were told,
             // and every standby compares everything, which ships what differs.
             let end = ledger.log().end();
-            let position = Position(if end.0 == 0 { 0 } else { end.0.saturating_add(1) });
+            let end = head.map_or(end, |head| head.position.max(end));
+            let position = Position(if end.0 == 0 {
+                0
+            } else {
+                end.0.saturating_add(1)
+            });
             let mut manifest = std::mem::take(&mut ledger.manifest);
             let root = manifest.root();
-            let head = Head { epoch: epoch.clone(), position, complete: position, root };
+            let head = Head {
+                epoch: epoch.clone(),
+                position,
+                complete: position,
+                root,
+            };
             ledger.manifest = manifest.clone();
             ledger.replace(manifest, head).map_err(ledger_error)?;
         }
@@ -183,7 +213,10 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
     // The log can be behind the table only if it lost what was synced.
     let position = ledger.head().map_or(Position(0), |head| head.position);
     if ledger.log().end() != position {
-        ledger.log().reset(position).map_err(|error| commit_error(error.into()))?;
+        ledger
+            .log()
+            .reset(position)
+            .map_err(|error| commit_error(error.into()))?;
     }
     Ok(ledger)
 }
@@ -216,7 +249,10 @@ impl Shipper for FilesShipper {
                 .map_err(|source| FilesError::Thread { source })?;
             self.is_running.store(true, Ordering::Release);
             // Dropping this future stops the thread as well.
-            let running = Running { shipper: &self, is_stopped };
+            let running = Running {
+                shipper: &self,
+                is_stopped,
+            };
             let mut finished = finished;
             let result = tokio::select! {
                 result = &mut finished => result,
@@ -227,7 +263,10 @@ impl Shipper for FilesShipper {
             };
             match result {
                 Ok(result) => Ok(result?),
-                Err(_) => Err(FilesError::Broken { store: self.shared.id.name.clone() }.into()),
+                Err(_) => Err(FilesError::Broken {
+                    store: self.shared.id.name.clone(),
+                }
+                .into()),
             }
         })
     }
@@ -249,7 +288,10 @@ impl Shipper for FilesShipper {
             });
             match captured.await {
                 Ok(result) => Ok(result?),
-                Err(_) => Err(FilesError::Broken { store: self.shared.id.name.clone() }.into()),
+                Err(_) => Err(FilesError::Broken {
+                    store: self.shared.id.name.clone(),
+                }
+                .into()),
             }
         })
     }
@@ -262,7 +304,13 @@ impl Shipper for FilesShipper {
             let (reply, answer) = oneshot::channel();
             let asked = Instant::now();
             let until = asked + MARK_PATIENCE;
-            self.shared.ask(|inbox| inbox.marks.push(MarkRequest { asked, until, reply }));
+            self.shared.ask(|inbox| {
+                inbox.marks.push(MarkRequest {
+                    asked,
+                    until,
+                    reply,
+                })
+            });
             match tokio::time::timeout(MARK_PATIENCE, answer).await {
                 Ok(Ok(position)) => position,
                 Ok(Err(_)) | Err(_) => None,
@@ -271,12 +319,18 @@ impl Shipper for FilesShipper {
     }
 
     fn routes(self: Arc<Self>) -> axum::Router {
-        ship::routes(Shop { shared: self.shared.clone(), stop: self.stop.clone() })
+        ship::routes(Shop {
+            shared: self.shared.clone(),
+            stop: self.stop.clone(),
+        })
     }
 
     fn report(&self) -> StoreReport {
         let log = self.shared.log();
-        let mut report = StoreReport { problems: self.shared.problems(), ..StoreReport::default() };
+        let mut report = StoreReport {
+            problems: self.shared.problems(),
+            ..StoreReport::default()
+        };
         report.gauges.insert("log_bytes".to_owned(), log.bytes());
         if let Some(ledger) = self.shared.ledger().as_ref() {
             let entries = u64::try_from(ledger.manifest.len()).unwrap_or(u64::MAX);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     /// after a failed commit (it is read from the disk again, which tells what has got there).
     pub(super) ledger: Mutex<Option<Ledger>>,
     pub(super) log: Mutex<LogView>,
+    /// Rises when the log is opened anew: who reads the former one sees nothing new in it.
+    pub(super) log_generation: AtomicU64,
     /// The newest position that may be shipped.
     pub(super) position: watch::Sender<Position>,
     /// Everything has been looked at once: the manifest shows the tree.
@@ -57,7 +59,10 @@ pub(super) struct MarkRequest {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "the parts of one value, each named there")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one value, each named there"
+    )]
     pub(super) fn new(
         id: StoreId,
         epoch: Epoch,
@@ -78,6 +83,7 @@ impl Shared {
             events,
             ledger: Mutex::new(Some(ledger)),
             log: Mutex::new(log),
+            log_generation: AtomicU64::new(0),
             position: watch::Sender::new(position),
             is_ready: watch::Sender::new(false),
             is_halted: AtomicBool::new(false),
@@ -92,7 +98,10 @@ impl Shared {
     }
 
     pub(super) fn log(&self) -> LogView {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Leaves something in the inbox and wakes the capture.
@@ -124,8 +133,12 @@ impl Shared {
     }
 
     /// Notes that a problem is over.
-    pub(super) fn mended(&self, about: &str) {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).remove(about);
+    pub(super) fn mended(&self, about: &(impl ToString + ?Sized)) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked for every path that is looked at; there is hardly ever one.
+        if !problems.is_empty() {
+            problems.remove(&about.to_string());
+        }
     }
 
     pub(super) fn problems(&self) -> Vec<String> {

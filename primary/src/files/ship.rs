@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -15,9 +16,12 @@ use rustix::fs::FileType;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 use understudy_replication::files::wire::{
-    CHUNK_BYTES_MAX, HEARTBEAT_INTERVAL, Note, Packer, WANTED_BYTES_MAX, WANTED_MAX, Wanted, WireError,
+    CHUNK_BYTES_MAX, HEARTBEAT_INTERVAL, Note, Packer, WANTED_BYTES_MAX, WANTED_MAX, Wanted,
+    WireError,
 };
-use understudy_replication::files::{Batch, Digest, LogEntry, LogEntryError, RelPath, Root, identity, stat_fd};
+use understudy_replication::files::{
+    Batch, Digest, LogEntry, LogEntryError, RelPath, Root, identity, stat_fd,
+};
 use understudy_replication::log::{LogError, LogReader, Record};
 use understudy_replication::position::Position;
 use understudy_replication::store::Stop;
@@ -71,15 +75,26 @@ struct Sender {
 
 impl Sender {
     fn new(shop: &Shop, frames: FrameSender) -> Self {
-        Self { frames, packer: Packer::default(), stop: shop.stop.clone(), handle: Handle::current() }
+        Self {
+            frames,
+            packer: Packer::default(),
+            stop: shop.stop.clone(),
+            handle: Handle::current(),
+        }
     }
 
     fn flush_if_full(&mut self) -> Result<(), ShipError> {
-        if self.packer.is_full() { self.flush() } else { Ok(()) }
+        if self.packer.is_full() {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<(), ShipError> {
-        let Some(frame) = self.packer.take() else { return Ok(()) };
+        let Some(frame) = self.packer.take() else {
+            return Ok(());
+        };
         let (frames, stop) = (&self.frames, &self.stop);
         self.handle.block_on(async {
             tokio::select! {
@@ -95,7 +110,10 @@ fn refusal(status: StatusCode, reason: String) -> Response {
 }
 
 /// Runs what ships on a thread that may block, and answers with what it sends.
-fn stream(shop: &Shop, ship: impl FnOnce(&mut Sender) -> Result<(), ShipError> + Send + 'static) -> Response {
+fn stream(
+    shop: &Shop,
+    ship: impl FnOnce(&mut Sender) -> Result<(), ShipError> + Send + 'static,
+) -> Response {
     let (frames, response) = frames();
     let mut sender = Sender::new(shop, frames);
     // It ends when the peer goes away or the store is closed: every wait within watches both.
@@ -117,7 +135,10 @@ async fn snapshot(State(shop): State<Shop>) -> Response {
     if !is_ready {
         let reason = match shop.shared.problems().into_iter().next() {
             Some(problem) => problem,
-            None => format!("store {} is still looking at its files", shop.shared.id.name),
+            None => format!(
+                "store {} is still looking at its files",
+                shop.shared.id.name
+            ),
         };
         return refusal(StatusCode::SERVICE_UNAVAILABLE, reason);
     }
@@ -167,13 +188,17 @@ fn write_snapshot(shared: &Shared) -> Result<File, ShipError> {
     drop(guard);
     packer.note(&Note::End)?;
     write_frame(&mut file, &mut packer)?;
-    let mut file = file.into_inner().map_err(|error| ShipError::Tree(error.into_error()))?;
+    let mut file = file
+        .into_inner()
+        .map_err(|error| ShipError::Tree(error.into_error()))?;
     file.rewind().map_err(ShipError::Tree)?;
     Ok(file)
 }
 
 fn write_frame(file: &mut impl Write, packer: &mut Packer) -> Result<(), ShipError> {
-    let Some(frame) = packer.take() else { return Ok(()) };
+    let Some(frame) = packer.take() else {
+        return Ok(());
+    };
     let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     file.write_all(&length.to_le_bytes())
         .and_then(|()| file.write_all(&frame))
@@ -183,16 +208,30 @@ fn write_frame(file: &mut impl Write, packer: &mut Packer) -> Result<(), ShipErr
 async fn content(State(shop): State<Shop>, body: Bytes) -> Response {
     let wanted: Vec<Wanted> = match postcard::from_bytes(&body) {
         Ok(wanted) => wanted,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, format!("a malformed list: {error}")),
+        Err(error) => {
+            return refusal(
+                StatusCode::BAD_REQUEST,
+                format!("a malformed list: {error}"),
+            );
+        }
     };
     if wanted.len() > WANTED_MAX {
-        return refusal(StatusCode::BAD_REQUEST, format!("more than {WANTED_MAX} contents"));
+        return refusal(
+            StatusCode::BAD_REQUEST,
+            format!("more than {WANTED_MAX} contents"),
+        );
     }
     let shared = shop.shared.clone();
     stream(&shop, move |sender| {
         let root = Root::open(&shared.root).map_err(ShipError::Tree)?;
         for wanted in wanted {
-            send_content(sender, &shared, &root, &wanted.path, (wanted.size, wanted.hash))?;
+            send_content(
+                sender,
+                &shared,
+                &root,
+                &wanted.path,
+                (wanted.size, wanted.hash),
+            )?;
         }
         sender.packer.note(&Note::End)?;
         Ok(())
@@ -223,11 +262,15 @@ async fn log(State(shop): State<Shop>, Query(asked): Query<From>) -> Response {
 /// Opens the log where the standby is; an error is the reason why it has to compare everything.
 fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>), String> {
     let from = Position(asked.from);
-    let mut reader = shared.log().reader(from).map_err(|error| error.to_string())?;
+    let mut reader = shared
+        .log()
+        .reader(from)
+        .map_err(|error| error.to_string())?;
     let here = {
         let guard = shared.ledger();
         let head = guard.as_ref().and_then(|ledger| ledger.head().cloned());
-        head.filter(|head| head.position == from).map(|head| head.root)
+        head.filter(|head| head.position == from)
+            .map(|head| head.root)
     };
     let (root, first) = match here {
         Some(root) => (root, None),
@@ -243,7 +286,9 @@ fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>)
     };
     // Equal roots mean equal trees, so that nothing else has to be compared: not even the epoch.
     if root.to_string() != asked.root {
-        return Err(format!("at position {from} the files here were others ({root})"));
+        return Err(format!(
+            "at position {from} the files here were others ({root})"
+        ));
     }
     Ok((reader, first))
 }
@@ -254,9 +299,13 @@ fn follow(
     mut reader: LogReader,
     mut first: Option<Record>,
 ) -> Result<(), ShipError> {
+    let generation = shared.log_generation.load(Ordering::Acquire);
     let mut position = shared.position.subscribe();
     let here = *position.borrow_and_update();
-    sender.packer.note(&Note::Hello { epoch: shared.epoch.clone(), position: here })?;
+    sender.packer.note(&Note::Hello {
+        epoch: shared.epoch.clone(),
+        position: here,
+    })?;
     sender.flush()?;
     loop {
         loop {
@@ -281,6 +330,9 @@ fn follow(
                 () = stop.wait() => Err(ShipError::Closed),
             }
         })?;
+        if shared.log_generation.load(Ordering::Acquire) != generation {
+            return Err(ShipError::Closed);
+        }
         if is_quiet {
             let here = *position.borrow();
             sender.packer.note(&Note::Heartbeat { position: here })?;
@@ -293,7 +345,9 @@ fn send_batch(sender: &mut Sender, shared: &Shared, batch: &Batch) -> Result<(),
     sender.packer.batch(batch)?;
     let mut root = None;
     for operation in &batch.operations {
-        let Some(content) = operation.content() else { continue };
+        let Some(content) = operation.content() else {
+            continue;
+        };
         if root.is_none() {
             root = Some(Root::open(&shared.root).map_err(ShipError::Tree)?);
         }
@@ -321,7 +375,11 @@ fn send_content(
     } else {
         // Only while it is the newest that is known: else a later batch brings it anyway.
         let is_newest = shared.ledger().as_ref().is_some_and(|ledger| {
-            ledger.manifest.get(path).and_then(|known| known.entry.content()) == Some((size, hash))
+            ledger
+                .manifest
+                .get(path)
+                .and_then(|known| known.entry.content())
+                == Some((size, hash))
         });
         if is_newest {
             shared.ask(|inbox| {
@@ -342,17 +400,26 @@ fn send_file(sender: &mut Sender, file: &File, size: u64, hash: Digest) -> Resul
     }
     let mut hasher = blake3::Hasher::new();
     let mut left = size;
-    let mut chunk = vec![0; CHUNK_BYTES_MAX.min(usize::try_from(size).unwrap_or(usize::MAX)).max(1)];
+    let mut chunk = vec![
+        0;
+        CHUNK_BYTES_MAX
+            .min(usize::try_from(size).unwrap_or(usize::MAX))
+            .max(1)
+    ];
     while left > 0 {
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
-        let Some(room) = chunk.get_mut(..wanted) else { return Ok(false) };
+        let Some(room) = chunk.get_mut(..wanted) else {
+            return Ok(false);
+        };
         let read = match (&mut &*file).read(room) {
             Ok(0) => return Ok(false),
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return Ok(false),
         };
-        let Some(bytes) = chunk.get(..read) else { return Ok(false) };
+        let Some(bytes) = chunk.get(..read) else {
+            return Ok(false);
+        };
         hasher.update(bytes);
         sender.packer.chunk(bytes);
         sender.flush_if_full()?;

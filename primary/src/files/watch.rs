@@ -71,11 +71,6 @@ impl Watch {
         Ok(())
     }
 
-    /// Returns how many directories are watched.
-    pub(super) fn len(&self) -> usize {
-        self.watches.len()
-    }
-
     /// Takes all that has happened so far.
     pub(super) fn drain(&mut self) -> io::Result<Vec<Happening>> {
         let mut happenings = Vec::new();
@@ -116,7 +111,9 @@ impl Watch {
             return;
         }
         // A watch that was given up: what it tells now is covered by the look that followed.
-        let Some(directory) = self.directories.get(watch).cloned() else { return };
+        let Some(directory) = self.directories.get(watch).cloned() else {
+            return;
+        };
         if mask.contains(EventMask::IGNORED) {
             self.directories.remove(watch);
             if self.watches.get(&directory) == Some(watch) {
@@ -134,10 +131,8 @@ impl Watch {
             }
             return;
         };
-        let has_moved = EventMask::CREATE
-            | EventMask::DELETE
-            | EventMask::MOVED_FROM
-            | EventMask::MOVED_TO;
+        let has_moved =
+            EventMask::CREATE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO;
         if mask.intersects(has_moved)
             && let Some(directory) = &directory
         {
@@ -145,7 +140,9 @@ impl Watch {
             happenings.push(Happening::At(directory.clone(), false));
         }
         // What cannot be a path in the store is reported by the scan that lists it.
-        let Ok(path) = RelPath::child(directory.as_ref(), name) else { return };
+        let Ok(path) = RelPath::child(directory.as_ref(), name) else {
+            return;
+        };
         let is_directory = mask.contains(EventMask::ISDIR);
         if is_directory && mask.intersects(EventMask::MOVED_FROM | EventMask::DELETE) {
             self.forget(&path);
@@ -160,7 +157,10 @@ impl Watch {
         let left: Vec<_> = self
             .watches
             .range(Some(path.clone())..)
-            .take_while(|(at, _)| at.as_ref().is_some_and(|at| at == path || at.is_beneath(path)))
+            .take_while(|(at, _)| {
+                at.as_ref()
+                    .is_some_and(|at| at == path || at.is_beneath(path))
+            })
             .map(|(at, watch)| (at.clone(), watch.clone()))
             .collect();
         for (at, watch) in left {

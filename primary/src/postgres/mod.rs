@@ -16,7 +16,8 @@ use understudy_config::{NodeName, StoreName};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, slot_name,
+    Cluster, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn,
+    slot_name,
 };
 use understudy_replication::store::{
     BoxFuture, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
@@ -110,7 +111,7 @@ impl PostgresShipper {
             );
         }
         cluster.create_roles().await?;
-        let client = connect(cluster, None).await?;
+        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
         let row = client
             .query_one("SELECT pg_is_in_recovery()", &[])
             .await
@@ -121,7 +122,10 @@ impl PostgresShipper {
             }));
         }
         let rows = client
-            .query("SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1", &[])
+            .query(
+                "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1",
+                &[],
+            )
             .await
             .map_err(|source| query("tell which settings wait for a restart", source))?;
         let needs_restart: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -149,7 +153,7 @@ impl PostgresShipper {
         let mut kept = self.client.lock().await;
         let client = match kept.take() {
             Some(client) if !client.is_closed() => client,
-            Some(_) | None => connect(&self.cluster, None).await?,
+            Some(_) | None => connect(&self.cluster, MAINTENANCE_DATABASE).await?,
         };
         let result = tokio::time::timeout(QUERY_PATIENCE, work(&client))
             .await
@@ -188,9 +192,11 @@ impl PostgresShipper {
         let mut found = BTreeMap::new();
         for row in &streams {
             let state: Option<String> = row.get(1);
-            let position = |column| Ok(Position::from(lsn(row, column)?.unwrap_or(
-                understudy_replication::position::Lsn(0),
-            )));
+            let position = |column| {
+                Ok(Position::from(
+                    lsn(row, column)?.unwrap_or(understudy_replication::position::Lsn(0)),
+                ))
+            };
             let stream = match state.as_deref() {
                 Some("streaming" | "catchup") => Observed::Streaming {
                     sent: position(2)?,
@@ -209,7 +215,11 @@ impl PostgresShipper {
             .filter(|row| row.get::<_, bool>(1))
             .map(|row| row.get(0))
             .collect();
-        let retained = slots.iter().map(|row| row.get::<_, i64>(2)).max().unwrap_or(0);
+        let retained = slots
+            .iter()
+            .map(|row| row.get::<_, i64>(2))
+            .max()
+            .unwrap_or(0);
         let mut seen = self.seen();
         for slot in lost.iter().filter(|slot| !seen.lost_slots.contains(slot)) {
             self.events.record(

@@ -81,7 +81,7 @@ impl fmt::Display for StopError {
         // No single one of them is the source, so each is told whole here.
         for (at, failure) in self.failures.iter().enumerate() {
             let comma = if at > 0 { "; " } else { "" };
-            let told = understudy_replication::settings::told(failure);
+            let told = understudy_replication::error_chain(failure);
             write!(f, "{comma}{told}")?;
         }
         Ok(())

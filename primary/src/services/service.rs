@@ -102,7 +102,7 @@ impl Service {
                 | CommandError::Start { .. }),
             ) => Answer {
                 is_up: false,
-                line: understudy_replication::settings::told(&error),
+                line: understudy_replication::error_chain(&error),
             },
         }
     }
@@ -229,7 +229,7 @@ impl Service {
     }
 
     fn fault(&self, error: ServiceError) -> ServiceError {
-        let told = understudy_replication::settings::told(&error);
+        let told = understudy_replication::error_chain(&error);
         self.set(ServiceState::Fault, &told);
         self.events.record(Severity::Error, "service_failed", told);
         error

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use understudy_replication::settings::told;
+use understudy_replication::error_chain;
 use understudy_replication::status::ServiceState;
 use understudy_replication::store::{NoProgress, Stopper};
 
@@ -134,7 +134,7 @@ async fn a_start_that_fails_names_the_service_and_what_it_said() {
     let services = place.services(&[broken]);
     let error = services.start_all(&NoProgress).await.unwrap_err();
     assert_eq!(
-        told(&error),
+        error_chain(&error),
         "service web did not start: `sh` failed (exit status: 1): port 80 is taken"
     );
 }

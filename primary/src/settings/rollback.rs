@@ -1,9 +1,10 @@
 //! Going back to an earlier revision.
 
 use serde::Serialize;
+use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::settings::{
-    HistoryError, InstallError, RefusedError, RevisionSummary, ScopeError, reload, told, validate,
+    HistoryError, InstallError, RefusedError, RevisionSummary, ScopeError, reload, validate,
 };
 
 use super::ground::RefreshError;
@@ -125,7 +126,10 @@ impl SettingsShipper {
                 now.number
             ),
         );
-        let reload_error = reload(self.config()).await.err().map(|error| told(&error));
+        let reload_error = reload(self.config())
+            .await
+            .err()
+            .map(|error| error_chain(&error));
         if let Some(error) = &reload_error {
             self.events().record(
                 Severity::Error,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use understudy_replication::error_chain;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -14,7 +15,7 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::settings::{
-    Digest, History, HistoryError, PathError, RevisionSummary, Scope, told, wait_until_due,
+    Digest, History, HistoryError, PathError, RevisionSummary, Scope, wait_until_due,
 };
 use understudy_replication::store::{
     BoxFuture, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
@@ -154,7 +155,10 @@ impl SettingsShipper {
                 }
             }
             Err(error) => {
-                let problem = format!("{}; the standby does not get changes of them", told(error));
+                let problem = format!(
+                    "{}; the standby does not get changes of them",
+                    error_chain(error)
+                );
                 let is_news = told_now.capture_problem.as_ref() != Some(&problem);
                 told_now.capture_problem = Some(problem.clone());
                 drop(told_now);
@@ -213,8 +217,8 @@ enum Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let reason = match &self {
-            Self::Refresh(error) => told(error),
-            Self::History(error) => told(error),
+            Self::Refresh(error) => error_chain(error),
+            Self::History(error) => error_chain(error),
         };
         (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
     }

@@ -43,8 +43,15 @@ impl Operation {
     /// Returns the size and hash of the content that comes along.
     pub fn content(&self) -> Option<(u64, Digest)> {
         match self {
-            Self::Put { entry, has_content: true, .. } => entry.content(),
-            Self::Put { has_content: false, .. } | Self::Delete { .. } => None,
+            Self::Put {
+                entry,
+                has_content: true,
+                ..
+            } => entry.content(),
+            Self::Put {
+                has_content: false, ..
+            }
+            | Self::Delete { .. } => None,
         }
     }
 
@@ -57,7 +64,11 @@ impl Operation {
             },
             Self::Delete { .. } => 0,
         };
-        self.path().as_bytes().len().saturating_add(target).saturating_add(100)
+        self.path()
+            .as_bytes()
+            .len()
+            .saturating_add(target)
+            .saturating_add(100)
     }
 
     /// Returns by how much it moves the position: what has to be shipped because of it.
@@ -155,15 +166,27 @@ mod tests {
 
     fn batch(target: &[u8]) -> Batch {
         let path = RelPath::new(*b"caf\xe9/a").unwrap();
-        let kind = Kind::Symlink { target: target.to_vec() };
-        let entry = Entry { kind, mode: 0o777, uid: 1, gid: 2, mtime_ns: -5 };
+        let kind = Kind::Symlink {
+            target: target.to_vec(),
+        };
+        let entry = Entry {
+            kind,
+            mode: 0o777,
+            uid: 1,
+            gid: 2,
+            mtime_ns: -5,
+        };
         Batch {
             start: Position(10),
             end: Position(300),
             before: Digest::of(b"before"),
             after: Digest::of(b"after"),
             operations: vec![
-                Operation::Put { path: path.clone(), entry, has_content: false },
+                Operation::Put {
+                    path: path.clone(),
+                    entry,
+                    has_content: false,
+                },
                 Operation::Delete { path },
             ],
         }
@@ -180,9 +203,15 @@ mod tests {
         let empty_target = batch(b"");
         let bytes = empty_target.encode().unwrap();
         assert!(matches!(Batch::decode(&bytes), Err(BatchError::Entry(_))));
-        let backwards = Batch { end: Position(9), ..batch(b"x") };
+        let backwards = Batch {
+            end: Position(9),
+            ..batch(b"x")
+        };
         let bytes = backwards.encode().unwrap();
-        assert!(matches!(Batch::decode(&bytes), Err(BatchError::Backwards(..))));
+        assert!(matches!(
+            Batch::decode(&bytes),
+            Err(BatchError::Backwards(..))
+        ));
         assert_eq!(Batch::decode(&[2, 0]), Err(BatchError::Version(2)));
     }
 

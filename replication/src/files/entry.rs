@@ -52,7 +52,9 @@ impl From<blake3::Hash> for Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Blake3(bytes) => write!(f, "blake3:{}", blake3::Hash::from_bytes(*bytes).to_hex()),
+            Self::Blake3(bytes) => {
+                write!(f, "blake3:{}", blake3::Hash::from_bytes(*bytes).to_hex())
+            }
         }
     }
 }

@@ -88,6 +88,8 @@ pub struct Ledger {
     table: Box<dyn Table>,
     log: Log,
     head: Option<Head>,
+    /// The log was damaged and begins anew: what it held beyond the table is gone.
+    pub is_log_lost: bool,
     /// What was found damaged at opening, for the operators.
     pub damage: Vec<String>,
 }
@@ -99,14 +101,15 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Opens what is in `state`, or begins anew. A table that is damaged is moved aside and a log that
-    /// is damaged is begun anew; the head is then `None`, and everything has to be compared.
+    /// Opens what is in `state`, or begins anew. A table that is damaged is moved aside, and the
+    /// head is then `None`; a log that is damaged is begun anew, and `is_log_lost`.
     ///
     /// # Errors
     /// When the folder cannot be used.
     pub fn open(state: &Path, store: &StoreName) -> Result<Self, LedgerError> {
         durable::create_directory(state, 0o700).map_err(folder_error("create", state))?;
         let mut damage = Vec::new();
+        let mut is_log_lost = false;
         let path = state.join("table");
         let table = match open_table(&path) {
             Ok(table) => table,
@@ -121,30 +124,35 @@ impl Ledger {
             manifest: Manifest::default(),
             table,
             // Replaced below; a log cannot be made without knowing where it begins.
-            log: Log::open(&state.join("log"), store.as_str(), Position(0))
-                .or_else(|error| match error {
+            log: Log::open(&state.join("log"), store.as_str(), Position(0)).or_else(|error| {
+                match error {
                     LogError::Damaged { .. } | LogError::Foreign { .. } => {
                         damage.push(format!("the log of store {store} is begun anew: {error}"));
+                        is_log_lost = true;
                         move_aside(&state.join("log"))?;
                         Log::open(&state.join("log"), store.as_str(), Position(0))
                             .map_err(log_error(store))
                     }
-                    error => Err(log_error(store)(error)),
-                })?,
+                    error @ (LogError::File { .. }
+                    | LogError::Poisoned { .. }
+                    | LogError::TooLong { .. }
+                    | LogError::Backwards { .. }
+                    | LogError::Gone { .. }
+                    | LogError::NotABoundary { .. }) => Err(log_error(store)(error)),
+                }
+            })?,
             head: None,
+            is_log_lost,
             damage,
         };
-        let is_log_lost = !ledger.damage.is_empty();
         match ledger.load() {
             Ok(head) => ledger.head = head,
             Err(reason) => {
-                ledger.damage.push(format!("the table of store {store} is rebuilt: {reason}"));
+                ledger
+                    .damage
+                    .push(format!("the table of store {store} is rebuilt: {reason}"));
                 ledger.forget()?;
             }
-        }
-        if is_log_lost && ledger.head.is_some() {
-            // What the log held beyond the table was promised and is gone.
-            ledger.forget()?;
         }
         Ok(ledger)
     }
@@ -175,7 +183,9 @@ impl Ledger {
             changes.push(self.change(path));
         }
         changes.push(Change::Put(HEAD_KEY.to_vec(), encode(&head)));
-        self.table.apply(&changes).map_err(table_error(&self.store))?;
+        self.table
+            .apply(&changes)
+            .map_err(table_error(&self.store))?;
         self.head = Some(head);
         Ok(())
     }
@@ -186,6 +196,19 @@ impl Ledger {
     /// When the table fails.
     pub fn keep(&mut self, paths: &BTreeSet<RelPath>) -> Result<(), LedgerError> {
         let changes: Vec<Change> = paths.iter().map(|path| self.change(path)).collect();
+        self.table.apply(&changes).map_err(table_error(&self.store))
+    }
+
+    /// Keeps what was learned of some paths while the manifest stands for nothing, so that an
+    /// interrupted seeding need not read those files again.
+    ///
+    /// # Errors
+    /// When the table fails.
+    pub fn keep_aside(&mut self, known: &[(RelPath, Known)]) -> Result<(), LedgerError> {
+        let changes: Vec<Change> = known
+            .iter()
+            .map(|(path, known)| Change::Put(key(path), encode(known)))
+            .collect();
         self.table.apply(&changes).map_err(table_error(&self.store))
     }
 
@@ -216,15 +239,31 @@ impl Ledger {
     /// When the table or the log fails; nothing then stands for anything.
     pub fn replace(&mut self, manifest: Manifest, head: Head) -> Result<(), LedgerError> {
         self.forget_head()?;
-        let old: BTreeSet<RelPath> =
-            self.manifest.entries().into_iter().map(|(path, _)| path).collect();
         self.manifest = manifest;
-        self.log.reset(head.position).map_err(log_error(&self.store))?;
-        let gone = old.into_iter().filter(|path| self.manifest.get(path).is_none());
-        let paths: Vec<RelPath> = self.manifest.entries().into_iter().map(|(path, _)| path).collect();
-        let all: Vec<RelPath> = gone.chain(paths).collect();
-        for some in all.chunks(1000) {
-            self.keep(&some.iter().cloned().collect())?;
+        self.log
+            .reset(head.position)
+            .map_err(log_error(&self.store))?;
+        // What the table holds and not what was in memory: an interrupted seeding leaves entries
+        // there that no manifest has.
+        let mut stale = Vec::new();
+        let manifest = &self.manifest;
+        self.table
+            .visit(&mut |key, _| {
+                let path = key
+                    .split_first()
+                    .and_then(|(_, rest)| RelPath::from_key(rest).ok());
+                if path.is_none_or(|path| manifest.get(&path).is_none()) {
+                    stale.push(Change::Delete(key.to_vec()));
+                }
+                ControlFlow::Continue(())
+            })
+            .map_err(table_error(&self.store))?;
+        for some in stale.chunks(1000) {
+            self.table.apply(some).map_err(table_error(&self.store))?;
+        }
+        let entries = self.manifest.entries();
+        for some in entries.chunks(1000) {
+            self.keep_aside(some)?;
         }
         self.commit(&BTreeSet::new(), head)?;
         self.sync()
@@ -349,7 +388,11 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
 
 fn folder_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LedgerError {
     let path = path.to_owned();
-    move |source| LedgerError::Folder { action, path, source }
+    move |source| LedgerError::Folder {
+        action,
+        path,
+        source,
+    }
 }
 
 fn table_error(store: &StoreName) -> impl FnOnce(TableError) -> LedgerError {
@@ -360,4 +403,69 @@ fn table_error(store: &StoreName) -> impl FnOnce(TableError) -> LedgerError {
 fn log_error(store: &StoreName) -> impl FnOnce(LogError) -> LedgerError {
     let store = store.clone();
     move |source| LedgerError::Log { store, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::{Entry, Kind};
+    use super::*;
+
+    fn directory() -> Known {
+        let entry = Entry {
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 1,
+        };
+        Known { entry, local: None }
+    }
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    #[test]
+    fn what_a_seeding_left_behind_is_gone_when_the_manifest_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = "docs".parse().unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store).unwrap();
+        let stale = [
+            (path("gone"), directory()),
+            (path("gone/deep"), directory()),
+        ];
+        ledger.keep_aside(&stale).unwrap();
+        let mut manifest = Manifest::default();
+        manifest.insert(&path("here"), directory()).unwrap();
+        let head = Head {
+            epoch: "1.a".parse().unwrap(),
+            position: Position(7),
+            complete: Position(7),
+            root: manifest.root(),
+        };
+        ledger.replace(manifest, head.clone()).unwrap();
+        drop(ledger);
+        let ledger = Ledger::open(folder.path(), &store).unwrap();
+        assert_eq!(ledger.damage, Vec::<String>::new());
+        assert_eq!(ledger.head(), Some(&head));
+        assert_eq!(ledger.manifest.entries(), [(path("here"), directory())]);
+    }
+
+    #[test]
+    fn a_table_that_does_not_hold_what_it_held_stands_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = "docs".parse().unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store).unwrap();
+        let head = Head {
+            epoch: "1.a".parse().unwrap(),
+            position: Position(7),
+            complete: Position(7),
+            root: Digest::of(b"another tree"),
+        };
+        ledger.replace(Manifest::default(), head).unwrap();
+        drop(ledger);
+        let ledger = Ledger::open(folder.path(), &store).unwrap();
+        assert_eq!(ledger.head(), None);
+        assert_eq!(ledger.damage.len(), 1);
+    }
 }

@@ -61,7 +61,9 @@ impl Manifest {
         let parent = path.parent();
         let is_fit = match &parent {
             None => true,
-            Some(parent) => self.get(parent).is_some_and(|known| known.entry.is_directory()),
+            Some(parent) => self
+                .get(parent)
+                .is_some_and(|known| known.entry.is_directory()),
         };
         if !is_fit {
             return Err(Misfit { path: path.clone() });
@@ -77,7 +79,10 @@ impl Manifest {
             Some(_) | None => {
                 let held = directory.children.insert(
                     name.into(),
-                    Node { known, directory: is_directory.then(Box::default) },
+                    Node {
+                        known,
+                        directory: is_directory.then(Box::default),
+                    },
                 );
                 let mut replaced = Vec::new();
                 match held {
@@ -97,12 +102,16 @@ impl Manifest {
         let mut directory = &mut self.top;
         let mut names = path.names().peekable();
         while let Some(name) = names.next() {
-            let Some(node) = directory.children.get_mut(name) else { return };
+            let Some(node) = directory.children.get_mut(name) else {
+                return;
+            };
             if names.peek().is_none() {
                 node.known.local = local;
                 return;
             }
-            let Some(inner) = node.directory.as_deref_mut() else { return };
+            let Some(inner) = node.directory.as_deref_mut() else {
+                return;
+            };
             directory = inner;
         }
     }
@@ -131,12 +140,22 @@ impl Manifest {
     /// When the path does not lie in a directory; nothing is then changed.
     pub fn fold(&mut self, operation: &Operation) -> Result<Vec<RelPath>, Misfit> {
         match operation {
-            Operation::Put { path, entry, has_content } => {
+            Operation::Put {
+                path,
+                entry,
+                has_content,
+            } => {
                 let local = self.get(path).and_then(|known| {
                     let is_same = known.entry.content() == entry.content();
                     known.local.filter(|_| is_same && !has_content)
                 });
-                self.insert(path, Known { entry: entry.clone(), local })
+                self.insert(
+                    path,
+                    Known {
+                        entry: entry.clone(),
+                        local,
+                    },
+                )
             }
             Operation::Delete { path } => Ok(self.remove(path)),
         }
@@ -293,13 +312,22 @@ mod tests {
     }
 
     fn entry(kind: Kind) -> Known {
-        let entry = Entry { kind, mode: 0o644, uid: 0, gid: 0, mtime_ns: 1 };
+        let entry = Entry {
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 1,
+        };
         Known { entry, local: None }
     }
 
     fn file(content: &str) -> Known {
         let hash = Digest::of(content.as_bytes());
-        entry(Kind::File { size: content.len() as u64, hash })
+        entry(Kind::File {
+            size: content.len() as u64,
+            hash,
+        })
     }
 
     fn directory() -> Known {
@@ -329,11 +357,17 @@ mod tests {
             manifest.insert(&path(name), directory()).unwrap();
         }
         manifest.insert(&path("d/e/f"), file("1")).unwrap();
-        assert_eq!(manifest.insert(&path("d"), file("2")).unwrap(), [path("d/e"), path("d/e/f")]);
+        assert_eq!(
+            manifest.insert(&path("d"), file("2")).unwrap(),
+            [path("d/e"), path("d/e/f")]
+        );
         assert_eq!(manifest.len(), 1);
         assert_eq!(manifest.get(&path("d/e/f")), None);
         let misfit = manifest.insert(&path("d/x"), file("3")).unwrap_err();
-        assert_eq!(misfit.to_string(), "d/x lies in what is not a directory of this store");
+        assert_eq!(
+            misfit.to_string(),
+            "d/x lies in what is not a directory of this store"
+        );
     }
 
     #[test]

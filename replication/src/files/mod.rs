@@ -22,6 +22,6 @@ pub use batch::{BATCH_BYTES_MAX, Batch, BatchError, Operation};
 pub use entry::{Digest, Entry, Identity, Kind, Known, TARGET_BYTES_MAX, mtime_timespec};
 pub use ledger::{Head, Ledger, LedgerError};
 pub use manifest::{Manifest, Misfit};
-pub use path::{NAME_BYTES_MAX, PATH_BYTES_MAX, PathError, RESERVED, RelPath};
+pub use path::{LOST_AND_FOUND, NAME_BYTES_MAX, PATH_BYTES_MAX, PathError, RESERVED, RelPath};
 pub use record::{LogEntry, LogEntryError};
 pub use root::{Root, identity, names, stat_fd};

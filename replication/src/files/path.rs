@@ -17,6 +17,10 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// The name at the top of every store that is the standby's own: it stages there.
 pub const RESERVED: &[u8] = b".understudy";
 
+/// The name at the top of a file system that is the machine's own. An empty file system has it, so
+/// that it says nothing about whether a tree is there.
+pub const LOST_AND_FOUND: &[u8] = b"lost+found";
+
 /// A path within a store: bytes, relative, never empty, without `.`, `..`, NUL or an empty name.
 ///
 /// Ordered by its names and not by its bytes, so that what a directory holds follows it directly.
@@ -94,7 +98,10 @@ impl RelPath {
 
     /// Returns its last name.
     pub fn name(&self) -> &[u8] {
-        self.0.rsplit(|byte| *byte == b'/').next().unwrap_or(&self.0)
+        self.0
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .unwrap_or(&self.0)
     }
 
     /// Returns its names, from the top down.
@@ -104,7 +111,9 @@ impl RelPath {
 
     /// Returns whether it lies within `directory`, at any depth; not whether it is that.
     pub fn is_beneath(&self, directory: &Self) -> bool {
-        self.0.strip_prefix(directory.0.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/'))
+        self.0
+            .strip_prefix(directory.0.as_slice())
+            .is_some_and(|rest| rest.first() == Some(&b'/'))
     }
 
     /// Returns its bytes.
@@ -119,7 +128,10 @@ impl RelPath {
 
     /// Returns the key by which tables order paths as this type does.
     pub fn to_key(&self) -> Vec<u8> {
-        self.0.iter().map(|byte| if *byte == b'/' { 0 } else { *byte }).collect()
+        self.0
+            .iter()
+            .map(|byte| if *byte == b'/' { 0 } else { *byte })
+            .collect()
     }
 
     /// Returns the path whose key is `key`.
@@ -130,7 +142,10 @@ impl RelPath {
         if key.contains(&b'/') {
             return Err(PathError::EmptyName);
         }
-        let bytes: Vec<u8> = key.iter().map(|byte| if *byte == 0 { b'/' } else { *byte }).collect();
+        let bytes: Vec<u8> = key
+            .iter()
+            .map(|byte| if *byte == 0 { b'/' } else { *byte })
+            .collect();
         Self::new(bytes)
     }
 }
@@ -222,17 +237,27 @@ mod tests {
         for (bytes, error) in table {
             assert_eq!(RelPath::new(bytes), Err(error), "{bytes:?}");
             let encoded = postcard::to_stdvec(bytes).unwrap();
-            assert!(postcard::from_bytes::<RelPath>(&encoded).is_err(), "{bytes:?}");
+            assert!(
+                postcard::from_bytes::<RelPath>(&encoded).is_err(),
+                "{bytes:?}"
+            );
         }
-        assert!(RelPath::new(*b"a/.understudy").is_ok(), "reserved at the top only");
+        assert!(
+            RelPath::new(*b"a/.understudy").is_ok(),
+            "reserved at the top only"
+        );
         assert!(RelPath::new(*b"\xff\xfe/...").is_ok());
     }
 
     #[test]
     fn what_a_directory_holds_follows_it_directly() {
-        let mut paths = ["a.txt", "a/z", "a", "b", "a/b/c", "a-b"].map(|p| RelPath::new(p).unwrap());
+        let mut paths =
+            ["a.txt", "a/z", "a", "b", "a/b/c", "a-b"].map(|p| RelPath::new(p).unwrap());
         paths.sort();
-        assert_eq!(paths.map(|p| p.to_string()), ["a", "a/b/c", "a/z", "a-b", "a.txt", "b"]);
+        assert_eq!(
+            paths.map(|p| p.to_string()),
+            ["a", "a/b/c", "a/z", "a-b", "a.txt", "b"]
+        );
     }
 
     proptest! {

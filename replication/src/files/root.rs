@@ -36,7 +36,11 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, path, flags, Mode::empty())?;
         let place = place(&stat_fd(fd.as_fd())?);
-        Ok(Self { fd, path: path.to_owned(), place })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            place,
+        })
     }
 
     /// Returns where it is.
@@ -120,7 +124,13 @@ impl Root {
             | ResolveFlags::NO_MAGICLINKS
             | ResolveFlags::NO_XDEV;
         // O_PATH with O_NOFOLLOW returns a link itself, which NO_SYMLINKS allows in the last place.
-        Ok(openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+        Ok(openat2(
+            &self.fd,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )?)
     }
 }
 
@@ -144,7 +154,12 @@ pub fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
 /// # Errors
 /// When it cannot tell.
 pub fn stat_fd(fd: BorrowedFd<'_>) -> io::Result<Statx> {
-    Ok(statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
+    Ok(statx(
+        fd,
+        c"",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::BASIC_STATS,
+    )?)
 }
 
 fn place(found: &Statx) -> (u32, u32, u64) {
@@ -177,11 +192,19 @@ impl Identity {
             Kind::Symlink { .. } => 0,
             Kind::File { .. } | Kind::Directory => self.mode & 0o7777,
         };
-        Entry { kind, mode, uid: self.uid, gid: self.gid, mtime_ns: self.mtime_ns }
+        Entry {
+            kind,
+            mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime_ns: self.mtime_ns,
+        }
     }
 }
 
 /// Saturates: a time that does not fit is the year 2262 or 1677 on both sides.
 fn nanoseconds(time: &rustix::fs::StatxTimestamp) -> i64 {
-    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+    time.tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(i64::from(time.tv_nsec))
 }

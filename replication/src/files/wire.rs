@@ -139,7 +139,10 @@ impl Message {
 
     /// Returns the error that it is not what was `expected`.
     pub fn unexpected(&self, expected: &'static str) -> WireError {
-        WireError::Unexpected { found: self.name(), expected }
+        WireError::Unexpected {
+            found: self.name(),
+            expected,
+        }
     }
 }
 
@@ -154,7 +157,10 @@ pub struct Packer(Vec<u8>);
 impl Packer {
     /// Adds a piece of content.
     pub fn chunk(&mut self, bytes: &[u8]) {
-        debug_assert!(bytes.len() <= CHUNK_BYTES_MAX, "the caller cuts content into chunks");
+        debug_assert!(
+            bytes.len() <= CHUNK_BYTES_MAX,
+            "the caller cuts content into chunks"
+        );
         self.push(CHUNK, bytes);
     }
 
@@ -229,27 +235,45 @@ mod tests {
         let mut packer = Packer::default();
         packer.chunk(b"some");
         packer.note(&Note::Complete).unwrap();
-        packer.note(&Note::Heartbeat { position: Position(7) }).unwrap();
+        packer
+            .note(&Note::Heartbeat {
+                position: Position(7),
+            })
+            .unwrap();
         let mut frame = Bytes::from(packer.take().unwrap());
         assert!(packer.take().is_none());
         let mut messages = Vec::new();
         while let Some(message) = unpack(&mut frame).unwrap() {
             messages.push(message);
         }
-        assert_eq!(messages, [
-            Message::Chunk(Bytes::from_static(b"some")),
-            Message::Note(Note::Complete),
-            Message::Note(Note::Heartbeat { position: Position(7) }),
-        ]);
+        assert_eq!(
+            messages,
+            [
+                Message::Chunk(Bytes::from_static(b"some")),
+                Message::Note(Note::Complete),
+                Message::Note(Note::Heartbeat {
+                    position: Position(7)
+                }),
+            ]
+        );
     }
 
     #[test]
     fn a_hostile_path_does_not_get_past_the_door() {
-        let entry = Entry { kind: super::super::Kind::Directory, mode: 0, uid: 0, gid: 0, mtime_ns: 0 };
+        let entry = Entry {
+            kind: super::super::Kind::Directory,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 0,
+        };
         let note = Note::Entry(RelPath::new("xx/yy").unwrap(), entry);
         let mut bytes = postcard::to_stdvec(&note).unwrap();
-        let at = bytes.windows(5).position(|window| window == b"xx/yy").unwrap();
-        bytes[at..at + 5].copy_from_slice(b"../yy");
+        let at = bytes
+            .windows(5)
+            .position(|window| window == b"xx/yy")
+            .unwrap();
+        bytes.splice(at..at + 5, *b"../yy");
         let mut packer = Packer::default();
         packer.push(NOTE, &bytes);
         let error = unpack(&mut Bytes::from(packer.take().unwrap())).unwrap_err();

@@ -159,9 +159,16 @@ impl Log {
         let mut found = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed("read", folder))? {
             let path = entry.map_err(failed("read", folder))?.path();
-            let number = path.file_name().and_then(|name| name.to_str()).and_then(parse_name);
+            let number = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(parse_name);
             if let Some(first) = number {
-                found.push(Segment { first, path, bytes: 0 });
+                found.push(Segment {
+                    first,
+                    path,
+                    bytes: 0,
+                });
             }
         }
         found.sort_by_key(|segment| segment.first);
@@ -193,7 +200,10 @@ impl Log {
         // What was believed at opening must stay believed: it may have been in the page cache only.
         tail.sync_data().map_err(failed("sync", &last.path))?;
         let tail_bytes = last.bytes;
-        let extent = Extent { segments, durable: (end, tail_bytes) };
+        let extent = Extent {
+            segments,
+            durable: (end, tail_bytes),
+        };
         Ok(Self {
             folder: folder.to_owned(),
             name: name.to_owned(),
@@ -227,10 +237,15 @@ impl Log {
     pub fn append(&mut self, payload: &[u8], end: Position) -> Result<(), LogError> {
         self.check_health()?;
         if payload.len() > LOG_PAYLOAD_BYTES_MAX {
-            return Err(LogError::TooLong { bytes: payload.len() });
+            return Err(LogError::TooLong {
+                bytes: payload.len(),
+            });
         }
         if end < self.end {
-            return Err(LogError::Backwards { end, log_end: self.end });
+            return Err(LogError::Backwards {
+                end,
+                log_end: self.end,
+            });
         }
         // Invariant: records that take no positions stand in the segment of the one that they belong
         // to, so that dropping a segment never takes them from it; and no two segments begin at one
@@ -279,13 +294,14 @@ impl Log {
     /// When a file cannot be removed.
     pub fn release(&mut self, before: Position) -> Result<(), LogError> {
         let mut extent = self.extent.lock();
-        loop {
-            let Some(second) = extent.segments.get(1) else { break };
+        while let Some(second) = extent.segments.get(1) {
             let bytes: u64 = extent.segments.iter().map(|segment| segment.bytes).sum();
             if second.first > before && bytes <= self.bytes_max {
                 break;
             }
-            let Some(oldest) = extent.segments.pop_front() else { break };
+            let Some(oldest) = extent.segments.pop_front() else {
+                break;
+            };
             remove(&oldest.path)?;
         }
         Ok(())
@@ -334,7 +350,9 @@ impl Log {
 
     fn check_health(&self) -> Result<(), LogError> {
         if self.is_poisoned {
-            return Err(LogError::Poisoned { path: self.folder.clone() });
+            return Err(LogError::Poisoned {
+                path: self.folder.clone(),
+            });
         }
         Ok(())
     }
@@ -352,13 +370,20 @@ impl LogView {
     /// Returns where the log begins, and where its durable part ends.
     pub fn bounds(&self) -> (Position, Position) {
         let extent = self.lock();
-        let first = extent.segments.front().map_or(extent.durable.0, |segment| segment.first);
+        let first = extent
+            .segments
+            .front()
+            .map_or(extent.durable.0, |segment| segment.first);
         (first, extent.durable.0)
     }
 
     /// Returns how many bytes the log holds.
     pub fn bytes(&self) -> u64 {
-        self.lock().segments.iter().map(|segment| segment.bytes).sum()
+        self.lock()
+            .segments
+            .iter()
+            .map(|segment| segment.bytes)
+            .sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Extent> {
@@ -384,13 +409,20 @@ fn check(
     let mut found = vec![0; header.len()];
     let is_whole = file.read_exact_at(&mut found, 0).is_ok();
     if !is_whole || found != header || segment.first != expected {
-        return Err(LogError::Foreign { path, store: name.to_owned() });
+        return Err(LogError::Foreign {
+            path,
+            store: name.to_owned(),
+        });
     }
     let mut offset = u64::try_from(header.len()).unwrap_or(u64::MAX);
     let mut end = segment.first;
     loop {
         match segment::read(&file, offset, length).map_err(failed("read", &path))? {
-            segment::Found::Record { end: next_end, next, .. } if next_end >= end => {
+            segment::Found::Record {
+                end: next_end,
+                next,
+                ..
+            } if next_end >= end => {
                 offset = next;
                 end = next_end;
             }
@@ -420,7 +452,8 @@ fn create(folder: &Path, name: &str, first: Position) -> Result<Segment, LogErro
     let header = segment::header(name, first);
     // A segment that begins where the last one does holds nothing yet, or was reset: made anew.
     let file = File::create(&path).map_err(failed("create", &path))?;
-    file.write_all_at(&header, 0).map_err(failed("write", &path))?;
+    file.write_all_at(&header, 0)
+        .map_err(failed("write", &path))?;
     file.sync_all().map_err(failed("sync", &path))?;
     durable::sync_directory_of(&path).map_err(failed("sync the folder of", &path))?;
     let bytes = u64::try_from(header.len()).unwrap_or(u64::MAX);
@@ -439,7 +472,11 @@ fn parse_name(name: &str) -> Option<Position> {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
     let path = path.to_owned();
-    move |source| LogError::File { action, path, source }
+    move |source| LogError::File {
+        action,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]

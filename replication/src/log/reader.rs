@@ -42,7 +42,12 @@ impl LogReader {
         }
         let segment = {
             let extent = view.lock();
-            extent.segments.iter().rev().find(|segment| segment.first <= position).cloned()
+            extent
+                .segments
+                .iter()
+                .rev()
+                .find(|segment| segment.first <= position)
+                .cloned()
         };
         let segment = segment.ok_or_else(gone)?;
         let file = File::open(&segment.path).map_err(failed("open", &segment.path))?;
@@ -77,34 +82,57 @@ impl LogReader {
     ///
     /// # Errors
     /// When the log is damaged, or what comes next has been dropped from it.
-    #[expect(clippy::should_implement_trait, reason = "an iterator that ends does not go on later")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator that ends does not go on later"
+    )]
     pub fn next(&mut self) -> Result<Option<Record>, LogError> {
         loop {
             let (limit, successor, bounds) = {
                 let extent = self.view.lock();
-                let at = extent.segments.iter().position(|segment| segment.first == self.first);
+                let at = extent
+                    .segments
+                    .iter()
+                    .position(|segment| segment.first == self.first);
                 let is_last = at.is_some_and(|at| at.saturating_add(1) == extent.segments.len());
                 let limit = if is_last {
                     Some(extent.durable.1)
                 } else {
-                    at.and_then(|at| extent.segments.get(at)).map(|segment| segment.bytes)
+                    at.and_then(|at| extent.segments.get(at))
+                        .map(|segment| segment.bytes)
                 };
-                let successor =
-                    extent.segments.iter().find(|segment| segment.first > self.first).cloned();
-                let first = extent.segments.front().map_or(extent.durable.0, |s| s.first);
+                let successor = extent
+                    .segments
+                    .iter()
+                    .find(|segment| segment.first > self.first)
+                    .cloned();
+                let first = extent
+                    .segments
+                    .front()
+                    .map_or(extent.durable.0, |s| s.first);
                 (limit, successor, (first, extent.durable.0))
             };
             // A segment that was dropped while it is open here can be read to its end.
             let limit = match limit {
                 Some(limit) => limit,
-                None => self.file.metadata().map_err(failed("read", &self.path))?.len(),
+                None => self
+                    .file
+                    .metadata()
+                    .map_err(failed("read", &self.path))?
+                    .len(),
             };
-            match segment::read(&self.file, self.offset, limit).map_err(failed("read", &self.path))? {
+            match segment::read(&self.file, self.offset, limit)
+                .map_err(failed("read", &self.path))?
+            {
                 Found::Record { end, payload, next } => {
                     let start = self.at;
                     self.offset = next;
                     self.at = end;
-                    return Ok(Some(Record { start, end, payload }));
+                    return Ok(Some(Record {
+                        start,
+                        end,
+                        payload,
+                    }));
                 }
                 Found::Damaged => {
                     return Err(LogError::Damaged {
@@ -113,10 +141,16 @@ impl LogReader {
                     });
                 }
                 Found::End => {
-                    let Some(successor) = successor else { return Ok(None) };
+                    let Some(successor) = successor else {
+                        return Ok(None);
+                    };
                     if successor.first != self.at {
                         let (first, end) = bounds;
-                        return Err(LogError::Gone { position: self.at, first, end });
+                        return Err(LogError::Gone {
+                            position: self.at,
+                            first,
+                            end,
+                        });
                     }
                     self.file =
                         File::open(&successor.path).map_err(failed("open", &successor.path))?;
@@ -133,7 +167,8 @@ impl LogReader {
 fn header_bytes(file: &File, path: &std::path::Path) -> Result<u64, LogError> {
     use std::os::unix::fs::FileExt;
     let mut length = [0; 1];
-    file.read_exact_at(&mut length, 20).map_err(failed("read", path))?;
+    file.read_exact_at(&mut length, 20)
+        .map_err(failed("read", path))?;
     Ok(21 + u64::from(length[0]) + 8)
 }
 
@@ -145,7 +180,9 @@ pub(super) fn has_record_behind(file: &File, offset: u64, length: u64) -> bool {
     // A torn record's own length field may be damaged, so that its successor is looked for byte by
     // byte; only within the bound of one record, which keeps opening quick.
     let head = u64::try_from(RECORD_HEAD_BYTES).unwrap_or(u64::MAX);
-    let reach = offset.saturating_add(64 << 10).min(length.saturating_sub(head));
+    let reach = offset
+        .saturating_add(64 << 10)
+        .min(length.saturating_sub(head));
     let next = next_by_length(file, offset, length);
     let candidates = (offset.saturating_add(1)..=reach).chain(next);
     for candidate in candidates {
@@ -162,6 +199,8 @@ fn next_by_length(file: &File, offset: u64, length: u64) -> Option<u64> {
     let mut size = [0; 4];
     file.read_exact_at(&mut size, offset).ok()?;
     let head = u64::try_from(RECORD_HEAD_BYTES).ok()?;
-    let next = offset.checked_add(head)?.checked_add(u64::from(u32::from_le_bytes(size)))?;
+    let next = offset
+        .checked_add(head)?
+        .checked_add(u64::from(u32::from_le_bytes(size)))?;
     (next < length).then_some(next)
 }

@@ -12,7 +12,8 @@ fn filled(folder: &Path, count: u64) -> Log {
         if number % 3 == 0 {
             log.append(b"content", log.end()).unwrap();
         }
-        log.append(format!("record {number}").as_bytes(), Position(number * 10)).unwrap();
+        log.append(format!("record {number}").as_bytes(), Position(number * 10))
+            .unwrap();
     }
     log.sync().unwrap();
     log
@@ -28,7 +29,10 @@ fn read(log: &Log, from: Position) -> Result<Vec<(u64, String)>, LogError> {
 }
 
 fn last_segment(folder: &Path) -> PathBuf {
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     paths.sort();
     paths.pop().unwrap()
 }
@@ -37,7 +41,10 @@ fn last_segment(folder: &Path) -> PathBuf {
 fn what_was_synced_is_read_again_from_any_boundary() {
     let folder = tempfile::tempdir().unwrap();
     drop(filled(folder.path(), 40));
-    assert!(fs::read_dir(folder.path()).unwrap().count() > 3, "it has several segments");
+    assert!(
+        fs::read_dir(folder.path()).unwrap().count() > 3,
+        "it has several segments"
+    );
     let log = open(folder.path()).unwrap();
     assert_eq!(log.end(), Position(400));
     let all = read(&log, Position(0)).unwrap();
@@ -47,7 +54,11 @@ fn what_was_synced_is_read_again_from_any_boundary() {
         assert_eq!(tail, all[all.len() - tail.len()..]);
         // What belongs to the next record comes with it.
         let belongs = (from + 1) % 3 == 0 && from < 40;
-        assert_eq!(tail.first().is_some_and(|(_, text)| text == "content"), belongs, "{from}");
+        assert_eq!(
+            tail.first().is_some_and(|(_, text)| text == "content"),
+            belongs,
+            "{from}"
+        );
     }
 }
 
@@ -66,10 +77,19 @@ fn nothing_is_read_before_it_is_durable() {
 fn a_position_within_a_record_is_refused_and_so_is_one_that_was_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = filled(folder.path(), 40);
-    assert!(matches!(read(&log, Position(15)), Err(LogError::NotABoundary { .. })));
-    assert!(matches!(read(&log, Position(401)), Err(LogError::Gone { .. })));
+    assert!(matches!(
+        read(&log, Position(15)),
+        Err(LogError::NotABoundary { .. })
+    ));
+    assert!(matches!(
+        read(&log, Position(401)),
+        Err(LogError::Gone { .. })
+    ));
     log.release(Position(200)).unwrap();
-    assert!(matches!(read(&log, Position(0)), Err(LogError::Gone { .. })));
+    assert!(matches!(
+        read(&log, Position(0)),
+        Err(LogError::Gone { .. })
+    ));
     assert_eq!(read(&log, Position(200)).unwrap().last().unwrap().0, 400);
     drop(log);
     assert_eq!(open(folder.path()).unwrap().end(), Position(400));
@@ -96,7 +116,10 @@ fn a_log_that_was_reset_begins_where_it_was_told() {
     log.sync().unwrap();
     drop(log);
     let log = open(folder.path()).unwrap();
-    assert_eq!(read(&log, Position(400)).unwrap(), [(410, "next".to_owned())]);
+    assert_eq!(
+        read(&log, Position(400)).unwrap(),
+        [(410, "next".to_owned())]
+    );
 }
 
 #[test]

@@ -189,7 +189,9 @@ impl Cluster {
     /// # Errors
     /// When they cannot be run, or are too old.
     pub async fn program_version(&self) -> Result<u32, PostgresError> {
-        let output = self.program("pg_ctl", ["--version"], "ask the version of").await?;
+        let output = self
+            .program("pg_ctl", ["--version"], "ask the version of")
+            .await?;
         let version = output
             .split_whitespace()
             .nth(2)
@@ -211,7 +213,11 @@ impl Cluster {
         let Ok(version) = fs::read_to_string(data_dir.join("PG_VERSION")) else {
             return Err(PostgresError::NoCluster { data_dir });
         };
-        if version.trim().parse::<u32>().is_ok_and(|version| version < VERSION_MIN) {
+        if version
+            .trim()
+            .parse::<u32>()
+            .is_ok_and(|version| version < VERSION_MIN)
+        {
             let found = version.trim().to_owned();
             return Err(PostgresError::TooOld { data_dir, found });
         }
@@ -228,7 +234,11 @@ impl Cluster {
     pub async fn control_data(&self) -> Result<ControlData, PostgresError> {
         let data_dir = self.data_dir.display().to_string();
         let output = self
-            .program("pg_controldata", [data_dir.as_str()], "read the control data of")
+            .program(
+                "pg_controldata",
+                [data_dir.as_str()],
+                "read the control data of",
+            )
             .await?;
         ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
             data_dir: self.data_dir.clone(),
@@ -241,12 +251,19 @@ impl Cluster {
         let Ok(text) = fs::read_to_string(self.data_dir.join("postmaster.pid")) else {
             return false;
         };
-        let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse::<u32>().ok()) else {
+        let Some(pid) = text
+            .lines()
+            .next()
+            .and_then(|pid| pid.trim().parse::<u32>().ok())
+        else {
             return false;
         };
         // A stale file may name a process that is something else by now, or an unreaped zombie.
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-            let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+            let state = stat
+                .rsplit(')')
+                .next()
+                .and_then(|rest| rest.split_whitespace().next());
             stat.contains("(postgres") && state != Some("Z")
         })
     }
@@ -318,7 +335,11 @@ impl Cluster {
         let fast = ["-m", "fast", "-w", "-t", "60", "stop"];
         if let Err(error) = self.pg_ctl(fast, "stop").await {
             tracing::warn!(%error, "postgres did not stop in peace; stopping it at once");
-            self.pg_ctl(["-m", "immediate", "-w", "-t", "30", "stop"], "stop at once").await?;
+            self.pg_ctl(
+                ["-m", "immediate", "-w", "-t", "30", "stop"],
+                "stop at once",
+            )
+            .await?;
         }
         Ok(())
     }
@@ -394,7 +415,8 @@ impl Cluster {
             durable::create_directory(parent, 0o755)
                 .map_err(|source| self.file("create", parent, source))?;
         }
-        durable::create_directory(path, mode).map_err(|source| self.file("create", path, source))?;
+        durable::create_directory(path, mode)
+            .map_err(|source| self.file("create", path, source))?;
         self.own(path)
     }
 
@@ -411,7 +433,11 @@ impl Cluster {
         self.create_owned_directory(&self.state.clone(), 0o700)?;
         let tls = self.tls_dir();
         self.create_owned_directory(&tls, 0o700)?;
-        for name in [trust::CA_CERTIFICATE, trust::NODE_CERTIFICATE, trust::NODE_KEY] {
+        for name in [
+            trust::CA_CERTIFICATE,
+            trust::NODE_CERTIFICATE,
+            trust::NODE_KEY,
+        ] {
             let source = pki.join(name);
             let content = fs::read(&source).map_err(|error| self.file("read", &source, error))?;
             let target = tls.join(name);
@@ -508,14 +534,23 @@ impl Cluster {
         let PostgresError::Control {
             action,
             data_dir,
-            source: CommandError::Failed { program, status, output },
+            source:
+                CommandError::Failed {
+                    program,
+                    status,
+                    output,
+                },
         } = error
         else {
             return error;
         };
         let log = fs::read(self.state.join("server.log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let fatal = log.lines().rev().take(50).find(|line| line.contains("FATAL"));
+        let fatal = log
+            .lines()
+            .rev()
+            .take(50)
+            .find(|line| line.contains("FATAL"));
         let output = match fatal {
             Some(line) => format!("{output}\n{line}"),
             None => output,
@@ -523,7 +558,11 @@ impl Cluster {
         PostgresError::Control {
             action,
             data_dir,
-            source: CommandError::Failed { program, status, output },
+            source: CommandError::Failed {
+                program,
+                status,
+                output,
+            },
         }
     }
 }

@@ -31,10 +31,16 @@ impl ControlData {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.trim(), value.trim()))
             .collect();
-        let get = |field| fields.get(field).copied().ok_or(ParseControlDataError { field });
+        let get = |field| {
+            fields
+                .get(field)
+                .copied()
+                .ok_or(ParseControlDataError { field })
+        };
         let number = |field| {
             let text = get(field)?;
-            text.parse::<u64>().map_err(|_| ParseControlDataError { field })
+            text.parse::<u64>()
+                .map_err(|_| ParseControlDataError { field })
         };
         let timeline = "Latest checkpoint's TimeLineID";
         Ok(Self {

@@ -15,7 +15,7 @@ mod sql;
 pub use cluster::{Cluster, PostgresError, VERSION_MIN};
 pub use control_data::{ControlData, ParseControlDataError};
 pub use settings::{Upstream, with_block, without_block};
-pub use sql::{connect, lsn, one_lsn};
+pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;

@@ -50,23 +50,45 @@ impl Upstream {
 
 impl Cluster {
     /// Returns the content of `understudy.conf`. `upstream` is set on a standby.
-    pub(super) fn conf(&self, operators_listen: Option<&str>, upstream: Option<&Upstream>) -> String {
+    pub(super) fn conf(
+        &self,
+        operators_listen: Option<&str>,
+        upstream: Option<&Upstream>,
+    ) -> String {
         let tls = self.tls_dir();
         let mut lines = vec![
             "# Written by understudy before every start; changes here are lost.".to_owned(),
-            setting("listen_addresses", &listen_addresses(operators_listen, self.ip)),
+            setting(
+                "listen_addresses",
+                &listen_addresses(operators_listen, self.ip),
+            ),
             format!("port = {}", self.port),
-            setting("unix_socket_directories", &self.socket_dir.display().to_string()),
+            setting(
+                "unix_socket_directories",
+                &self.socket_dir.display().to_string(),
+            ),
             "ssl = on".to_owned(),
-            setting("ssl_cert_file", &tls.join(trust::NODE_CERTIFICATE).display().to_string()),
-            setting("ssl_key_file", &tls.join(trust::NODE_KEY).display().to_string()),
-            setting("ssl_ca_file", &tls.join(trust::CA_CERTIFICATE).display().to_string()),
+            setting(
+                "ssl_cert_file",
+                &tls.join(trust::NODE_CERTIFICATE).display().to_string(),
+            ),
+            setting(
+                "ssl_key_file",
+                &tls.join(trust::NODE_KEY).display().to_string(),
+            ),
+            setting(
+                "ssl_ca_file",
+                &tls.join(trust::CA_CERTIFICATE).display().to_string(),
+            ),
             "wal_level = replica".to_owned(),
             // pg_rewind needs it, from before the day on which it is needed.
             "wal_log_hints = on".to_owned(),
             "hot_standby = on".to_owned(),
             // An outage of a standby costs at most this much disk.
-            format!("max_slot_wal_keep_size = '{}MB'", self.slot_keep_bytes.div_ceil(1 << 20)),
+            format!(
+                "max_slot_wal_keep_size = '{}MB'",
+                self.slot_keep_bytes.div_ceil(1 << 20)
+            ),
             "wal_sender_timeout = '10s'".to_owned(),
             "wal_receiver_timeout = '10s'".to_owned(),
             "wal_retrieve_retry_interval = '1s'".to_owned(),
@@ -97,7 +119,10 @@ fn listen_addresses(operators: Option<&str>, ip: IpAddr) -> String {
         .map(str::trim)
         .filter(|address| !address.is_empty())
         .collect();
-    if !addresses.iter().any(|address| ["*", "0.0.0.0", "::", &ip].contains(address)) {
+    if !addresses
+        .iter()
+        .any(|address| ["*", "0.0.0.0", "::", &ip].contains(address))
+    {
         addresses.push(&ip);
     }
     addresses.join(",")
@@ -107,7 +132,10 @@ fn listen_addresses(operators: Option<&str>, ip: IpAddr) -> String {
 pub(super) fn operators_listen(conf: &str) -> Option<String> {
     conf.lines()
         .filter_map(|line| {
-            let rest = line.trim_start().strip_prefix("listen_addresses")?.trim_start();
+            let rest = line
+                .trim_start()
+                .strip_prefix("listen_addresses")?
+                .trim_start();
             let value = rest.strip_prefix('=').unwrap_or(rest).trim_start();
             let quoted = value.strip_prefix('\'')?;
             Some(quoted.split('\'').next().unwrap_or_default().to_owned())
@@ -158,7 +186,10 @@ pub fn without_block(text: &str) -> String {
             .get(end + END.len()..)
             .unwrap_or_default()
             .trim_start_matches('\n'),
-        None => rest.get(BEGIN.len()..).unwrap_or_default().trim_start_matches('\n'),
+        None => rest
+            .get(BEGIN.len()..)
+            .unwrap_or_default()
+            .trim_start_matches('\n'),
     };
     format!("{before}{after}")
 }

@@ -4,23 +4,26 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::cluster::{Cluster, PostgresError};
 use super::ROLE;
+use super::cluster::{Cluster, PostgresError};
 use crate::position::Lsn;
 
 /// Connecting may take this long.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Opens a connection to `database` (the configured one by default) over the Unix socket.
+/// The database that every cluster has, for what concerns the cluster as a whole.
+pub const MAINTENANCE_DATABASE: &str = "postgres";
+
+/// Opens a connection to `database` over the Unix socket.
 ///
 /// # Errors
 /// When Postgres does not answer, or refuses.
-pub async fn connect(cluster: &Cluster, database: Option<&str>) -> Result<Client, PostgresError> {
+pub async fn connect(cluster: &Cluster, database: &str) -> Result<Client, PostgresError> {
     let (client, connection) = Config::new()
         .host_path(&cluster.socket_dir)
         .port(cluster.port)
         .user(ROLE)
-        .dbname(database.unwrap_or(&cluster.database))
+        .dbname(database)
         .application_name("understudy")
         .connect_timeout(CONNECT_PATIENCE)
         .connect(NoTls)

@@ -10,7 +10,6 @@
 mod apply;
 mod beneath;
 mod capture;
-mod chain;
 mod check;
 mod codec;
 mod due;
@@ -22,7 +21,7 @@ mod scope;
 
 pub use apply::{Applied, ApplyError, apply};
 pub use capture::{Capture, CaptureError, Fingerprint, capture, fingerprint};
-pub use chain::told;
+
 pub use check::{RefusedError, reload, validate};
 pub use codec::{DecodeError, ENCODED_BYTES_MAX};
 pub use due::wait_until_due;

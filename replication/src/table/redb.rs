@@ -25,16 +25,22 @@ impl fmt::Debug for RedbTable {
 
 impl RedbTable {
     pub(super) fn open(folder: &Path) -> Result<Self, TableError> {
-        durable::create_directory(folder, 0o700).map_err(|source| engine("create", folder, source))?;
+        durable::create_directory(folder, 0o700)
+            .map_err(|source| engine("create", folder, source))?;
         let path = folder.join("table.redb");
         let cache = usize::try_from(CACHE_BYTES_MAX).unwrap_or(usize::MAX);
         let opened = catch_unwind(AssertUnwindSafe(|| {
             Database::builder().set_cache_size(cache).create(&path)
         }));
         let db = opened
-            .map_err(|_| TableError::Unopenable { path: folder.to_owned() })?
+            .map_err(|_| TableError::Unopenable {
+                path: folder.to_owned(),
+            })?
             .map_err(|source| engine("open", folder, source))?;
-        let mut table = Self { db, folder: folder.to_owned() };
+        let mut table = Self {
+            db,
+            folder: folder.to_owned(),
+        };
         // Makes the table within the database, so that it can be read.
         table.write(Durability::Immediate, |_| Ok(()))?;
         durable::sync_directory_of(&path).map_err(|source| engine("create", folder, source))?;
@@ -120,5 +126,9 @@ fn engine(
     folder: &Path,
     source: impl std::error::Error + Send + Sync + 'static,
 ) -> TableError {
-    TableError::Engine { action, path: folder.to_owned(), source: Box::new(source) }
+    TableError::Engine {
+        action,
+        path: folder.to_owned(),
+        source: Box::new(source),
+    }
 }

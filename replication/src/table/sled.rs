@@ -32,11 +32,17 @@ impl SledTable {
         });
         let opened = opened.join().ok().and_then(Result::ok);
         let db = opened
-            .ok_or_else(|| TableError::Unopenable { path: folder.to_owned() })?
+            .ok_or_else(|| TableError::Unopenable {
+                path: folder.to_owned(),
+            })?
             .map_err(|source| engine("open", folder, source))?;
         let path = folder.join("db");
         let file = File::open(&path).map_err(|source| engine("open", folder, source))?;
-        let mut table = Self { db, file, folder: folder.to_owned() };
+        let mut table = Self {
+            db,
+            file,
+            folder: folder.to_owned(),
+        };
         if is_new {
             table.sync()?;
             for path in [&path, folder] {
@@ -98,5 +104,9 @@ fn engine(
     folder: &Path,
     source: impl std::error::Error + Send + Sync + 'static,
 ) -> TableError {
-    TableError::Engine { action, path: folder.to_owned(), source: Box::new(source) }
+    TableError::Engine {
+        action,
+        path: folder.to_owned(),
+        source: Box::new(source),
+    }
 }

@@ -179,7 +179,13 @@ impl PeerClient {
         body: Bytes,
         limit: Duration,
     ) -> Result<PeerResponse, PeerError> {
-        self.ask(Method::POST, path, Some(("application/octet-stream", body)), limit).await
+        self.ask(
+            Method::POST,
+            path,
+            Some(("application/octet-stream", body)),
+            limit,
+        )
+        .await
     }
 
     /// Posts `value` as JSON and reads the answer as JSON.

@@ -36,7 +36,11 @@ impl FrameSender {
     /// # Panics
     /// When the frame is longer than [`FRAME_BYTES_MAX`]: the caller has to cut its data.
     pub async fn send(&self, frame: &[u8]) -> Result<(), PeerGone> {
-        assert!(frame.len() <= FRAME_BYTES_MAX, "a frame of {} bytes", frame.len());
+        assert!(
+            frame.len() <= FRAME_BYTES_MAX,
+            "a frame of {} bytes",
+            frame.len()
+        );
         let mut bytes = BytesMut::with_capacity(frame.len() + 4);
         // The assertion above bounds the length far below u32::MAX.
         bytes.put_u32_le(u32::try_from(frame.len()).unwrap_or(u32::MAX));
@@ -58,7 +62,10 @@ pub fn frames() -> (FrameSender, Response) {
         let bytes = receiver.recv().await?;
         Some((Ok::<_, Infallible>(bytes), receiver))
     });
-    (FrameSender(sender), Response::new(Body::from_stream(stream)))
+    (
+        FrameSender(sender),
+        Response::new(Body::from_stream(stream)),
+    )
 }
 
 /// Reads the frames of a peer's answer.

@@ -55,7 +55,10 @@ impl SharedRouter {
     }
 
     fn get(&self) -> Router {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -160,12 +163,16 @@ impl PeerServer {
             Err(_) => return Err(refused(&"no handshake in time")),
         };
         let caller = match stream.get_ref().1.peer_certificates() {
-            Some([certificate, ..]) => Some(common_name(certificate).ok_or_else(|| {
-                refused(&"a certificate without a node's name")
-            })?),
+            Some([certificate, ..]) => Some(
+                common_name(certificate)
+                    .ok_or_else(|| refused(&"a certificate without a node's name"))?,
+            ),
             Some([]) | None => None,
         };
-        let unnamed = caller.as_ref().filter(|node| !(self.is_named)(node)).cloned();
+        let unnamed = caller
+            .as_ref()
+            .filter(|node| !(self.is_named)(node))
+            .cloned();
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
             let (caller, unnamed) = (caller.clone(), unnamed.is_some());
             async move {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_postgres::Client;
 use understudy_config::Engine;
 use understudy_replication::command::Command;
+use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::settings::told;
 use understudy_replication::status::{IndexState, IndexStatus};
 use understudy_replication::store::{BoxFuture, Progress, StoreFailure, Unit};
 
@@ -65,12 +65,12 @@ impl Index {
                         state.record = Some(record);
                     }
                     // It can be built again; a node must not fail to start for it.
-                    Err(error) => state.failure = Some(told(&error)),
+                    Err(error) => state.failure = Some(error_chain(&error)),
                 },
                 Engine::Command { .. } => state.record = Some(record),
             },
             Ok(None) => {}
-            Err(error) => state.failure = Some(told(&error)),
+            Err(error) => state.failure = Some(error_chain(&error)),
         }
         Self {
             config: config.clone(),
@@ -194,7 +194,7 @@ impl Indexes {
                 Ok(documents)
             }
             Err(error) => {
-                state.failure = Some(told(&error));
+                state.failure = Some(error_chain(&error));
                 Err(error)
             }
         };
@@ -208,7 +208,7 @@ impl Indexes {
             }
             Err(error) => {
                 progress.end("failed");
-                let message = format!("index {name} was not rebuilt: {}", told(error));
+                let message = format!("index {name} was not rebuilt: {}", error_chain(error));
                 self.events.record(Severity::Error, "index_failed", message);
             }
         }

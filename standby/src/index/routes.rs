@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
-use understudy_replication::settings::told;
+use understudy_replication::error_chain;
 
 use super::indexes::Indexes;
 use super::search::SearchError;
@@ -96,7 +96,7 @@ fn answer(error: &SearchError) -> Response {
         SearchError::Absent { .. } => StatusCode::SERVICE_UNAVAILABLE,
         SearchError::Rebuilding { percent, .. } => {
             let refusal = Refusal {
-                error: told(error),
+                error: error_chain(error),
                 primary: None,
                 percent: *percent,
             };
@@ -106,7 +106,7 @@ fn answer(error: &SearchError) -> Response {
             StatusCode::INTERNAL_SERVER_ERROR
         }
     };
-    refuse(status, told(error))
+    refuse(status, error_chain(error))
 }
 
 fn refuse(status: StatusCode, error: String) -> Response {

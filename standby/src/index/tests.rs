@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use understudy_config::{Engine, Index};
+use understudy_replication::error_chain;
 use understudy_replication::event::Events;
-use understudy_replication::settings::told;
 use understudy_replication::status::IndexState;
 use understudy_replication::store::NoProgress;
 
@@ -158,7 +158,10 @@ async fn a_database_that_is_away_is_told_and_nothing_is_searched() {
     let place = Place::new();
     let indexes = place.open(&[tantivy_index("search", "SELECT 1 AS id")], no_database());
     let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
-    assert_eq!(told(&error), "cannot connect to the database: no database");
+    assert_eq!(
+        error_chain(&error),
+        "cannot connect to the database: no database"
+    );
     let error = indexes.search("search", "x", 10).await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -227,5 +230,5 @@ async fn a_program_without_the_engine_says_so() {
     );
     let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
     let expected = "cannot build it: this program was built without the feature `tantivy`";
-    assert_eq!(told(&error), expected);
+    assert_eq!(error_chain(&error), expected);
 }

@@ -11,7 +11,7 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, PostgresError, SlotInfo, Upstream, connect, one_lsn,
+    Cluster, MAINTENANCE_DATABASE, PostgresError, SlotInfo, Upstream, connect, one_lsn,
 };
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
@@ -123,7 +123,9 @@ impl PostgresReceiver {
             state.flushed = received.max(replayed).map(Position::from);
             state.applied = replayed.map(Position::from);
             state.stalled = match (is_streaming, is_paused) {
-                (_, true) => Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned()),
+                (_, true) => {
+                    Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned())
+                }
                 (false, false) => Some("postgres receives no stream from the primary".to_owned()),
                 (true, false) => None,
             };
@@ -143,7 +145,7 @@ impl PostgresReceiver {
         }
         progress.start("promote postgres", None, Unit::Items);
         cluster.start().await?;
-        let client = connect(cluster, None).await?;
+        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
         if is_in_recovery(&client).await? {
             cluster.promote().await?;
         }
@@ -213,7 +215,7 @@ impl Receiver for PostgresReceiver {
                 }) as StoreFailure);
             }
             self.follow(&primary).await?;
-            let client = connect(&self.cluster, None).await?;
+            let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
             let mut tick = tokio::time::interval(LOOK_INTERVAL);
             let mut asked = None::<tokio::time::Instant>;
             loop {
@@ -246,7 +248,10 @@ impl Receiver for PostgresReceiver {
     }
 
     fn received(&self) -> Received {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.received
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn take_over<'a>(

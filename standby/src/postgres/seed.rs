@@ -14,7 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 use understudy_replication::command::Command;
 use understudy_replication::durable;
-use understudy_replication::postgres::{PostgresError, SeedInfo, SlotInfo, connect};
+use understudy_replication::postgres::{
+    MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
+};
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
@@ -138,7 +140,11 @@ impl PostgresReceiver {
             return Err(Box::new(SeedError::Version { theirs, ours }));
         }
         let mut found = self.found(&info).await?;
-        let before: SlotInfo = primary.get(&format!("{path}/slot")).await?.json(4096).await?;
+        let before: SlotInfo = primary
+            .get(&format!("{path}/slot"))
+            .await?
+            .json(4096)
+            .await?;
         if before.is_lost && matches!(found, Found::Standby) {
             // A standby's copy holds nothing that the primary lacks, so it may be made anew.
             self.cluster.stop().await?;
@@ -306,7 +312,11 @@ impl PostgresReceiver {
                 .filter(|line| line.starts_with("pg_basebackup:"))
                 .collect();
             return Err(Box::new(SeedError::Backup {
-                said: if lines.is_empty() { status.to_string() } else { lines.join("; ") },
+                said: if lines.is_empty() {
+                    status.to_string()
+                } else {
+                    lines.join("; ")
+                },
             }));
         }
         cluster.configure(&self.pki, Some(&self.upstream(primary)))?;
@@ -322,22 +332,22 @@ impl PostgresReceiver {
 
     async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
         let query = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        let streams = async {
-            let client = connect(&self.cluster, None).await?;
-            loop {
-                let row = client
-                    .query_one(query, &[])
-                    .await
-                    .map_err(|source| PostgresError::Query {
-                        what: "tell whether it streams",
-                        source,
+        let streams =
+            async {
+                let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+                loop {
+                    let row = client.query_one(query, &[]).await.map_err(|source| {
+                        PostgresError::Query {
+                            what: "tell whether it streams",
+                            source,
+                        }
                     })?;
-                if row.get::<_, bool>(0) {
-                    return Ok::<_, PostgresError>(());
+                    if row.get::<_, bool>(0) {
+                        return Ok::<_, PostgresError>(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
+            };
         tokio::time::timeout(STREAM_PATIENCE, streams)
             .await
             .map_err(|_| SeedError::NotStreaming {
@@ -358,11 +368,19 @@ fn end_orphans(data_dir: &std::path::Path) {
             continue;
         };
         let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
-        let is_ours = arguments.first().is_some_and(|name| name.ends_with(b"pg_basebackup"))
+        let is_ours = arguments
+            .first()
+            .is_some_and(|name| name.ends_with(b"pg_basebackup"))
             && arguments.contains(&target.as_bytes());
-        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         if let (true, Some(pid)) = (is_ours, pid.and_then(Pid::from_raw)) {
-            tracing::warn!(?pid, "ending a base backup that an earlier join left behind");
+            tracing::warn!(
+                ?pid,
+                "ending a base backup that an earlier join left behind"
+            );
             if let Err(error) = kill_process(pid, Signal::KILL) {
                 tracing::warn!(?pid, %error, "cannot end it");
             }

@@ -139,7 +139,11 @@ pub fn plan(seen: &Observation) -> Plan {
         None => {}
     };
     let rise = |steps: &mut Vec<Step>| {
-        steps.extend(seen.stores.iter().map(|store| Step::TakeOver(store.id.name.clone())));
+        steps.extend(
+            seen.stores
+                .iter()
+                .map(|store| Step::TakeOver(store.id.name.clone())),
+        );
         steps.extend(seen.indexes.iter().cloned().map(Step::Index));
         if seen.has_services {
             steps.push(Step::Services);
@@ -157,7 +161,10 @@ pub fn plan(seen: &Observation) -> Plan {
                 conditions.extend(unfit(store));
             }
             let next = epoch.superseded_by(seen.me.clone());
-            let next = proposed.clone().filter(|proposed| *proposed >= next).unwrap_or(next);
+            let next = proposed
+                .clone()
+                .filter(|proposed| *proposed >= next)
+                .unwrap_or(next);
             steps.push(Step::Open(next));
             rise(&mut steps);
         }
@@ -217,6 +224,13 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
             can_be_forced: false,
         });
     }
+    if let (Some(reason), true) = (&lag.stalled, lag.lag.is_some_and(|lag| lag > 0)) {
+        return Some(Condition {
+            what: format!("store {name} is behind, and does not advance: {reason}"),
+            mend: "mend that first; `--force` gives up what is missing".to_owned(),
+            can_be_forced: true,
+        });
+    }
     lag.must_reseed.then(|| Condition {
         what: format!("the copy of store {name} could not follow any more: it is old"),
         mend: "run `understudy join` again while the primary lives; `--force` promotes the old \
@@ -239,7 +253,10 @@ fn loss(store: &StoreSeen) -> Option<Loss> {
         amount,
         seconds: lag.lag_seconds,
         unknown: lag.unknown.as_ref().map(|unknown| {
-            format!("{}: what was written since {} is not counted", unknown.reason, unknown.since)
+            format!(
+                "{}: what was written since {} is not counted",
+                unknown.reason, unknown.since
+            )
         }),
     })
 }
@@ -255,7 +272,10 @@ mod tests {
     }
 
     fn store(lag: impl FnOnce(&mut StoreLag)) -> StoreSeen {
-        let id = StoreId { name: name("postgres"), kind: StoreKind::Postgres };
+        let id = StoreId {
+            name: name("postgres"),
+            kind: StoreKind::Postgres,
+        };
         let mut seen = StoreLag {
             id: id.clone(),
             unit: "bytes".to_owned(),
@@ -271,13 +291,20 @@ mod tests {
             stalled: None,
         };
         lag(&mut seen);
-        StoreSeen { id, lag: Some(seen) }
+        StoreSeen {
+            id,
+            lag: Some(seen),
+        }
     }
 
     fn standby() -> Observation {
         Observation {
             me: name("b"),
-            role: Role::Standby { epoch: name("1.a"), primary: name("a"), proposed: None },
+            role: Role::Standby {
+                epoch: name("1.a"),
+                primary: name("a"),
+                proposed: None,
+            },
             primary: Some((name("a"), Ok(()))),
             others: vec![],
             stores: vec![store(|_| {})],
@@ -340,7 +367,12 @@ mod tests {
         seen.role = Role::Promoting { epoch: name("2.b") };
         assert_eq!(
             steps(&seen),
-            ["take over postgres", "rebuild index search", "start services", "serve"]
+            [
+                "take over postgres",
+                "rebuild index search",
+                "start services",
+                "serve"
+            ]
         );
         seen.role = Role::Standby {
             epoch: name("1.a"),
@@ -353,7 +385,10 @@ mod tests {
     #[test]
     fn a_primary_has_nothing_to_do_and_a_fenced_node_needs_force() {
         let mut seen = standby();
-        seen.role = Role::Primary { epoch: name("2.b"), standbys: vec![] };
+        seen.role = Role::Primary {
+            epoch: name("2.b"),
+            standbys: vec![],
+        };
         assert_eq!(steps(&seen), Vec::<String>::new());
         seen.role = Role::Fenced { epoch: name("3.a") };
         assert_eq!(plan(&seen).unmet.len(), 1);

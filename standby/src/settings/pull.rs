@@ -1,12 +1,13 @@
 //! Fetching the primary's newest revision, and what becomes of it.
 
 use std::error::Error;
+use understudy_replication::error_chain;
 
 use understudy_replication::command::CommandError;
 use understudy_replication::event::Severity;
 use understudy_replication::settings::{
     Applied, DecodeError, ENCODED_BYTES_MAX, HistoryError, InstallError, Marker, Origin,
-    RefusedError, Revision, ScopeError, finish, install, reload, restore, told, validate,
+    RefusedError, Revision, ScopeError, finish, install, reload, restore, validate,
 };
 use understudy_replication::transport::{PeerClient, PeerError};
 
@@ -221,7 +222,7 @@ impl SettingsReceiver {
         revision: Option<Revision>,
         refusal: Unacceptable,
     ) -> Result<Pulled, PullError> {
-        let reason = told(&refusal as &dyn Error);
+        let reason = error_chain(&refusal as &dyn Error);
         let digest = revision.as_ref().map(Revision::digest);
         if let Some(revision) = revision {
             let reason = reason.clone();

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use understudy_replication::error_chain;
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use understudy_config::{NameError, Settings};
 use understudy_replication::command::CommandError;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::settings::{
-    Digest, History, HistoryError, Origin, PathError, Scope, told, wait_until_due,
+    Digest, History, HistoryError, Origin, PathError, Scope, wait_until_due,
 };
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
@@ -62,6 +63,8 @@ pub struct SettingsReceiver {
     history: History,
     place: Arc<tokio::sync::Mutex<Ground>>,
     told: Mutex<Told>,
+    /// Woken when somebody waits for what the primary has now.
+    hurry: Notify,
 }
 
 /// This node's files and their history.
@@ -137,6 +140,7 @@ impl SettingsReceiver {
             history: history.clone(),
             place: Arc::new(tokio::sync::Mutex::new(Ground { scope, history })),
             told: Mutex::new(told),
+            hurry: Notify::new(),
         })
     }
 
@@ -195,7 +199,7 @@ impl SettingsReceiver {
     }
 
     pub(super) fn note_trouble(&self, error: &PullError) {
-        let problem = told(error);
+        let problem = error_chain(error);
         let is_news = self.told().trouble.replace(problem.clone()).as_ref() != Some(&problem);
         if is_news {
             self.events
@@ -205,7 +209,7 @@ impl SettingsReceiver {
 
     pub(super) fn note_reload(&self, number: u64, error: Option<&CommandError>) {
         let problem = error.map(|error| {
-            let reason = told(error);
+            let reason = error_chain(error);
             format!("revision {number} of the settings is applied, but {reason}; it is tried again")
         });
         let is_news = {
@@ -271,11 +275,18 @@ impl Receiver for SettingsReceiver {
                     // Told already; asking again at once would mend nothing.
                     Err(PullError::Install { .. } | PullError::Broken { .. }) => {}
                 }
-                if !wait_until_due(&self.config.schedule, &stop).await {
-                    return Ok(());
+                tokio::select! {
+                    is_due = wait_until_due(&self.config.schedule, &stop) => if !is_due {
+                        return Ok(());
+                    },
+                    () = self.hurry.notified() => {}
                 }
             }
         })
+    }
+
+    fn hurry(&self) {
+        self.hurry.notify_one();
     }
 
     fn received(&self) -> Received {

@@ -2,6 +2,7 @@
 
 use super::postgres::Postgres;
 use std::sync::Mutex;
+use understudy_replication::error_chain;
 
 use understudy_replication::store::{Progress, Unit};
 
@@ -176,7 +177,7 @@ async fn a_source_that_cannot_be_read_is_told_as_the_database_tells_it() {
     for (source, expected) in table {
         let indexes = place.open(&[tantivy_index("search", source)], postgres.connect());
         let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
-        let told = told(&error);
+        let told = error_chain(&error);
         assert!(told.contains(expected), "{source}: {told}");
         assert_eq!(indexes.status()[0].message.as_ref(), Some(&told));
     }
@@ -189,7 +190,7 @@ async fn a_source_that_cannot_be_read_is_told_as_the_database_tells_it() {
         ..tantivy_index("search", "")
     };
     let indexes = place.open(&[index], postgres.connect());
-    let told = told(&indexes.rebuild("search", &NoProgress).await.unwrap_err());
+    let told = error_chain(&indexes.rebuild("search", &NoProgress).await.unwrap_err());
     assert!(
         told.contains("database \"elsewhere\" does not exist"),
         "{told}"

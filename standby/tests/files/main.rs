@@ -1,0 +1,8 @@
+//! Both ends of a files store, over real connections.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+mod follow;
+mod hostile;
+mod pair;
+mod seed;
