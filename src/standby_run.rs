@@ -102,14 +102,15 @@ impl StandbyRun {
     async fn follow_marks(self: Arc<Self>, stop: Stop) {
         let mut told = String::new();
         loop {
+            let mut is_up = false;
             let failure = tokio::select! {
-                result = self.follow_once() => match result {
+                result = self.follow_once(&mut is_up) => match result {
                     Ok(()) => "the primary ended the stream of marks".to_owned(),
                     Err(error) => error_chain(&error),
                 },
                 () = stop.wait() => return,
             };
-            if failure != told {
+            if is_up || failure != told {
                 self.events
                     .record(Severity::Warning, "link_down", failure.clone());
                 told = failure;
@@ -121,9 +122,9 @@ impl StandbyRun {
         }
     }
 
-    async fn follow_once(&self) -> Result<(), PeerError> {
+    /// Follows until the link breaks; `is_up` tells whether it has worked both ways.
+    async fn follow_once(&self, is_up: &mut bool) -> Result<(), PeerError> {
         let mut frames = self.primary.get("/peer/marks").await?.frames();
-        let mut is_first = true;
         loop {
             let frame = tokio::time::timeout(MARK_SILENCE_MAX, frames.next())
                 .await
@@ -138,20 +139,17 @@ impl StandbyRun {
                     peer: self.primary.node().to_string(),
                     what: error.to_string(),
                 })?;
-            if is_first {
-                is_first = false;
+            let epoch = mark.epoch.clone();
+            self.learn(mark);
+            self.report().await?;
+            if !*is_up {
+                *is_up = true;
                 self.events.record(
                     Severity::Info,
                     "link_up",
-                    format!(
-                        "following node {} in epoch {}",
-                        self.primary.node(),
-                        mark.epoch
-                    ),
+                    format!("following node {} in epoch {epoch}", self.primary.node()),
                 );
             }
-            self.learn(mark);
-            self.report().await?;
         }
     }
 

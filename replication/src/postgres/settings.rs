@@ -96,7 +96,6 @@ impl Cluster {
         if let Some(upstream) = upstream {
             lines.push(setting("primary_conninfo", &upstream.conninfo(&tls)));
             lines.push(setting("primary_slot_name", &slot_name(&upstream.me)));
-            lines.push("recovery_target_timeline = 'latest'".to_owned());
         }
         lines.join("\n") + "\n"
     }
