@@ -24,7 +24,10 @@ fn a_mistake_in_the_configuration_is_shown_in_its_place() {
     edit(a, "[settings]\nschedule", "[settings]\nschedul");
     let file = a.cluster_file().display().to_string();
     let text = fs::read_to_string(&file).unwrap();
-    let line = 1 + text.lines().position(|line| line.starts_with("schedul ")).unwrap();
+    let line = 1 + text
+        .lines()
+        .position(|line| line.starts_with("schedul "))
+        .unwrap();
 
     let checked = a.try_understudy(&["config", "check"]);
     assert_eq!(checked.status, Some(2));
@@ -36,19 +39,30 @@ fn a_mistake_in_the_configuration_is_shown_in_its_place() {
     let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
     assert_eq!(told["valid"], false);
     let problem = &told["problems"][0];
-    assert_eq!((&problem["line"], &problem["column"]), (&json!(line), &json!(1)), "{told}");
+    assert_eq!(
+        (&problem["line"], &problem["column"]),
+        (&json!(line), &json!(1)),
+        "{told}"
+    );
 
     // No verb works with it, and none touches anything.
     let served = a.try_understudy(&["serve"]);
     assert_eq!(served.status, Some(2));
-    assert!(served.stderr.contains(&format!("{file}:{line}:1")), "{served:?}");
+    assert!(
+        served.stderr.contains(&format!("{file}:{line}:1")),
+        "{served:?}"
+    );
 }
 
 #[test]
 fn every_mistake_is_shown_at_once() {
     let pair = Pair::prepare(Plan::settings(), None);
     pair.init();
-    edit(&pair.a, "schedule = \"* * * * * *\"", "schedule = \"every day\"");
+    edit(
+        &pair.a,
+        "schedule = \"* * * * * *\"",
+        "schedule = \"every day\"",
+    );
     edit(&pair.a, "paths = [\"/etc/app\"]", "paths = [\"relative\"]");
     let checked = pair.a.try_understudy(&["config", "check"]);
     assert_eq!(checked.status, Some(2));
@@ -96,7 +110,10 @@ fn a_second_daemon_on_the_same_state_is_refused() {
     let pair = Pair::alone(Plan::settings());
     let ended = pair.a.try_understudy(&["serve"]);
     assert_eq!(ended.status, Some(3), "{ended:?}");
-    assert!(ended.stderr.contains("another understudy works on"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("another understudy works on"),
+        "{ended:?}"
+    );
 }
 
 /// Joins b, which has to be refused, and asserts that nothing beneath its root has changed.
@@ -105,7 +122,11 @@ fn refused_join(pair: &Pair) -> String {
     let (url, token) = pair.invite("b");
     let refused = pair.try_join(&pair.b, &url, &token);
     assert!(matches!(refused.status, Some(1..=3)), "{refused:?}");
-    assert_eq!(tree(&pair.b.home.join("root")), before, "a refused join has changed something");
+    assert_eq!(
+        tree(&pair.b.home.join("root")),
+        before,
+        "a refused join has changed something"
+    );
     refused.stderr
 }
 
@@ -114,8 +135,13 @@ fn a_data_directory_of_another_cluster_is_refused_and_not_touched() {
     let pair = Pair::alone(Plan::postgres());
     pair.b.init_postgres();
     let said = refused_join(&pair);
-    assert!(said.contains("holds another Postgres cluster (system identifier "), "{said}");
-    let ours = pair.a.sql("SELECT system_identifier FROM pg_control_system()");
+    assert!(
+        said.contains("holds another Postgres cluster (system identifier "),
+        "{said}"
+    );
+    let ours = pair
+        .a
+        .sql("SELECT system_identifier FROM pg_control_system()");
     assert!(said.contains(&ours), "{said}");
 }
 
@@ -126,7 +152,10 @@ fn a_data_directory_with_something_else_in_it_is_refused_and_not_touched() {
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("thesis.txt"), "the only copy\n").unwrap();
     let said = refused_join(&pair);
-    assert!(said.contains("is not empty, and not a Postgres data directory"), "{said}");
+    assert!(
+        said.contains("is not empty, and not a Postgres data directory"),
+        "{said}"
+    );
     // Once the folder is free, the same command goes on.
     fs::remove_dir_all(&folder).unwrap();
     let (url, token) = pair.invite("b");
@@ -140,11 +169,18 @@ fn without_postgres_the_folder_that_was_searched_is_named() {
     pair.init();
     let empty = pair.folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{}\"\n", empty.display()));
+    edit(
+        &pair.a,
+        "\n[postgres]\n",
+        &format!("\n[postgres]\nbin_dir = \"{}\"\n", empty.display()),
+    );
     let before = tree(&pair.a.at("/data"));
     let ended = pair.a.try_understudy(&["serve"]);
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    let said = format!("Postgres 15 or newer is not installed in {}", empty.display());
+    let said = format!(
+        "Postgres 15 or newer is not installed in {}",
+        empty.display()
+    );
     assert!(ended.stderr.contains(&said), "{ended:?}");
     assert_eq!(tree(&pair.a.at("/data")), before);
 }
@@ -155,7 +191,11 @@ fn old_programs(pair: &Pair) -> String {
     fs::create_dir(&folder).unwrap();
     for name in ["pg_ctl", "pg_basebackup", "pg_controldata", "psql"] {
         let program = folder.join(name);
-        fs::write(&program, format!("#!/bin/sh\necho \"{name} (PostgreSQL) 13.4\"\n")).unwrap();
+        fs::write(
+            &program,
+            format!("#!/bin/sh\necho \"{name} (PostgreSQL) 13.4\"\n"),
+        )
+        .unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
     folder.display().to_string()
@@ -167,10 +207,19 @@ fn a_postgres_that_is_too_old_is_refused_by_a_standby() {
     let old = old_programs(&pair);
     let (url, token) = pair.invite("b");
     // The configuration is the cluster's: only a daemon that runs already does not see this.
-    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{old}\"\n"));
+    edit(
+        &pair.a,
+        "\n[postgres]\n",
+        &format!("\n[postgres]\nbin_dir = \"{old}\"\n"),
+    );
     let refused = pair.try_join(&pair.b, &url, &token);
     assert_eq!(refused.status, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("Postgres 15 or newer is not installed in"), "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("Postgres 15 or newer is not installed in"),
+        "{refused:?}"
+    );
     assert!(refused.stderr.contains(&old), "{refused:?}");
     assert!(!pair.b.at("/data").exists());
 }
@@ -180,11 +229,20 @@ fn a_postgres_that_is_too_old_is_refused_by_a_primary() {
     let mut pair = Pair::prepare(Plan::postgres(), None);
     pair.init();
     let old = old_programs(&pair);
-    edit(&pair.a, "\n[postgres]\n", &format!("\n[postgres]\nbin_dir = \"{old}\"\n"));
+    edit(
+        &pair.a,
+        "\n[postgres]\n",
+        &format!("\n[postgres]\nbin_dir = \"{old}\"\n"),
+    );
     fs::write(pair.a.at("/data/pg/PG_VERSION"), "13\n").unwrap();
     pair.a.spawn(&[], &[]);
-    until("the daemon answers", Pair::PATIENCE, || pair.a.try_status().map(|_| ()));
-    pair.a.wait_for_event("store_failed", "is a cluster of Postgres 13; 15 or newer is needed");
+    until("the daemon answers", Pair::PATIENCE, || {
+        pair.a.try_status().map(|_| ())
+    });
+    pair.a.wait_for_event(
+        "store_failed",
+        "is a cluster of Postgres 13; 15 or newer is needed",
+    );
     until("its status says so", Pair::PATIENCE, || {
         let status = pair.a.try_status()?;
         holds(status["stores"][0]["position"].is_null(), &status)
@@ -200,17 +258,28 @@ fn clocks_an_hour_apart_are_told_and_do_no_harm() {
         eprintln!("SKIPPED: clocks_an_hour_apart_are_told_and_do_no_harm needs `faketime`");
         return;
     }
-    let mut pair = Pair::new(Plan { postgres: true, files: true, ..Plan::settings() });
+    let mut pair = Pair::new(Plan {
+        postgres: true,
+        files: true,
+        ..Plan::settings()
+    });
     assert_eq!(pair.b.stop(), Some(0));
-    pair.b.serve_with(&["faketime", "-f", "+1h"], &[("FAKETIME_DONT_FAKE_MONOTONIC", "1")]);
-    pair.b.wait_for_event("clocks_apart", "ahead of this node's");
+    pair.b.serve_with(
+        &["faketime", "-f", "+1h"],
+        &[("FAKETIME_DONT_FAKE_MONOTONIC", "1")],
+    );
+    pair.b
+        .wait_for_event("clocks_apart", "ahead of this node's");
     pair.write(1);
     pair.wait();
     pair.assert_written(1);
     pair.assert_equal();
     let ip = pair.b.ip.clone();
     until("both sides tell a small lag", Pair::PATIENCE, || {
-        let (a, b) = (pair.a.get("/monitor/replication"), pair.b.get("/monitor/replication"));
+        let (a, b) = (
+            pair.a.get("/monitor/replication"),
+            pair.b.get("/monitor/replication"),
+        );
         for lag in [&a[&ip]["postgres_lag_seconds"], &b["postgres_lag_seconds"]] {
             let seconds: Option<f64> = lag.as_str().and_then(|lag| lag.parse().ok());
             holds(seconds.is_some_and(|seconds| seconds < 10.0), (&a, &b))?;

@@ -8,14 +8,26 @@ use crate::world::{Pair, Plan, holds, kill, until};
 fn promote_again(mut pair: Pair, force: bool) {
     // Its primary may be fenced already, so it need not be connected to it.
     pair.b.spawn(&[], &[]);
-    until("b knows its stores, and its primary's silence", Pair::PATIENCE, || {
-        pair.b.try_status()?;
-        let outcome = pair.b.json(&["promote", "--dry-run"]);
-        let unmet = outcome["plan"]["unmet"].as_array().ok_or_else(|| outcome.to_string())?;
-        let is_met = unmet.iter().all(|condition| force && condition["can_be_forced"] == true);
-        holds(is_met, unmet)
-    });
-    let arguments: &[&str] = if force { &["promote", "--force"] } else { &["promote"] };
+    until(
+        "b knows its stores, and its primary's silence",
+        Pair::PATIENCE,
+        || {
+            pair.b.try_status()?;
+            let outcome = pair.b.json(&["promote", "--dry-run"]);
+            let unmet = outcome["plan"]["unmet"]
+                .as_array()
+                .ok_or_else(|| outcome.to_string())?;
+            let is_met = unmet
+                .iter()
+                .all(|condition| force && condition["can_be_forced"] == true);
+            holds(is_met, unmet)
+        },
+    );
+    let arguments: &[&str] = if force {
+        &["promote", "--force"]
+    } else {
+        &["promote"]
+    };
     pair.b.understudy(arguments);
     pair.assert_b_is_primary();
     pair.assert_written_rows(1);
@@ -42,7 +54,11 @@ fn crash_after(step: &str, force: bool) {
     if force {
         pair.a.power_off();
     }
-    let arguments: &[&str] = if force { &["promote", "--force"] } else { &["promote"] };
+    let arguments: &[&str] = if force {
+        &["promote", "--force"]
+    } else {
+        &["promote"]
+    };
     let ended = pair.b.try_understudy(arguments);
     assert_eq!(ended.status, Some(1), "{ended:?}");
     assert_eq!(pair.b.wait_for_end(), None, "the daemon was to be killed");
@@ -100,7 +116,8 @@ fn a_crash_after_it_serves() {
     pair.write(1);
     pair.wait();
     assert_eq!(pair.b.stop(), Some(0));
-    pair.b.serve_with(&[], &[("UNDERSTUDY_CRASH_AFTER", "serve")]);
+    pair.b
+        .serve_with(&[], &[("UNDERSTUDY_CRASH_AFTER", "serve")]);
     assert_eq!(pair.b.try_understudy(&["promote"]).status, Some(1));
     assert_eq!(pair.b.wait_for_end(), None);
     promote_again(pair, false);

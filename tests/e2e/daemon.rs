@@ -41,7 +41,8 @@ fn systemd_is_told_when_the_node_is_ready_and_when_it_stops() {
         let length = socket.recv(&mut buffer).expect("systemd is told something");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
-    pair.a.spawn(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    pair.a
+        .spawn(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
     assert!(told().lines().any(|line| line == "READY=1"));
     // Who is told so can ask it.
     pair.a.status();
@@ -56,7 +57,10 @@ fn a_reload_with_a_mistake_keeps_the_last_good_configuration() {
     fs::write(pair.a.cluster_file(), good.replace("schedule", "shedule")).unwrap();
     pair.a.signal(Signal::HUP);
     let event = pair.a.wait_for_event_in_file("reload_failed", "shedule");
-    assert!(event.contains("the last good one stays in force"), "{event}");
+    assert!(
+        event.contains("the last good one stays in force"),
+        "{event}"
+    );
     assert!(event.contains("\"severity\":\"error\""), "{event}");
     // It works on meanwhile: the standby's daemon has a good configuration, and can wait.
     pair.write(1);
@@ -64,6 +68,7 @@ fn a_reload_with_a_mistake_keeps_the_last_good_configuration() {
     pair.assert_written(1);
     fs::write(pair.a.cluster_file(), good).unwrap();
     pair.a.signal(Signal::HUP);
-    pair.a.wait_for_event("reloaded", "the configuration was read again");
+    pair.a
+        .wait_for_event("reloaded", "the configuration was read again");
     assert_eq!(pair.roles(), ("primary".to_owned(), "standby".to_owned()));
 }

@@ -27,15 +27,25 @@ fn the_demo_loses_nothing_and_leaves_nothing_behind() {
         .map(|store| {
             assert!(store["acknowledged"].as_u64() > Some(0), "{store}");
             let text = |key: &str| store[key].as_str().unwrap();
-            (text("name"), text("kind"), store["missing"].as_u64().unwrap())
+            (
+                text("name"),
+                text("kind"),
+                store["missing"].as_u64().unwrap(),
+            )
         })
         .collect();
-    let expected =
-        [("docs", "files", 0), ("postgres", "postgres", 0), ("settings", "settings", 0)];
+    let expected = [
+        ("docs", "files", 0),
+        ("postgres", "postgres", 0),
+        ("settings", "settings", 0),
+    ];
     assert_eq!(stores, BTreeSet::from(expected));
     assert_eq!(report["epoch"]["number"], 2);
     assert!(report["index_hits"].as_u64() > Some(0), "{report}");
-    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(left, Vec::<std::path::PathBuf>::new());
     assert_eq!(crate::world::beneath(folder.path()), BTreeSet::new());
 }

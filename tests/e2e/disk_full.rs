@@ -25,7 +25,11 @@ fn a_full_disk_of_the_standby_is_told_and_survived() {
     if !is_root("a_full_disk_of_the_standby_is_told_and_survived") {
         return;
     }
-    let mut pair = Pair::alone(Plan { postgres: true, files: true, ..Plan::settings() });
+    let mut pair = Pair::alone(Plan {
+        postgres: true,
+        files: true,
+        ..Plan::settings()
+    });
     // Everything of b's is there: the stores, and understudy's own state.
     pair.folder.mount(&pair.b.home, 400);
     fs::create_dir_all(pair.b.home.join("root")).unwrap();
@@ -34,7 +38,8 @@ fn a_full_disk_of_the_standby_is_told_and_survived() {
     pair.wait();
 
     let ballast = fill(&pair.b.home);
-    pair.a.sql("INSERT INTO change SELECT generate_series(1000, 300000)");
+    pair.a
+        .sql("INSERT INTO change SELECT generate_series(1000, 300000)");
     fs::write(pair.a.at("/srv/files/large"), vec![1; 5_000_000]).unwrap();
     pair.write(2);
     // The primary goes on, and neither side says that all is well.

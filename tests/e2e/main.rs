@@ -7,6 +7,8 @@
 //! Each test has its own folder, its own loopback addresses and its own processes, all of which are
 //! gone when it ends. What needs root (network namespaces, mounts) is skipped with a line elsewhere.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod bad_input;
 mod behind;
 mod crashes;

@@ -21,7 +21,10 @@ fn a_named_peer_is_answered_in_its_own_version_only() {
     let answer = call(pair.a.port(), &pki, &Caller::Node(&pki), &request("1")).unwrap();
     assert_eq!(answer.status, 200);
     let hello: Value = serde_json::from_str(&answer.body).unwrap();
-    assert_eq!((&hello["node"], &hello["role"]), (&"a".into(), &"primary".into()));
+    assert_eq!(
+        (&hello["node"], &hello["role"]),
+        (&"a".into(), &"primary".into())
+    );
 
     let answer = call(pair.a.port(), &pki, &Caller::Node(&pki), &request("99")).unwrap();
     assert_eq!(answer.status, 426);
@@ -30,7 +33,8 @@ fn a_named_peer_is_answered_in_its_own_version_only() {
         "this node speaks version 1 of the protocol, the caller `99`; run the same version of \
          understudy on both"
     );
-    pair.a.wait_for_event("peer_refused", "version 1 of the protocol, the caller `99`");
+    pair.a
+        .wait_for_event("peer_refused", "version 1 of the protocol, the caller `99`");
 }
 
 #[test]
@@ -40,7 +44,8 @@ fn a_caller_without_a_certificate_may_only_join() {
     let answer = call(pair.a.port(), &pki, &Caller::Nobody, &request("1")).unwrap();
     assert_eq!(answer.status, 401);
     assert_eq!(
-        pair.a.wait_for_event("peer_refused", "without a certificate"),
+        pair.a
+            .wait_for_event("peer_refused", "without a certificate"),
         "warning: refused a request from 127.0.0.1 without a certificate"
     );
 }
@@ -50,12 +55,27 @@ fn a_certificate_of_another_cluster_is_refused() {
     let pair = Pair::alone(Plan::settings());
     let other = Pair::alone(Plan::settings());
     let foreign = other.a.etc().join("pki");
-    let refused = call(pair.a.port(), &pair.a.etc().join("pki"), &Caller::Node(&foreign), &request("1"));
+    let refused = call(
+        pair.a.port(),
+        &pair.a.etc().join("pki"),
+        &Caller::Node(&foreign),
+        &request("1"),
+    );
     assert!(refused.is_err(), "{refused:?}");
-    let event = pair.a.wait_for_event("peer_refused", "certificate of another cluster");
-    assert!(event.starts_with("warning: refused a connection from 127.0.0.1: "), "{event}");
+    let event = pair
+        .a
+        .wait_for_event("peer_refused", "certificate of another cluster");
+    assert!(
+        event.starts_with("warning: refused a connection from 127.0.0.1: "),
+        "{event}"
+    );
     // Nor does a node of the other cluster believe this one.
-    let refused = call(pair.a.port(), &foreign, &Caller::Node(&foreign), &request("1"));
+    let refused = call(
+        pair.a.port(),
+        &foreign,
+        &Caller::Node(&foreign),
+        &request("1"),
+    );
     assert!(refused.is_err(), "{refused:?}");
 }
 
@@ -63,7 +83,10 @@ fn a_certificate_of_another_cluster_is_refused() {
 fn plain_http_is_refused() {
     let pair = Pair::alone(Plan::settings());
     let answer = http(&pair.a.ip, 7400, "GET", "/peer/hello").unwrap();
-    assert_eq!((answer.status, answer.body.as_str()), (400, "this port speaks TLS between nodes only\n"));
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (400, "this port speaks TLS between nodes only\n")
+    );
     assert_eq!(
         pair.a.wait_for_event("peer_refused", "plain HTTP"),
         "warning: refused a connection from 127.0.0.1: plain HTTP on the port of the peers"
@@ -78,7 +101,12 @@ fn a_node_that_the_configuration_does_not_name_is_refused() {
     let joined = pair.try_join(&c, &url, &token);
     assert_eq!(joined.status, Some(0), "{joined:?}");
     let pki = c.etc().join("pki");
-    assert_eq!(call(pair.a.port(), &pki, &Caller::Node(&pki), &request("1")).unwrap().status, 200);
+    assert_eq!(
+        call(pair.a.port(), &pki, &Caller::Node(&pki), &request("1"))
+            .unwrap()
+            .status,
+        200
+    );
 
     let text = fs::read_to_string(pair.a.cluster_file()).unwrap();
     let section = format!("[[node]]\nname = \"c\"\naddress = \"{}\"\n", c.peers());
@@ -91,7 +119,10 @@ fn a_node_that_the_configuration_does_not_name_is_refused() {
         (answer.status, answer.body.as_str()),
         (403, "node c is not in this cluster's configuration")
     );
-    pair.a.wait_for_event("peer_refused", "node c has a certificate of this cluster, but");
+    pair.a.wait_for_event(
+        "peer_refused",
+        "node c has a certificate of this cluster, but",
+    );
 }
 
 #[test]
@@ -106,7 +137,10 @@ fn a_token_is_good_once() {
     let reason = pair.a.wait_for_event("join_refused", "");
     assert!(!thief.etc().exists(), "a refused join left files behind");
     // The name is taken as well; either is a reason.
-    assert!(reason.contains("used already") || reason.contains("`b`"), "{reason}");
+    assert!(
+        reason.contains("used already") || reason.contains("`b`"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -148,7 +182,11 @@ fn a_token_for_another_node_is_refused() {
 #[test]
 fn a_second_primary_cannot_be_made_by_joining_again() {
     let pair = Pair::alone(Plan::settings());
-    let refused = pair.a.try_understudy(&["init", "--name", "a", "--address", &pair.a.peers()]);
+    let refused = pair
+        .a
+        .try_understudy(&["init", "--name", "a", "--address", &pair.a.peers()]);
     assert_eq!(refused.status, Some(3), "{refused:?}");
-    until("a is unharmed", Pair::PATIENCE, || pair.a.try_status().map(|_| ()));
+    until("a is unharmed", Pair::PATIENCE, || {
+        pair.a.try_status().map(|_| ())
+    });
 }

@@ -7,9 +7,14 @@ use crate::world::{Pair, Plan, kill_beneath, until};
 
 /// Makes a pair whose copying takes a while.
 fn large() -> Pair {
-    let plan = Plan { postgres: true, files: true, ..Plan::settings() };
+    let plan = Plan {
+        postgres: true,
+        files: true,
+        ..Plan::settings()
+    };
     let pair = Pair::alone(plan);
-    pair.a.sql("INSERT INTO change SELECT generate_series(1, 400000)");
+    pair.a
+        .sql("INSERT INTO change SELECT generate_series(1, 400000)");
     let files = pair.a.at("/srv/files/many");
     fs::create_dir(&files).unwrap();
     for number in 0..1500_u32 {
@@ -45,14 +50,18 @@ fn a_join_that_is_killed_again_and_again_ends_with_a_whole_copy() {
     }
     assert!(was_killed >= 3, "the joins were too quick to be killed");
     // Written between the tries: the copy must have it as well.
-    pair.a.sql("INSERT INTO change SELECT generate_series(400001, 401000)");
+    pair.a
+        .sql("INSERT INTO change SELECT generate_series(400001, 401000)");
     fs::write(pair.a.at("/srv/files/many/1.bin"), "changed\n").unwrap();
     let joined = pair.try_join(&pair.b, &url, &token);
     assert_eq!(joined.status, Some(0), "{joined:?}");
     pair.b.serve();
     pair.wait();
     pair.assert_equal();
-    assert_eq!(pair.b.sql("SELECT count(*), sum(number) FROM change"), pair.a.sql("SELECT count(*), sum(number) FROM change"));
+    assert_eq!(
+        pair.b.sql("SELECT count(*), sum(number) FROM change"),
+        pair.a.sql("SELECT count(*), sum(number) FROM change")
+    );
 }
 
 #[test]

@@ -7,20 +7,37 @@ use serde_json::Value;
 use crate::world::{Machine, Pair, Plan, until};
 
 fn plan() -> Plan {
-    Plan { services: vec!["one", "two", "three"], ..Plan::settings() }
+    Plan {
+        services: vec!["one", "two", "three"],
+        ..Plan::settings()
+    }
 }
 
 fn states(machine: &Machine) -> Vec<String> {
     let services = machine.json(&["services"]);
-    let state = |service: &Value| format!("{} {}", service["name"].as_str().unwrap(), service["state"].as_str().unwrap());
+    let state = |service: &Value| {
+        format!(
+            "{} {}",
+            service["name"].as_str().unwrap(),
+            service["state"].as_str().unwrap()
+        )
+    };
     services.as_array().unwrap().iter().map(state).collect()
 }
 
 fn wait_for_states(machine: &Machine, expected: [&str; 3]) {
-    until(&format!("the services of {}", machine.name), Pair::PATIENCE, || {
-        let states = states(machine);
-        if states == expected { Ok(()) } else { Err(format!("{states:?}")) }
-    });
+    until(
+        &format!("the services of {}", machine.name),
+        Pair::PATIENCE,
+        || {
+            let states = states(machine);
+            if states == expected {
+                Ok(())
+            } else {
+                Err(format!("{states:?}"))
+            }
+        },
+    );
 }
 
 fn journal(machine: &Machine) -> String {
@@ -37,7 +54,13 @@ fn services_start_in_order_on_the_primary_and_stop_in_reverse_when_it_is_fenced(
     let mut pair = Pair::new(plan());
     wait_for_states(&pair.a, ["one online", "two online", "three online"]);
     assert_eq!(journal(&pair.a), "start one\nstart two\nstart three\n");
-    assert!(states(&pair.b).iter().all(|state| !state.ends_with("online")), "{:?}", states(&pair.b));
+    assert!(
+        states(&pair.b)
+            .iter()
+            .all(|state| !state.ends_with("online")),
+        "{:?}",
+        states(&pair.b)
+    );
     assert_eq!(journal(&pair.b), "");
 
     pair.b.understudy(&["promote"]);
@@ -76,5 +99,6 @@ fn a_service_that_dies_is_a_fault_that_is_told() {
     wait_for_states(&pair.a, ["one online", "two fault", "three online"]);
     assert_eq!(pair.a.health("/health"), 503);
     assert_eq!(pair.a.health("/primary"), 200);
-    pair.a.wait_for_event("service_down", "service two is down and should be up");
+    pair.a
+        .wait_for_event("service_down", "service two is down and should be up");
 }

@@ -12,7 +12,11 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("understudy-e2e-").tempdir().unwrap().keep();
+        let folder = tempfile::Builder::new()
+            .prefix("understudy-e2e-")
+            .tempdir()
+            .unwrap()
+            .keep();
         // The OS user of Postgres has to reach its data.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         Self(folder)
@@ -27,7 +31,13 @@ impl Folder {
         assert!(path.starts_with(&self.0));
         fs::create_dir_all(path).unwrap();
         let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=755"), "tmpfs"])
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={megabytes}m,mode=755"),
+                "tmpfs",
+            ])
             .arg(path)
             .status()
             .unwrap();
@@ -39,7 +49,11 @@ impl Folder {
         for line in mounts.lines().rev() {
             let place = line.split(' ').nth(1).unwrap_or_default();
             if Path::new(place).starts_with(&self.0) {
-                let _is_kept = Command::new("umount").arg("-l").arg(place).status().is_err();
+                let _is_kept = Command::new("umount")
+                    .arg("-l")
+                    .arg(place)
+                    .status()
+                    .is_err();
             }
         }
     }

@@ -13,6 +13,9 @@ use super::{Answer, Network, Signal, kill_beneath, signal, until};
 /// A node may take this long to be what it should be.
 pub(crate) const READY: Duration = Duration::from_secs(60);
 
+/// What happens is told within this time; the slowest is a store that is tried again after a while.
+const TOLD: Duration = Duration::from_secs(30);
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -32,7 +35,12 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(name: &'static str, folder: &Path, ip: &str, network: Option<&Network>) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        folder: &Path,
+        ip: &str,
+        network: Option<&Network>,
+    ) -> Self {
         let home = folder.join(name);
         fs::create_dir_all(home.join("root")).unwrap();
         Self {
@@ -113,7 +121,13 @@ impl Machine {
     /// Runs a verb that has to succeed, and returns what it printed.
     pub(crate) fn understudy(&self, arguments: &[&str]) -> String {
         let ended = self.try_understudy(arguments);
-        assert_eq!(ended.status, Some(0), "{} on {}: {ended:?}", arguments.join(" "), self.name);
+        assert_eq!(
+            ended.status,
+            Some(0),
+            "{} on {}: {ended:?}",
+            arguments.join(" "),
+            self.name
+        );
         ended.stdout
     }
 
@@ -142,7 +156,11 @@ impl Machine {
     /// Returns the events of one kind, oldest first, each as `severity: message`.
     pub(crate) fn events(&self, kind: &str) -> Vec<String> {
         let events = self.json(&["events", "-n", "1000"]);
-        let of_kind = events.as_array().unwrap().iter().filter(|event| event["kind"] == kind);
+        let of_kind = events
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|event| event["kind"] == kind);
         of_kind
             .map(|event| {
                 let text = |key: &str| event[key].as_str().unwrap().to_owned();
@@ -153,21 +171,32 @@ impl Machine {
 
     /// Waits for an event of `kind` whose message has `part` in it.
     pub(crate) fn wait_for_event(&self, kind: &str, part: &str) -> String {
-        until(&format!("an event {kind} with {part:?} on {}", self.name), READY, || {
-            let events = self.events(kind);
-            let found = events.iter().find(|event| event.contains(part));
-            found.cloned().ok_or_else(|| format!("{events:?}"))
-        })
+        until(
+            &format!("an event {kind} with {part:?} on {}", self.name),
+            TOLD,
+            || {
+                let events = self.events(kind);
+                let found = events.iter().find(|event| event.contains(part));
+                found.cloned().ok_or_else(|| format!("{events:?}"))
+            },
+        )
     }
 
     /// Waits for an event of `kind` in the file of events, where no verb works, and returns its line.
     pub(crate) fn wait_for_event_in_file(&self, kind: &str, part: &str) -> String {
         let kind = format!("\"kind\":\"{kind}\"");
-        until(&format!("an event {kind} with {part:?} on {}", self.name), READY, || {
-            let text = fs::read_to_string(self.state().join("events.jsonl")).unwrap_or_default();
-            let found = text.lines().find(|line| line.contains(&kind) && line.contains(part));
-            found.map(str::to_owned).ok_or(text.clone())
-        })
+        until(
+            &format!("an event {kind} with {part:?} on {}", self.name),
+            TOLD,
+            || {
+                let text =
+                    fs::read_to_string(self.state().join("events.jsonl")).unwrap_or_default();
+                let found = text
+                    .lines()
+                    .find(|line| line.contains(&kind) && line.contains(part));
+                found.map(str::to_owned).ok_or(text.clone())
+            },
+        )
     }
 
     /// Starts the daemon, and waits until it does what its role says.
@@ -204,7 +233,11 @@ impl Machine {
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(log);
-        assert!(self.daemon.is_none(), "a daemon of {} runs already", self.name);
+        assert!(
+            self.daemon.is_none(),
+            "a daemon of {} runs already",
+            self.name
+        );
         self.daemon = Some(command.spawn().unwrap());
     }
 
@@ -226,7 +259,11 @@ impl Machine {
                 "standby" => status["upstream"]["is_connected"] == true,
                 _ => true,
             };
-            if is_ready { Ok(()) } else { Err(status.to_string()) }
+            if is_ready {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
         });
     }
 
@@ -250,7 +287,10 @@ impl Machine {
         let name = self.name;
         let mut child = self.daemon.take().expect("the daemon runs");
         until(&format!("the daemon of {name} ends"), READY, || {
-            child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
+            child
+                .try_wait()
+                .unwrap()
+                .ok_or_else(|| "it runs".to_owned())
         })
         .code()
     }
@@ -289,7 +329,10 @@ impl Machine {
         }
         // Only a program in the namespace can reach it.
         let url = format!("http://{}:{MONITOR}{path}", self.ip);
-        let ended = ended(self.command("curl").args(["-s", "-i", "-m", "5", "-X", method, &url]));
+        let ended = ended(
+            self.command("curl")
+                .args(["-s", "-i", "-m", "5", "-X", method, &url]),
+        );
         Answer::parse(&ended.stdout)
     }
 
@@ -308,7 +351,18 @@ impl Machine {
     pub(crate) fn try_sql(&self, sql: &str) -> Result<String, String> {
         let mut command = self.command(&postgres_program("psql"));
         command
-            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-U", &os_user()])
+            .args([
+                "-X",
+                "-A",
+                "-t",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-d",
+                "postgres",
+                "-U",
+                &os_user(),
+            ])
             .arg("-h")
             .arg(self.at("/run/postgresql"))
             .args(["-p", &POSTGRES.to_string(), "-c", sql]);
@@ -320,7 +374,8 @@ impl Machine {
     }
 
     pub(crate) fn sql(&self, sql: &str) -> String {
-        self.try_sql(sql).unwrap_or_else(|error| panic!("{sql} on {}: {error}", self.name))
+        self.try_sql(sql)
+            .unwrap_or_else(|error| panic!("{sql} on {}: {error}", self.name))
     }
 
     /// Returns the process of the Postgres server, if there is one.
@@ -336,30 +391,48 @@ impl Machine {
         fs::create_dir_all(&data_dir).unwrap();
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
-            let done = Command::new("chown").arg("postgres:").arg(&data_dir).status().unwrap();
+            let done = Command::new("chown")
+                .arg("postgres:")
+                .arg(&data_dir)
+                .status()
+                .unwrap();
             assert!(done.success());
         }
         let mut command = if is_root {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]);
+            command.args([
+                "--reuid",
+                "postgres",
+                "--regid",
+                "postgres",
+                "--init-groups",
+            ]);
             command.arg(postgres_program("initdb"));
             command
         } else {
             Command::new(postgres_program("initdb"))
         };
-        command.arg("-D").arg(&data_dir).args(["-k", "-E", "UTF8", "--no-sync"]).current_dir("/");
+        command
+            .arg("-D")
+            .arg(&data_dir)
+            .args(["-k", "-E", "UTF8", "--no-sync"])
+            .current_dir("/");
         let ended = ended(&mut command);
         assert_eq!(ended.status, Some(0), "{ended:?}");
         let conf = data_dir.join("postgresql.conf");
         let text = fs::read_to_string(&conf).unwrap();
-        let ours = "listen_addresses = ''\nmax_connections = 20\nshared_buffers = 16MB\nfsync = off\n";
+        let ours =
+            "listen_addresses = ''\nmax_connections = 20\nshared_buffers = 16MB\nfsync = off\n";
         fs::write(&conf, format!("{text}\n{ours}")).unwrap();
     }
 }
 
 /// Runs a command to its end.
 pub(crate) fn ended(command: &mut Command) -> Ended {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     Ended {
         status: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -372,7 +445,10 @@ pub(crate) fn os_user() -> String {
     if rustix::process::geteuid().is_root() {
         return "postgres".to_owned();
     }
-    ended(Command::new("id").arg("-un")).stdout.trim().to_owned()
+    ended(Command::new("id").arg("-un"))
+        .stdout
+        .trim()
+        .to_owned()
 }
 
 /// Returns the path of one of Postgres' programs.
@@ -381,5 +457,8 @@ pub(crate) fn postgres_program(name: &str) -> String {
         .expect("Postgres is installed")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .max();
-    format!("/usr/lib/postgresql/{}/bin/{name}", newest.expect("Postgres is installed"))
+    format!(
+        "/usr/lib/postgresql/{}/bin/{name}",
+        newest.expect("Postgres is installed")
+    )
 }

@@ -13,14 +13,14 @@ mod waiting;
 
 pub(crate) use folder::Folder;
 pub(crate) use http::{Answer, http};
-pub(crate) use machine::{Ended, Machine};
+pub(crate) use machine::Machine;
 pub(crate) use network::Network;
 pub(crate) use pair::{Pair, Plan};
 pub(crate) use places::free_ips;
 pub(crate) use processes::{beneath, kill, kill_beneath, signal};
 pub(crate) use rustix::process::Signal;
 pub(crate) use tls::{Caller, call};
-pub(crate) use tree::{Tree, tree};
+pub(crate) use tree::tree;
 pub(crate) use waiting::{holds, until};
 
 /// Returns whether this process may make namespaces and mounts; says so where it may not.

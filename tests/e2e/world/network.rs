@@ -17,11 +17,15 @@ impl Network {
             return None;
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let network = Self { name: format!("us{}x{number}", std::process::id()) };
+        let network = Self {
+            name: format!("us{}x{number}", std::process::id()),
+        };
         let (a, b) = (network.namespace("a"), network.namespace("b"));
         let is_made = ip(&["netns", "add", &a])
             && ip(&["netns", "add", &b])
-            && ip(&["link", "add", "cable", "netns", &a, "type", "veth", "peer", "cable", "netns", &b])
+            && ip(&[
+                "link", "add", "cable", "netns", &a, "type", "veth", "peer", "cable", "netns", &b,
+            ])
             && ["a", "b"].iter().all(|node| {
                 let namespace = network.namespace(node);
                 let address = format!("{}/24", Self::ip(node));
@@ -47,7 +51,14 @@ impl Network {
 
     fn set(&self, state: &str) {
         for node in ["a", "b"] {
-            assert!(ip(&["-n", &self.namespace(node), "link", "set", "cable", state]));
+            assert!(ip(&[
+                "-n",
+                &self.namespace(node),
+                "link",
+                "set",
+                "cable",
+                state
+            ]));
         }
     }
 
@@ -71,5 +82,8 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip").args(arguments).output().is_ok_and(|output| output.status.success())
+    Command::new("ip")
+        .args(arguments)
+        .output()
+        .is_ok_and(|output| output.status.success())
 }

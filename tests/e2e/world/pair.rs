@@ -31,15 +31,24 @@ pub(crate) struct Plan {
 impl Plan {
     /// The cheapest store: a pair with a role and nothing else to say.
     pub(crate) fn settings() -> Self {
-        Self { settings: Some(String::new()), ..Self::default() }
+        Self {
+            settings: Some(String::new()),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn postgres() -> Self {
-        Self { postgres: true, ..Self::default() }
+        Self {
+            postgres: true,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn files() -> Self {
-        Self { files: true, ..Self::default() }
+        Self {
+            files: true,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn everything() -> Self {
@@ -62,7 +71,9 @@ impl Plan {
             );
         }
         if self.files {
-            text += &format!("\n[[files]]\nname = \"docs\"\npath = \"{FILES}\"\nexclude = [\"*.tmp\"]\n");
+            text += &format!(
+                "\n[[files]]\nname = \"docs\"\npath = \"{FILES}\"\nexclude = [\"*.tmp\"]\n"
+            );
         }
         if let Some(settings) = &self.settings {
             text += &format!(
@@ -168,19 +179,36 @@ impl Pair {
             fs::write(settings.join("app.conf"), "generation = 0\n").unwrap();
             fs::write(settings.join("node.local"), "node a's own\n").unwrap();
         }
-        Self { a, b, plan, ips, folder, network, _place: place }
+        Self {
+            a,
+            b,
+            plan,
+            ips,
+            folder,
+            network,
+            _place: place,
+        }
     }
 
     /// Returns what an operator writes into `understudy.toml`, beyond the nodes.
     pub(crate) fn toml(&self) -> String {
-        self.plan.toml(&self.folder.path().join("service").display().to_string())
+        self.plan
+            .toml(&self.folder.path().join("service").display().to_string())
     }
 
     /// Makes node a, with what is to be replicated.
     pub(crate) fn init(&self) {
         let a = &self.a;
         let peers = a.peers();
-        let mut arguments = vec!["init", "--name", "a", "--cluster", "e2e", "--address", &peers];
+        let mut arguments = vec![
+            "init",
+            "--name",
+            "a",
+            "--cluster",
+            "e2e",
+            "--address",
+            &peers,
+        ];
         let local = a.local_arguments();
         arguments.extend(local.iter().map(String::as_str));
         a.understudy(&arguments);
@@ -219,7 +247,12 @@ impl Pair {
         super::machine::ended(&mut self.join_command(machine, url, token))
     }
 
-    pub(crate) fn join_command(&self, machine: &Machine, url: &str, token: &str) -> std::process::Command {
+    pub(crate) fn join_command(
+        &self,
+        machine: &Machine,
+        url: &str,
+        token: &str,
+    ) -> std::process::Command {
         let mut command = machine.program();
         command
             .args(["join", url, "--address", &machine.peers()])
@@ -257,13 +290,19 @@ impl Pair {
             a.sql(&format!("INSERT INTO change VALUES ({number})"));
         }
         if self.plan.index {
-            a.sql(&format!("INSERT INTO article VALUES (1000 + {number}, 'fresh', 'zebra{number}')"));
+            a.sql(&format!(
+                "INSERT INTO article VALUES (1000 + {number}, 'fresh', 'zebra{number}')"
+            ));
         }
         if self.plan.files {
             fs::write(a.at(FILES).join(format!("file-{number}")), vec![b'x'; 1000]).unwrap();
         }
         if self.plan.settings.is_some() {
-            fs::write(a.at(SETTINGS).join("app.conf"), format!("generation = {number}\n")).unwrap();
+            fs::write(
+                a.at(SETTINGS).join("app.conf"),
+                format!("generation = {number}\n"),
+            )
+            .unwrap();
         }
     }
 
@@ -336,9 +375,11 @@ impl Pair {
             super::holds(role == "fenced", &role)
         });
         if self.plan.postgres {
-            until("the Postgres of a is down", READY, || match self.a.postmaster() {
-                None => Ok(()),
-                Some(pid) => Err(format!("it runs as {pid}")),
+            until("the Postgres of a is down", READY, || {
+                match self.a.postmaster() {
+                    None => Ok(()),
+                    Some(pid) => Err(format!("it runs as {pid}")),
+                }
             });
             assert!(self.a.try_sql("INSERT INTO change VALUES (-1)").is_err());
         }
@@ -368,7 +409,10 @@ impl Pair {
             fs::write(self.b.at(SETTINGS).join("app.conf"), "generation = 9999\n").unwrap();
             let shows = || -> Result<(), String> {
                 let history = self.b.json(&["settings", "history"]);
-                let epoch = &history.as_array().and_then(|all| all.last()).ok_or("no history")?["epoch"];
+                let epoch = &history
+                    .as_array()
+                    .and_then(|all| all.last())
+                    .ok_or("no history")?["epoch"];
                 super::holds(epoch["node"] == "b", epoch)
             };
             until("b takes revisions of the settings", READY, shows);
@@ -377,7 +421,11 @@ impl Pair {
             let services = self.b.json(&["services"]);
             let is_up = |service: &Value| service["state"] == "online";
             let all = services.as_array().unwrap();
-            if all.iter().all(is_up) { Ok(all.len()) } else { Err(services.to_string()) }
+            if all.iter().all(is_up) {
+                Ok(all.len())
+            } else {
+                Err(services.to_string())
+            }
         });
         assert_eq!(services, self.plan.services.len());
         if self.plan.index {

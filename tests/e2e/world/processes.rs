@@ -31,7 +31,11 @@ pub(crate) fn beneath(folder: &Path) -> BTreeSet<i32> {
     let me = std::process::id();
     let mut found = BTreeSet::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         let path = process.path();
@@ -50,7 +54,10 @@ pub(crate) fn beneath(folder: &Path) -> BTreeSet<i32> {
 
 fn is_zombie(process: &Path) -> bool {
     let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
     matches!(state, None | Some("Z" | "X"))
 }
 
@@ -58,7 +65,10 @@ fn is_zombie(process: &Path) -> bool {
 /// Postgres it counts as alive until it is reaped.
 fn is_unreaped(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+    let parent = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(1));
     parent.is_some_and(|parent| parent != std::process::id().to_string())
 }
 
@@ -70,6 +80,10 @@ pub(crate) fn kill_beneath(folder: &Path) {
         found.iter().for_each(|pid| kill(*pid));
         killed.extend(&found);
         killed.retain(|pid| found.contains(pid) || is_unreaped(*pid));
-        if killed.is_empty() { Ok(()) } else { Err(format!("{killed:?} are left")) }
+        if killed.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{killed:?} are left"))
+        }
     });
 }

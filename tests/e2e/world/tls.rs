@@ -29,7 +29,9 @@ pub(crate) fn call(
 ) -> Result<Answer, String> {
     let certificates = |path: &Path| -> Vec<CertificateDer<'static>> {
         let text = fs::read(path).unwrap();
-        CertificateDer::pem_slice_iter(&text).map(Result::unwrap).collect()
+        CertificateDer::pem_slice_iter(&text)
+            .map(Result::unwrap)
+            .collect()
     };
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&trusted.join("ca.crt")) {
@@ -42,8 +44,11 @@ pub(crate) fn call(
         .with_root_certificates(roots);
     let config = match caller {
         Caller::Node(pki) => {
-            let key = PrivateKeyDer::from_pem_slice(&fs::read(pki.join("node.key")).unwrap()).unwrap();
-            config.with_client_auth_cert(certificates(&pki.join("node.crt")), key).unwrap()
+            let key =
+                PrivateKeyDer::from_pem_slice(&fs::read(pki.join("node.key")).unwrap()).unwrap();
+            config
+                .with_client_auth_cert(certificates(&pki.join("node.crt")), key)
+                .unwrap()
         }
         Caller::Nobody => config.with_no_client_auth(),
     };

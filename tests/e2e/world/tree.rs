@@ -16,7 +16,9 @@ pub(crate) fn tree(root: &Path) -> Tree {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.strip_prefix(root).unwrap().display().to_string();
-            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                continue;
+            };
             if name.starts_with(".understudy") {
                 continue;
             }
@@ -31,7 +33,11 @@ pub(crate) fn tree(root: &Path) -> Tree {
                 Ok("other".to_owned())
             };
             let (mode, uid, gid) = (metadata.mode(), metadata.uid(), metadata.gid());
-            let time = if metadata.is_symlink() { 0 } else { metadata.mtime() };
+            let time = if metadata.is_symlink() {
+                0
+            } else {
+                metadata.mtime()
+            };
             let content = content.unwrap_or_else(|error| error.to_string());
             found.insert(name, format!("{mode:o} {uid}:{gid} {time} {content}"));
         }

@@ -8,13 +8,20 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// # Panics
 /// When that does not happen within `limit`.
-pub(crate) fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<T, String>,
+) -> T {
     let begun = Instant::now();
     loop {
         match look() {
             Ok(found) => return found,
             Err(reason) if begun.elapsed() > limit => {
-                panic!("not within {} s: {what}; the last look: {reason}", limit.as_secs())
+                panic!(
+                    "not within {} s: {what}; the last look: {reason}",
+                    limit.as_secs()
+                )
             }
             Err(_) => std::thread::sleep(LOOK_INTERVAL),
         }
@@ -23,5 +30,9 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Re
 
 /// Says a condition in the form that [`until`] takes.
 pub(crate) fn holds(condition: bool, otherwise: impl std::fmt::Debug) -> Result<(), String> {
-    if condition { Ok(()) } else { Err(format!("{otherwise:?}")) }
+    if condition {
+        Ok(())
+    } else {
+        Err(format!("{otherwise:?}"))
+    }
 }
