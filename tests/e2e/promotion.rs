@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::world::{Pair, Plan, holds, until};
+use crate::world::{Machine, Pair, Plan, holds, tree, until};
 
 fn steps(report: &Value) -> Vec<&str> {
     let steps = report["steps"].as_array().unwrap();
@@ -231,4 +231,71 @@ fn a_primary_that_restarts_serves_again_after_a_word_of_its_standby() {
     pair.write(2);
     pair.wait();
     pair.assert_written(2);
+}
+
+#[test]
+fn a_restarted_primary_that_hears_nobody_stops_what_it_found() {
+    let mut pair = Pair::new(Plan {
+        postgres: true,
+        services: vec!["one"],
+        ..Plan::settings()
+    });
+    pair.b.power_off();
+    pair.a.kill_daemon();
+    let found = pair.a.postmaster();
+    assert!(found.is_some());
+    pair.a.spawn(&[], &[]);
+    until("what was found is stopped", Pair::PATIENCE, || {
+        pair.a.try_status()?;
+        let journal = fs::read_to_string(pair.a.at("/journal")).unwrap();
+        holds(journal == "start one\nstop one\n", journal)?;
+        holds(pair.a.postmaster().is_none(), "its Postgres runs")
+    });
+    assert_eq!(
+        (pair.a.role(), pair.a.health("/primary")),
+        ("returning".to_owned(), 503)
+    );
+    let refused = pair.a.try_understudy(&["promote"]);
+    assert_eq!(refused.status, Some(3), "{refused:?}");
+    // A word of its standby is enough to go on.
+    pair.b.serve();
+    until("a serves again", Pair::PATIENCE, || {
+        holds(pair.a.role() == "primary", "")
+    });
+    pair.a.wait_until_ready();
+    pair.write(1);
+    pair.wait_long();
+    pair.assert_written(1);
+    until("its service runs", Pair::PATIENCE, || {
+        let services = pair.a.json(&["services"]);
+        holds(services[0]["state"] == "online", &services)
+    });
+}
+
+#[test]
+fn a_promoted_node_takes_a_new_standby() {
+    let mut pair = Pair::new(Plan {
+        postgres: true,
+        files: true,
+        ..Plan::settings()
+    });
+    pair.write(1);
+    pair.wait();
+    pair.a.power_off();
+    pair.b.understudy(&["promote", "--force"]);
+    pair.assert_b_is_primary();
+    let mut c = Machine::new("c", pair.folder.path(), &pair.ips[2], None);
+    let invitation = pair.b.json(&["invite", "c"]);
+    let text = |key: &str| invitation[key].as_str().unwrap();
+    let joined = pair.try_join(&c, text("url"), text("token"));
+    assert_eq!(joined.status, Some(0), "{joined:?}");
+    c.serve();
+    pair.b.understudy(&["wait"]);
+    assert_eq!(c.sql("SELECT * FROM change"), "1");
+    assert_eq!(tree(&c.at("/srv/files")), tree(&pair.b.at("/srv/files")));
+    assert_eq!(c.status()["epoch"], json!({"number": 2, "node": "b"}));
+    // The old primary returns to a cluster that has changed, and fences itself.
+    pair.a.serve();
+    pair.assert_a_is_fenced();
+    c.kill_daemon();
 }

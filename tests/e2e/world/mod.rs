@@ -23,11 +23,18 @@ pub(crate) use tls::{Caller, call};
 pub(crate) use tree::tree;
 pub(crate) use waiting::{holds, until};
 
+/// Says that a test is skipped; past the capture of passing tests' output.
+pub(crate) fn skip(test: &str, needs: &str) {
+    use std::io::Write;
+    let line = format!("SKIPPED: {test} needs {needs}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 /// Returns whether this process may make namespaces and mounts; says so where it may not.
 pub(crate) fn is_root(test: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("SKIPPED: {test} needs root");
+        skip(test, "root");
     }
     is_root
 }

@@ -33,7 +33,7 @@ impl Network {
                     && ip(&["-n", &namespace, "link", "set", "lo", "up"])
             });
         if !is_made {
-            eprintln!("SKIPPED: {test} needs `ip` and network namespaces");
+            super::skip(test, "`ip` and network namespaces");
             return None;
         }
         network.set("up");
