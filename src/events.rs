@@ -6,7 +6,7 @@ use understudy_replication::event::Event;
 use crate::Place;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Show what happened
 #[derive(clap::Args, Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         let path = format!("/events?count={}", self.count);
         let events: Vec<Event> = crate::admin::ask(&socket, Method::GET, &path, &()).await?;
         if self.json {

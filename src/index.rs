@@ -8,7 +8,7 @@ use crate::Place;
 use crate::admin_api;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Search and rebuild indexes
 #[derive(clap::Args, Debug)]
@@ -47,7 +47,7 @@ enum Verb {
 
 impl Index {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         match self.verb {
             Verb::Status { json } => {
                 let status: Status =

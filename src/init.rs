@@ -72,6 +72,26 @@ impl LocalArguments {
     }
 }
 
+/// Refuses a data directory that cannot be shipped, before anything is made.
+fn check_postgres(data_dir: &std::path::Path) -> Result<(), Failure> {
+    if !data_dir.join("PG_VERSION").exists() {
+        return Err(Failure::usage(format!(
+            "{} is not a Postgres data directory (or this user may not read it)",
+            data_dir.display()
+        ))
+        .hint("make one with `initdb`, or leave --postgres out"));
+    }
+    if !data_dir.join("postgresql.conf").exists() {
+        return Err(Failure::usage(format!(
+            "{} has no postgresql.conf: a configuration outside of the data directory, as in \
+             Debian's /etc/postgresql, is not supported yet",
+            data_dir.display()
+        ))
+        .hint("make a cluster with `initdb -D DATA_DIR`, whose configuration is in it"));
+    }
+    Ok(())
+}
+
 fn parse_store(text: &str) -> Result<(StoreName, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
     let name = name.parse().map_err(|error| format!("{error}"))?;
@@ -116,6 +136,13 @@ impl Init {
                 problems.render(false).trim_end()
             ))
         })?;
+        if let Some(data_dir) = &self.postgres {
+            let data_dir = self
+                .local
+                .root
+                .join(data_dir.strip_prefix("/").unwrap_or(data_dir));
+            check_postgres(&data_dir)?;
+        }
         let lock = serve::lock(state_dir)?;
         durable::create_directory(place.folder(), 0o755)?;
         let authority = Authority::create(&self.cluster)?;

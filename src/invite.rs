@@ -8,7 +8,7 @@ use crate::admin_api::{self, Invitation};
 use crate::failure::Failure;
 use crate::invites;
 use crate::output::{print, print_json, tell};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Invite a node to join: print a token that is good once
 #[derive(clap::Args, Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Invite {
 
 impl Invite {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         let asked = admin_api::Invite {
             node: self.node,
             lifetime_seconds: self.expires.saturating_mul(60),

@@ -34,9 +34,9 @@ const PEER_PORT: u16 = 7400;
 pub(crate) struct Join {
     /// The address that `understudy invite` printed
     url: String,
-    /// The token that `understudy invite` printed
+    /// The token that `understudy invite` printed; not needed again once the node has its certificate
     #[arg(long, env = "UNDERSTUDY_TOKEN", hide_env_values = true)]
-    token: Token,
+    token: Option<Token>,
     /// Where the other nodes reach this one (default: its address towards the primary, port 7400)
     #[arg(long, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
@@ -54,11 +54,15 @@ impl Join {
         if is_enrolled {
             tell("This node has its certificate already; going on with what is missing.");
         } else {
-            self.enrol(place, address).await?;
+            let token = self.token.as_ref().ok_or_else(|| {
+                Failure::usage("the token is missing")
+                    .hint("get one with `understudy invite NAME` on the primary")
+            })?;
+            self.enrol(place, address, token).await?;
         }
         let loaded = serve::load(place)?;
         let lock = serve::lock(&loaded.local.state_dir)?;
-        seed(&loaded, &self.token.issuer).await?;
+        seed(&loaded).await?;
         if self.serve {
             return serve::run_locked(place, loaded, lock).await;
         }
@@ -69,16 +73,21 @@ impl Join {
     }
 
     /// Gets the certificate and the configuration.
-    async fn enrol(&self, place: &Place, address: SocketAddr) -> Result<(), Failure> {
-        let name = self.token.node.clone();
+    async fn enrol(
+        &self,
+        place: &Place,
+        address: SocketAddr,
+        token: &Token,
+    ) -> Result<(), Failure> {
+        let name = token.node.clone();
         let (key, request) = trust::signing_request(&name)?;
-        let answer: JoinAnswer = redeem(address, &self.token, |local| {
+        let answer: JoinAnswer = redeem(address, token, |local| {
             let request = JoinRequest {
                 node: name.clone(),
                 address: self
                     .address
                     .unwrap_or_else(|| SocketAddr::new(local.ip(), PEER_PORT)),
-                secret: encode(&self.token.secret),
+                secret: encode(&token.secret),
                 request,
             };
             serde_json::to_vec(&request).unwrap_or_default()
@@ -156,7 +165,7 @@ impl Lineage for Joining {
 }
 
 /// Copies every store, and records this node as a standby.
-async fn seed(loaded: &Loaded, issuer: &NodeName) -> Result<(), Failure> {
+async fn seed(loaded: &Loaded) -> Result<(), Failure> {
     let (config, local) = (Arc::new(loaded.config.clone()), loaded.local.clone());
     let me = local.name.clone();
     let record = RoleRecord::load(&local.state_dir, &me)?;
@@ -172,9 +181,10 @@ async fn seed(loaded: &Loaded, issuer: &NodeName) -> Result<(), Failure> {
     }
     let events = Events::open(&local.state_dir.join("events.jsonl"))?;
     let identity = Identity::load(&local.pki_dir)?;
+    // Below every epoch that a node has ever opened.
     let first = Epoch {
         number: 0,
-        node: issuer.clone(),
+        node: me.clone(),
     };
     let epoch = record.map_or(first, |record| record.role.epoch().clone());
     let lineage = Arc::new(Joining(std::sync::Mutex::new(epoch)));

@@ -7,7 +7,7 @@ use crate::Place;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
 use crate::promotion::{Order, Outcome, Report};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Make this standby the primary
 #[derive(clap::Args, Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Promote {
 
 impl Promote {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         let order = Order {
             force: self.force,
             dry_run: self.dry_run,
@@ -104,10 +104,12 @@ fn loss_text(
         None => "No moment is known at which every store was complete here.\n".to_owned(),
     };
     for loss in losses {
-        let amount = match loss.amount {
-            Some(0) => "nothing that is known of".to_owned(),
-            Some(amount) => format!("{amount} {}", loss.unit),
-            None => "an unknown amount".to_owned(),
+        let amount = match (loss.amount, loss.amount_at_least) {
+            (Some(0), _) => "nothing".to_owned(),
+            (Some(amount), _) => format!("{amount} {}", loss.unit),
+            (None, Some(0)) => "nothing that is known of".to_owned(),
+            (None, Some(amount)) => format!("at least {amount} {}", loss.unit),
+            (None, None) => "an unknown amount".to_owned(),
         };
         let unknown = loss.unknown.as_ref().map(|unknown| format!(" ({unknown})"));
         text += &format!(

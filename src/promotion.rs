@@ -410,6 +410,7 @@ fn account(node: &Arc<Node>, report: &mut Report, fenced_at: &BTreeMap<StoreName
                 (None, _) => Some(0),
                 (Some(_), None) => None,
             };
+            loss.amount_at_least = loss.amount;
             loss.unknown = None;
             if loss.amount == Some(0) {
                 loss.seconds = Some(0.0);

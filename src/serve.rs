@@ -34,22 +34,28 @@ pub(crate) struct Serve {}
 
 /// Loads the configuration; what is wrong with it is told with its place.
 pub(crate) fn load(place: &Place) -> Result<Loaded, Failure> {
-    understudy_config::load(&place.cluster_file(), &place.node_file()).map_err(
-        |error| match error {
-            LoadError::Invalid(problems) => Failure::usage(format!(
-                "the configuration is not valid\n{}",
-                problems.render(false).trim_end()
-            )),
-            LoadError::Read { file, source } => Failure::usage(format!(
-                "cannot read {}: {source}",
-                file.display()
-            ))
-            .hint(
+    understudy_config::load(&place.cluster_file(), &place.node_file()).map_err(invalid)
+}
+
+/// Loads what is local to this machine: enough to ask the daemon, which may run on its last good
+/// configuration while somebody edits the next one.
+pub(crate) fn load_local(place: &Place) -> Result<Local, Failure> {
+    understudy_config::load_local(&place.node_file()).map_err(invalid)
+}
+
+fn invalid(error: LoadError) -> Failure {
+    match error {
+        LoadError::Invalid(problems) => Failure::usage(format!(
+            "the configuration is not valid\n{}",
+            problems.render(false).trim_end()
+        )),
+        LoadError::Read { file, source } => {
+            Failure::usage(format!("cannot read {}: {source}", file.display())).hint(
                 "make a cluster with `understudy init`, join one with `understudy join`, or name \
                  the folder of the configuration with --config",
-            ),
-        },
-    )
+            )
+        }
+    }
 }
 
 /// Makes sure that one process works on the state; held as long as the file is.
@@ -78,7 +84,15 @@ pub(crate) fn cluster(config: &Config, local: &Local) -> Result<Option<Cluster>,
     let me = config.node(&local.name).ok_or_else(|| {
         Failure::usage(format!("node {} is not in the configuration", local.name))
     })?;
-    Ok(Some(Cluster::find(postgres, local, me.address.ip())?))
+    Ok(Some(Cluster::find(
+        postgres,
+        local,
+        me.address.ip(),
+        config
+            .peers(&local.name)
+            .map(|peer| peer.name.clone())
+            .collect(),
+    )?))
 }
 
 /// Returns what commands of the configuration find in their environment.
@@ -241,7 +255,7 @@ async fn attend(
         tokio::select! {
             _ = terminate.recv() => return None,
             _ = interrupt.recv() => return None,
-            _ = hangup.recv() => reload(node),
+            _ = hangup.recv() => reload(node).await,
             ended = tasks.join_next() => {
                 let reason = match ended {
                     Some(Ok(Ok(()))) | None => "a task of the node ended".to_owned(),
@@ -256,7 +270,7 @@ async fn attend(
 }
 
 /// Reads the configuration again; a mistake leaves the last good one in force.
-fn reload(node: &Arc<Node>) {
+async fn reload(node: &Arc<Node>) {
     tell_systemd(&[sd_notify::NotifyState::Reloading]);
     match understudy_config::load(&node.config_file, &node.node_file) {
         Ok(loaded) => {
@@ -267,6 +281,11 @@ fn reload(node: &Arc<Node>) {
                 same != *before
             };
             node.set_config(loaded.config);
+            for event in shell::left(node) {
+                if let Err(error) = node.happen(event).await {
+                    tracing::warn!(%error, "a standby that left is not forgotten");
+                }
+            }
             let (severity, word) = if needs_restart {
                 (
                     Severity::Warning,

@@ -6,7 +6,7 @@ use understudy_replication::status::Status;
 use crate::Place;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Show the services of this node
 #[derive(clap::Args, Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Services {
 
 impl Services {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         let status: Status = crate::admin::ask(&socket, Method::GET, "/status", &()).await?;
         if self.json {
             return print_json(&status.services);

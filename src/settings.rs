@@ -8,7 +8,7 @@ use crate::Place;
 use crate::admin_api;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::serve::load;
+use crate::serve::load_local;
 use crate::stores::Makings;
 
 /// Show, compare and roll back settings
@@ -43,7 +43,7 @@ enum Verb {
 
 impl Settings {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let local = load(place)?.local;
+        let local = load_local(place)?;
         let history = || History::open(&Makings::settings_state(&local));
         match self.verb {
             Verb::History { json } => {

@@ -45,14 +45,13 @@ pub(crate) enum ShellError {
 /// Runs the role machine until told to stop.
 pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop: Stop) {
     let mut is_fence_owed = false;
-    let start = Asked {
-        event: Event::Started,
-        reply: None,
-    };
-    let mut next = Some(start);
+    // A node that was taken out of the configuration while the daemon did not run is not waited for.
+    let mut first: Vec<Event> = left(&node);
+    first.push(Event::Started);
+    let mut first = first.into_iter();
     loop {
-        let asked = match next.take() {
-            Some(asked) => asked,
+        let asked = match first.next() {
+            Some(event) => Asked { event, reply: None },
             None => tokio::select! {
                 asked = events.recv() => match asked {
                     Some(asked) => asked,
@@ -147,6 +146,18 @@ async fn handle(
     }
     crate::peer_api::refresh(node);
     Ok(())
+}
+
+/// Returns that standbys have left which the configuration does not name any more.
+pub(crate) fn left(node: &Node) -> Vec<Event> {
+    let Role::Primary { standbys, .. } = node.role() else {
+        return Vec::new();
+    };
+    let config = node.config();
+    let gone = standbys
+        .into_iter()
+        .filter(|name| config.node(name).is_none());
+    gone.map(Event::Left).collect()
 }
 
 /// Stops the services, then the stores. What fails is told, and tried again by the caller.

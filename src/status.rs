@@ -8,7 +8,7 @@ use understudy_replication::wall_time::WallTime;
 use crate::Place;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// How often `--watch` shows it anew.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         loop {
             let status: understudy_replication::status::Status =
                 crate::admin::ask(&socket, Method::GET, "/status", &()).await?;

@@ -61,7 +61,8 @@ impl Makings {
 
     /// Returns where the history of the settings is.
     pub(crate) fn settings_state(local: &Local) -> PathBuf {
-        local.state_dir.join("settings")
+        // The history makes a folder of its own there.
+        local.state_dir.clone()
     }
 
     /// Makes the primary's ends. Blocks: tables are loaded.

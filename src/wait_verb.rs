@@ -5,7 +5,7 @@ use hyper::Method;
 use crate::Place;
 use crate::admin_api;
 use crate::failure::Failure;
-use crate::serve::load;
+use crate::serve::load_local;
 
 /// Wait until the standby has applied everything that the primary has now
 #[derive(clap::Args, Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Wait {
 
 impl Wait {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let socket = load(place)?.local.socket();
+        let socket = load_local(place)?.socket();
         let asked = admin_api::Wait {
             seconds: self.timeout,
         };

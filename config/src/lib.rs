@@ -30,7 +30,7 @@ mod value;
 
 pub use config::{Cluster, Config, Engine, Files, Index, Node, Postgres, Service, Settings};
 pub use globs::{GlobError, Globs};
-pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, parse_cluster};
+pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};
 pub use local::Local;
 pub use name::{NameError, NodeName, StoreName};
 pub use problem::{Place, Problem, Problems, Source};

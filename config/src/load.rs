@@ -65,6 +65,29 @@ pub fn load(cluster_file: &Path, node_file: &Path) -> Result<Loaded, LoadError> 
     })
 }
 
+/// Reads `node.toml` alone: enough to find the daemon, whatever an edit of `understudy.toml` has made
+/// of that.
+pub fn load_local(node_file: &Path) -> Result<Local, LoadError> {
+    let failed = |source| LoadError::Read {
+        file: node_file.to_owned(),
+        source,
+    };
+    let text = std::fs::read_to_string(node_file).map_err(failed)?;
+    let absolute = std::path::absolute(node_file).map_err(failed)?;
+    let mut findings = Findings::default();
+    let local = raw::read(0, &text, &mut findings).and_then(|file| {
+        validate::local(&file, &absolute.with_file_name("pki"), None, &mut findings)
+    });
+    let source = Source {
+        file: node_file.display().to_string(),
+        text,
+    };
+    match findings.into_problems(vec![source]) {
+        Some(problems) => Err(problems.into()),
+        None => Ok(local.expect("what is not read was reported")),
+    }
+}
+
 /// Parses the text of both files: the cluster's and this machine's.
 fn parse_both(sources: Vec<Source>, default_pki_dir: &Path) -> Result<(Config, Local), Problems> {
     let mut findings = Findings::default();

@@ -68,6 +68,8 @@ pub enum Event {
     Risen,
     /// A node has joined as a standby.
     Joined(NodeName),
+    /// The operator has taken a node out of the configuration.
+    Left(NodeName),
 }
 
 /// What must be done, in this order, before the next event.
@@ -326,6 +328,22 @@ impl Role {
                 | Self::Fenced { .. },
                 Event::Joined(_),
             ) => return impossible("take a standby"),
+
+            (Self::Primary { epoch, standbys }, Event::Left(node)) if standbys.contains(&node) => (
+                Self::Primary {
+                    epoch: epoch.clone(),
+                    standbys: standbys.iter().filter(|it| **it != node).cloned().collect(),
+                },
+                vec![Action::Record],
+            ),
+            (
+                Self::Primary { .. }
+                | Self::Returning { .. }
+                | Self::Standby { .. }
+                | Self::Promoting { .. }
+                | Self::Fenced { .. },
+                Event::Left(_),
+            ) => unchanged,
         })
     }
 }
@@ -393,6 +411,7 @@ mod tests {
             Event::Open,
             Event::Risen,
             Event::Joined(node("c")),
+            Event::Left(node("c")),
         ]
     }
 
@@ -435,6 +454,7 @@ mod tests {
             Just(Event::Open),
             Just(Event::Risen),
             Just(Event::Joined(node("c"))),
+            Just(Event::Left(node("c"))),
         ]
     }
 

@@ -242,7 +242,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         monitor_listen: machines.monitor("a"),
     };
     let ip = machines.monitor("a").ip();
-    let cluster = understudy_replication::postgres::Cluster::find(&config, &local, ip)?;
+    let cluster = understudy_replication::postgres::Cluster::find(&config, &local, ip, vec![])?;
     Ok(cluster.bin_dir.display().to_string())
 }
 

@@ -43,7 +43,7 @@ impl Machines {
         // Postgres refuses to run as root; an ordinary user runs it as itself.
         let user = OsUser::find("postgres")?;
         let folder = tempfile::Builder::new()
-            .prefix("understudy-demo-")
+            .prefix(FOLDER_PREFIX)
             .tempdir()?
             .keep();
         // The OS user of Postgres has to reach its data.
@@ -277,7 +277,7 @@ impl Machines {
 
     /// Kills every process of a node at once, as a power cut would end them.
     pub(super) fn kill(&mut self, name: &str) -> Result<(), Failure> {
-        let pids = self.processes(name);
+        let pids = processes(&self.home(name));
         let machine = if name == "a" {
             &mut self.a
         } else {
@@ -295,47 +295,6 @@ impl Machines {
             let _ended = kill_process(pid, Signal::KILL).is_err();
         }
         Ok(())
-    }
-
-    /// Returns the processes of a node beyond the daemon's own group: the server of Postgres with its
-    /// children, and what services have left behind. They are found by the folder that is theirs.
-    fn processes(&self, name: &str) -> Vec<Pid> {
-        let home = format!("{}/", self.home(name).display());
-        let mut found = Vec::new();
-        let mut parents = Vec::new();
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = process
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
-            let parent = stat
-                .rsplit(')')
-                .next()
-                .and_then(|rest| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
-            let is_theirs = String::from_utf8_lossy(&command).contains(&home);
-            if is_theirs && pid.unsigned_abs() != std::process::id() {
-                found.push(pid);
-            }
-            if let Some(parent) = parent {
-                parents.push((pid, parent));
-            }
-        }
-        // The server's children do not name the folder.
-        let children: Vec<i32> = parents
-            .into_iter()
-            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
-            .map(|(pid, _)| pid)
-            .collect();
-        found
-            .into_iter()
-            .chain(children)
-            .filter_map(Pid::from_raw)
-            .collect()
     }
 
     /// Leaves everything running, and says how to explore it.
@@ -356,7 +315,7 @@ impl Machines {
              {program} --config {folder}/a/etc status\n  \
              curl http://{}/monitor/replication\n  \
              psql -h {} -p {} -U {} catalog\n\
-             End it with: pkill -f {folder}; rm -r {folder}",
+             End it with: {program} demo --end {folder}",
             self.b.monitor,
             self.socket_dir("b").display(),
             self.postgres_port,
@@ -395,18 +354,7 @@ impl Machines {
                 let _status = child.wait().await;
             }
         }
-        self.remove();
-    }
-
-    fn remove(&self) {
-        // A process that is still dying may write its last file.
-        for _ in 0..50 {
-            if fs::remove_dir_all(&self.folder).is_ok() || !Path::new(&self.folder).exists() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        tell(&format!("cannot remove {}", self.folder.display()));
+        remove(&self.folder);
     }
 }
 
@@ -416,9 +364,78 @@ impl Drop for Machines {
             for name in ["a", "b"] {
                 let _told = self.kill(name).is_err();
             }
-            self.remove();
+            remove(&self.folder);
         }
     }
+}
+
+/// The beginning of the name of a demo's folder.
+const FOLDER_PREFIX: &str = "understudy-demo-";
+
+/// Ends the pair that an earlier demo has left in `folder`.
+pub(super) fn end_kept(folder: &Path) -> Result<(), Failure> {
+    let is_ours = folder.file_name().and_then(|name| name.to_str());
+    if !is_ours.is_some_and(|name| name.starts_with(FOLDER_PREFIX)) || !folder.is_dir() {
+        return Err(Failure::usage(format!(
+            "{} is not the folder of a demo",
+            folder.display()
+        )));
+    }
+    for pid in processes(folder) {
+        // Some have ended with their parents.
+        let _ended = kill_process(pid, Signal::KILL).is_err();
+    }
+    remove(folder);
+    Ok(())
+}
+
+/// Returns the processes that belong to a folder of the demo: daemons, servers of Postgres with their
+/// children, and what services have left behind.
+fn processes(folder: &Path) -> Vec<Pid> {
+    let home = format!("{}/", folder.display());
+    let mut found = Vec::new();
+    let mut parents = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
+        let is_theirs = String::from_utf8_lossy(&command).contains(&home);
+        if is_theirs && pid.unsigned_abs() != std::process::id() {
+            found.push(pid);
+        }
+        if let Some(parent) = parent {
+            parents.push((pid, parent));
+        }
+    }
+    // The servers' children do not name the folder.
+    let children: Vec<i32> = parents
+        .into_iter()
+        .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+        .map(|(pid, _)| pid)
+        .collect();
+    found
+        .into_iter()
+        .chain(children)
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+fn remove(folder: &Path) {
+    // A process that is still dying may write its last file.
+    for _ in 0..50 {
+        if fs::remove_dir_all(folder).is_ok() || !folder.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    tell(&format!("cannot remove {}", folder.display()));
 }
 
 /// Returns whether a node does what its role says.

@@ -36,6 +36,9 @@ pub(crate) struct Demo {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// End a pair that --keep has left in this folder, and remove it
+    #[arg(long, value_name = "FOLDER")]
+    end: Option<std::path::PathBuf>,
     /// Keep writing for so many seconds before the kill
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     seconds: u64,
@@ -66,6 +69,9 @@ struct Report {
 
 impl Demo {
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        if let Some(folder) = &self.end {
+            return machine::end_kept(folder);
+        }
         let mut machines = Machines::new()?;
         let result = tokio::select! {
             result = self.play(&mut machines) => result,

@@ -1,7 +1,7 @@
 //! Ships a Postgres cluster: Postgres streams its own log, and this module prepares it for that,
 //! keeps a bounded slot per standby, and watches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub struct PostgresShipper {
     events: Events,
     client: tokio::sync::Mutex<Option<Client>>,
     seen: Mutex<Seen>,
+    /// Whose certificates may stream: the configured nodes, and who has joined since.
+    allowed: Mutex<BTreeSet<NodeName>>,
 }
 
 /// What the last look at the streams has shown.
@@ -78,6 +80,7 @@ impl PostgresShipper {
                 name,
                 kind: StoreKind::Postgres,
             },
+            allowed: Mutex::new(cluster.peers.iter().cloned().collect()),
             cluster,
             pki,
             events,
@@ -262,6 +265,14 @@ impl PostgresShipper {
     /// Makes `node`'s slot, anew if it has lost what the standby would need.
     async fn make_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
         let name = slot_name(node);
+        let joined = {
+            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            allowed.insert(node.clone()).then(|| allowed.clone())
+        };
+        if let Some(allowed) = joined {
+            self.cluster.allow(&allowed)?;
+            self.cluster.reload().await?;
+        }
         self.with_client(async |client| {
             client
                 .execute(

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use understudy_config::{Local, Postgres};
+use understudy_config::{Local, NodeName, Postgres};
 
 use super::control_data::{ControlData, ParseControlDataError};
 use super::settings::{self, Upstream};
@@ -142,6 +142,8 @@ pub struct Cluster {
     pub slot_keep_bytes: u64,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
+    /// The other nodes of the configuration: whose certificates may stream from here.
+    pub peers: Vec<NodeName>,
 }
 
 impl Cluster {
@@ -149,7 +151,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When no supported version is installed, or the OS user does not exist.
-    pub fn find(config: &Postgres, local: &Local, ip: IpAddr) -> Result<Self, PostgresError> {
+    pub fn find(
+        config: &Postgres,
+        local: &Local,
+        ip: IpAddr,
+        peers: Vec<NodeName>,
+    ) -> Result<Self, PostgresError> {
         let data_dir = local.resolve(&config.data_dir);
         let user = OsUser::find(&config.user).map_err(|source| PostgresError::Control {
             action: "find the OS user of",
@@ -176,6 +183,7 @@ impl Cluster {
             database: config.database.clone(),
             slot_keep_bytes: config.max_slot_wal_keep_bytes,
             state: local.state_dir.join("postgres"),
+            peers,
         })
     }
 
@@ -292,15 +300,28 @@ impl Cluster {
         let hba_path = self.data_dir.join("pg_hba.conf");
         let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
         self.write_if_changed(&hba_path, &hba)?;
-        let ident_path = self.data_dir.join("pg_ident.conf");
+        self.allow(&self.peers)
+    }
+
+    /// Lets the certificates of exactly these nodes stream from here, from the next start or
+    /// [`Cluster::reload`] on.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn allow<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a NodeName>,
+    ) -> Result<(), PostgresError> {
+        let path = self.data_dir.join("pg_ident.conf");
+        // Whoever this process runs as: the name matters to an unprivileged process only.
         let me = OsUser::find("root").map_err(|source| PostgresError::Control {
             action: "find whom the daemon runs as, for",
             data_dir: self.data_dir.clone(),
             source,
         })?;
-        let ident = settings::ident(&me.name);
-        let ident = settings::with_block(&self.read(&ident_path)?, &ident);
-        self.write_if_changed(&ident_path, &ident)
+        let block = settings::ident(&me.name, peers);
+        let ident = settings::with_block(&self.read(&path)?, &block);
+        self.write_if_changed(&path, &ident)
     }
 
     /// Starts the server, if it does not run, and waits until it takes connections.

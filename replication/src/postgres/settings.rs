@@ -158,12 +158,14 @@ pub(super) fn hba() -> String {
     )
 }
 
-/// Returns the block for `pg_ident.conf`: `os_user` is whom the daemon runs as.
-pub(super) fn ident(os_user: &str) -> String {
-    format!(
-        "understudy_local  {os_user}  {ROLE}\n\
-         understudy_peer   /^[a-z0-9][a-z0-9_-]*$  {REPLICATION_ROLE}\n"
-    )
+/// Returns the block for `pg_ident.conf`: `os_user` is whom the daemon runs as, `peers` whose
+/// certificates may stream.
+pub(super) fn ident<'a>(os_user: &str, peers: impl IntoIterator<Item = &'a NodeName>) -> String {
+    let mut block = format!("understudy_local  {os_user}  {ROLE}\n");
+    for peer in peers {
+        block += &format!("understudy_peer   {peer}  {REPLICATION_ROLE}\n");
+    }
+    block
 }
 
 /// Returns `text` with our block at its top, in place of one that is there.

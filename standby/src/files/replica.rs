@@ -41,7 +41,16 @@ impl Replica {
     }
 
     /// Finds out anew which contents are not here.
+    ///
+    /// A copy that is whole at its position awaits nothing: that it does not know how a file looks
+    /// then only means that it has not looked. A former primary leaves such entries behind, as it does
+    /// not trust a look within the tick of a change.
     pub(super) fn find_awaited(&mut self) {
+        let head = self.ledger.head();
+        if head.is_none_or(|head| head.complete == head.position) {
+            self.awaited.clear();
+            return;
+        }
         let entries = self.ledger.manifest.entries().into_iter();
         self.awaited = entries
             .filter(|(_, known)| known.is_awaited())

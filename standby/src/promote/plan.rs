@@ -84,9 +84,11 @@ pub struct Loss {
     pub id: StoreId,
     /// The unit of `amount`.
     pub unit: String,
-    /// What the old primary had, by its newest word, and this node has not received; `None` where
-    /// that cannot be told.
+    /// What the old primary had and this node has not received; `None` where that cannot be told
+    /// exactly.
     pub amount: Option<u64>,
+    /// The same by the old primary's newest word: it may have written more since.
+    pub amount_at_least: Option<u64>,
     /// The age of the newest mark that is fully here, in seconds: everything older is here.
     pub seconds: Option<f64>,
     /// Why a figure cannot be told.
@@ -243,14 +245,15 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
 fn loss(store: &StoreSeen) -> Option<Loss> {
     let lag = store.lag.as_ref()?;
     // What is durable here will be applied before the store is taken over, so it is not lost.
-    let amount = match (lag.current, lag.flushed) {
+    let at_least = match (lag.current, lag.flushed) {
         (Some(current), Some(flushed)) => Some(current.ahead_of(flushed)),
         (None, _) | (_, None) => None,
     };
     Some(Loss {
         id: store.id.clone(),
         unit: lag.unit.clone(),
-        amount,
+        amount: at_least.filter(|_| lag.unknown.is_none()),
+        amount_at_least: at_least,
         seconds: lag.lag_seconds,
         unknown: lag.unknown.as_ref().map(|unknown| {
             format!(
