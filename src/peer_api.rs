@@ -1,5 +1,7 @@
 //! What peers can ask of a node.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +11,10 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use understudy_config::NodeName;
 use understudy_replication::link::{FenceAnswer, FenceRequest, Hello, StandbyReport};
 use understudy_replication::role::{Event, Role};
+use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
 
@@ -26,6 +30,47 @@ const POSITION_PATIENCE: Duration = Duration::from_secs(10);
 /// Asks `peer` what it is.
 pub(crate) async fn hello(peer: &PeerClient) -> Result<Hello, PeerError> {
     peer.get("/peer/hello").await?.json(64 << 10).await
+}
+
+/// How often the peers are greeted.
+const GREETING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Greets every peer now and then, whatever the roles: each side hears the other's epoch. Two nodes
+/// that both served during a partition meet by this, and the lesser fences itself.
+pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
+    let mut clients: BTreeMap<NodeName, PeerClient> = BTreeMap::new();
+    let mut tick = tokio::time::interval(GREETING_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.wait() => return,
+        }
+        let config = node.config();
+        // An address may have changed with a reload.
+        clients.retain(|name, client| {
+            config
+                .node(name)
+                .is_some_and(|peer| peer.address == client.address())
+        });
+        for peer in config.peers(node.me()) {
+            if let Entry::Vacant(place) = clients.entry(peer.name.clone())
+                && let Some(client) = node.peer(&peer.name)
+            {
+                place.insert(client);
+            }
+        }
+        let greetings = clients.values().map(async |client| {
+            if let Err(error) = hello(client).await {
+                tracing::debug!(peer = %client.node(), %error, "a peer does not answer a greeting");
+            }
+        });
+        let greetings = futures_util::future::join_all(greetings);
+        tokio::select! {
+            _ = greetings => {}
+            () = stop.wait() => return,
+        }
+    }
 }
 
 /// Serves the routes that fit what the node is now.

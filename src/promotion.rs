@@ -29,6 +29,9 @@ use crate::standby_run::StandbyRun;
 /// A peer has this long to stop its services and stores.
 const FENCE_PATIENCE: Duration = Duration::from_secs(180);
 
+/// The stores of a standby that has just started have this long to tell where their copies are.
+const STORES_PATIENCE: Duration = Duration::from_secs(15);
+
 /// What a fenced primary still had must arrive within this long.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -126,12 +129,23 @@ impl Report {
     }
 }
 
-/// Tells a promotion that an earlier run of the daemon has left unfinished.
-pub(crate) fn remember(node: &Node) {
-    if matches!(node.role(), Role::Promoting { .. })
-        && let Some(report) = Report::load(node)
-    {
-        node.set_promotion(Some(report.status(None, false, None)));
+/// Tells a promotion that an earlier run of the daemon has left unfinished; one of which only the
+/// report was missing is finished.
+pub(crate) fn remember(node: &Arc<Node>) {
+    let Some(mut report) = Report::load(node) else {
+        return;
+    };
+    match node.role() {
+        Role::Promoting { .. } => node.set_promotion(Some(report.status(None, false, None))),
+        Role::Primary { epoch, .. } if epoch == report.epoch => {
+            if let Err(failure) = finish(node, &mut report) {
+                tracing::warn!(failure = failure.message, "cannot keep the report");
+            }
+        }
+        Role::Primary { .. }
+        | Role::Returning { .. }
+        | Role::Standby { .. }
+        | Role::Fenced { .. } => {}
     }
 }
 
@@ -216,10 +230,29 @@ pub(crate) async fn promote(
     Ok(Outcome::Promoted(report))
 }
 
+/// Waits until every store has told where its copy is: a daemon that has just started may have to
+/// start Postgres first. A store that has none makes the plan say so.
+async fn wait_for_stores(node: &Arc<Node>) {
+    let Stage::Standby(run) = node.stage() else {
+        return;
+    };
+    let told = async {
+        while run
+            .receivers
+            .iter()
+            .any(|receiver| receiver.received().applied.is_none())
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(STORES_PATIENCE, told).await.is_err() {
+        tracing::warn!("not every store has told where its copy is");
+    }
+}
+
 async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
     let role = node.role();
     let config = node.config();
-    let status = node.status();
     let old = match &role {
         Role::Standby { primary, .. } => Some(primary.clone()),
         Role::Primary { .. }
@@ -227,6 +260,8 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
         | Role::Promoting { .. }
         | Role::Fenced { .. } => None,
     };
+    wait_for_stores(node).await;
+    let status = node.status();
     let mut primary = None;
     if let Some(name) = &old {
         let answer = match node.peer(name) {
@@ -403,18 +438,27 @@ fn account(node: &Arc<Node>, report: &mut Report, fenced_at: &BTreeMap<StoreName
         };
         let flushed = receiver.received().flushed;
         if report.fenced.is_some() {
-            // The primary has stopped, and everything up to where it stopped has been waited for. A
-            // store that does not tell its end (Postgres sends all it has before it stops) lost nothing.
-            loss.amount = match (fenced_at.get(&loss.id.name), flushed) {
-                (Some(end), Some(flushed)) => Some(end.ahead_of(flushed)),
-                (None, _) => Some(0),
-                (Some(_), None) => None,
-            };
-            loss.amount_at_least = loss.amount;
-            loss.unknown = None;
+            // The primary has stopped, and everything up to where it stopped has been waited for.
+            match (fenced_at.get(&loss.id.name), flushed) {
+                (Some(end), Some(flushed)) => {
+                    loss.amount = Some(end.ahead_of(flushed));
+                    loss.amount_at_least = loss.amount;
+                    loss.unknown = None;
+                }
+                (None, _) | (_, None) => {
+                    loss.amount = None;
+                    loss.unknown =
+                        Some("where it ended on the old primary is not known".to_owned());
+                }
+            }
             if loss.amount == Some(0) {
                 loss.seconds = Some(0.0);
             }
+        }
+    }
+    if report.fenced.is_none() {
+        for loss in &mut report.lost {
+            *loss = loss.clone().uncertain(run.primary());
         }
     }
     if report.fenced.is_some() && report.lost.iter().all(|loss| loss.amount == Some(0)) {

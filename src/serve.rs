@@ -202,6 +202,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let admin_socket = socket.clone();
     tasks
         .spawn(async move { crate::admin_api::serve(admin_node, &admin_socket, admin_stop).await });
+    let (greeting, greeting_stop) = (node.clone(), stop.clone());
+    tasks.spawn(async move {
+        crate::peer_api::greet_always(greeting, greeting_stop).await;
+        Ok(())
+    });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;

@@ -60,6 +60,8 @@ pub struct PostgresShipper {
     seen: Mutex<Seen>,
     /// Whose certificates may stream: the configured nodes, and who has joined since.
     allowed: Mutex<BTreeSet<NodeName>>,
+    /// Where the cluster ended when it was fenced.
+    ended: Mutex<Option<Position>>,
 }
 
 /// What the last look at the streams has shown.
@@ -80,6 +82,7 @@ impl PostgresShipper {
                 name,
                 kind: StoreKind::Postgres,
             },
+            ended: Mutex::new(None),
             allowed: Mutex::new(cluster.peers.iter().cloned().collect()),
             cluster,
             pki,
@@ -93,8 +96,13 @@ impl PostgresShipper {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn ended(&self) -> std::sync::MutexGuard<'_, Option<Position>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn open_cluster(&self) -> Result<(), StoreFailure> {
         let cluster = &self.cluster;
+        *self.ended() = None;
         cluster.check_exists()?;
         if cluster.is_standby() {
             return Err(Box::new(ShipError::IsStandby {
@@ -341,12 +349,18 @@ impl Shipper for PostgresShipper {
             // In peace: the server sends its shutdown checkpoint to the standbys, so that nothing
             // committed is left behind while the link is up.
             self.cluster.stop().await?;
+            let end = self.cluster.control_data().await?.end();
+            *self.ended() = end;
             Ok(())
         })
     }
 
     fn mark(&self) -> BoxFuture<'_, Option<Position>> {
         Box::pin(async move {
+            let ended = *self.ended();
+            if ended.is_some() {
+                return ended;
+            }
             let flushed = self
                 .with_client(async |client| {
                     one_lsn(client, "SELECT pg_current_wal_flush_lsn()::text").await

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::position::{Lsn, Position};
+
 /// The facts of a data directory that decide what may be done with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlData {
@@ -11,6 +13,17 @@ pub struct ControlData {
     pub state: String,
     /// The timeline of the latest checkpoint.
     pub timeline: u32,
+    /// Where the latest checkpoint's record begins; of a cluster that was shut down in peace it is the
+    /// last record.
+    pub checkpoint: Lsn,
+}
+
+impl ControlData {
+    /// Returns a position within the last record of a cluster that was shut down in peace: a standby
+    /// that has flushed up to it has everything. `None` if it runs, or was stopped at once.
+    pub fn end(&self) -> Option<Position> {
+        (self.state == "shut down").then(|| Position(self.checkpoint.0.saturating_add(1)))
+    }
 }
 
 /// The output of `pg_controldata` lacks a fact.
@@ -43,11 +56,15 @@ impl ControlData {
                 .map_err(|_| ParseControlDataError { field })
         };
         let timeline = "Latest checkpoint's TimeLineID";
+        let checkpoint = "Latest checkpoint location";
         Ok(Self {
             system_identifier: number("Database system identifier")?,
             state: get("Database cluster state")?.to_owned(),
             timeline: u32::try_from(number(timeline)?)
                 .map_err(|_| ParseControlDataError { field: timeline })?,
+            checkpoint: get(checkpoint)?
+                .parse()
+                .map_err(|_| ParseControlDataError { field: checkpoint })?,
         })
     }
 }
@@ -61,6 +78,7 @@ mod tests {
         let output = "pg_control version number:            1300\n\
             Database system identifier:           7435678901234567890\n\
             Database cluster state:               in archive recovery\n\
+            Latest checkpoint location:           0/300028\n\
             Latest checkpoint's TimeLineID:       3\n\
             Fake LSN counter for unlogged rels:   0/3E8\n";
         assert_eq!(
@@ -69,6 +87,7 @@ mod tests {
                 system_identifier: 7_435_678_901_234_567_890,
                 state: "in archive recovery".to_owned(),
                 timeline: 3,
+                checkpoint: Lsn(0x30_0028),
             }
         );
     }

@@ -13,7 +13,7 @@ use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -110,13 +110,8 @@ impl PeerServer {
             let offenders = offenders.clone();
             connections.spawn(async move {
                 let _place = place;
-                if let Err((kind, reason)) = server.connection(stream, address).await {
-                    let reason = format!("refused a connection from {}: {reason}", address.ip());
-                    if offenders.is_news(kind, address.ip(), Instant::now()) {
-                        server.events.record(Severity::Warning, kind, reason);
-                    } else {
-                        tracing::info!(kind, reason, "refused again");
-                    }
+                if let Err(refused) = server.connection(stream, address, &offenders).await {
+                    server.tell(&offenders, address, refused);
                 }
             });
         }
@@ -124,13 +119,25 @@ impl PeerServer {
         Ok(())
     }
 
-    /// Serves one connection; an error is a refusal with its kind and reason.
+    /// Records that a connection or a request was refused, unless the same was told a moment ago.
+    fn tell(&self, offenders: &Offenders, address: SocketAddr, Refused(reason): Refused) {
+        let kind = "peer_refused";
+        let reason = format!("refused a connection from {}: {reason}", address.ip());
+        if offenders.is_news(kind, address.ip(), Instant::now()) {
+            self.events.record(Severity::Warning, kind, reason);
+        } else {
+            tracing::info!(kind, reason, "refused again");
+        }
+    }
+
+    /// Serves one connection.
     async fn connection(
         &self,
         mut stream: TcpStream,
         address: SocketAddr,
-    ) -> Result<(), (&'static str, String)> {
-        let refused = |reason: &dyn std::fmt::Display| ("peer_refused", reason.to_string());
+        offenders: &Offenders,
+    ) -> Result<(), Refused> {
+        let refused = |reason: &dyn std::fmt::Display| Refused(reason.to_string());
         stream.set_nodelay(true).map_err(|error| refused(&error))?;
         rustix::net::sockopt::set_tcp_user_timeout(&stream, 10_000)
             .map_err(|error| refused(&error))?;
@@ -143,8 +150,18 @@ impl PeerServer {
         if first[0].is_ascii_alphabetic() {
             let answer = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
                 Content-Type: text/plain\r\n\r\nthis port speaks TLS between nodes only\n";
-            // It is refused either way.
-            let _sent = stream.write_all(answer.as_bytes()).await;
+            // It is refused either way. What the caller has sent is read, as a connection that is
+            // closed over unread bytes is reset, which can cost the caller the answer.
+            let say = async {
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await?;
+                let mut unread = [0; 4096];
+                while stream.read(&mut unread).await? > 0 {}
+                Ok::<_, io::Error>(())
+            };
+            let _said = tokio::time::timeout(Duration::from_secs(1), say)
+                .await
+                .is_ok();
             return Err(refused(&"plain HTTP on the port of the peers"));
         }
         let acceptor = TlsAcceptor::from(self.identity.server.clone());
@@ -182,7 +199,7 @@ impl PeerServer {
                         StatusCode::FORBIDDEN,
                         format!("node {node} is not in this cluster's configuration"),
                     ),
-                    (caller, _) => self.answer(request, caller, address).await,
+                    (caller, _) => self.answer(request, caller, address, offenders).await,
                 };
                 let epoch = self.lineage.epoch().to_string();
                 if let Ok(epoch) = HeaderValue::from_str(&epoch) {
@@ -213,17 +230,17 @@ impl PeerServer {
         mut request: Request<Body>,
         caller: Option<NodeName>,
         address: SocketAddr,
+        offenders: &Offenders,
     ) -> Response {
         let theirs = header(&request, PROTOCOL_HEADER).unwrap_or_default();
         let epoch = header(&request, EPOCH_HEADER);
         if theirs != PROTOCOL_VERSION.to_string() {
-            return refusal(
-                StatusCode::UPGRADE_REQUIRED,
-                format!(
-                    "this node speaks version {PROTOCOL_VERSION} of the protocol, the caller \
-                     `{theirs}`; run the same version of understudy on both"
-                ),
+            let reason = format!(
+                "this node speaks version {PROTOCOL_VERSION} of the protocol, the caller \
+                 `{theirs}`; run the same version of understudy on both"
             );
+            self.tell(offenders, address, Refused(reason.clone()));
+            return refusal(StatusCode::UPGRADE_REQUIRED, reason);
         }
         let Some(node) = caller else {
             request.extensions_mut().insert(address);
@@ -254,6 +271,9 @@ fn header(request: &Request<Body>, name: &str) -> Option<String> {
     let value = request.headers().get(name)?;
     value.to_str().ok().map(str::to_owned)
 }
+
+/// Why a connection or a request was refused.
+struct Refused(String);
 
 fn refusal(status: StatusCode, reason: String) -> Response {
     (status, reason).into_response()

@@ -95,6 +95,20 @@ pub struct Loss {
     pub unknown: Option<String>,
 }
 
+impl Loss {
+    /// Returns the loss if the old primary, `node`, cannot be asked: what it wrote after its last mark
+    /// is not known.
+    #[must_use]
+    pub fn uncertain(self, node: &NodeName) -> Self {
+        let unknown = format!("what node {node} wrote after its last mark is not known");
+        Self {
+            amount: None,
+            unknown: Some(self.unknown.unwrap_or(unknown)),
+            ..self
+        }
+    }
+}
+
 /// Something that stands against the promotion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
@@ -207,7 +221,15 @@ pub fn plan(seen: &Observation) -> Plan {
         steps,
         unmet,
         overridden,
-        loss: seen.stores.iter().filter_map(loss).collect(),
+        loss: seen
+            .stores
+            .iter()
+            .filter_map(loss)
+            .map(|loss| match &seen.primary {
+                Some((node, Err(_))) => loss.uncertain(node),
+                Some((_, Ok(()))) | None => loss,
+            })
+            .collect(),
         cut: seen.cut,
     }
 }
@@ -350,6 +372,9 @@ mod tests {
         seen.is_forced = true;
         let forced = plan(&seen);
         assert_eq!((forced.unmet.len(), forced.overridden.len()), (0, 1));
+        let loss = &forced.loss[0];
+        assert_eq!((loss.amount, loss.amount_at_least), (None, Some(100)));
+        assert!(loss.unknown.is_some());
         assert_eq!(forced.steps[0], Step::Open(name("2.b")));
     }
 
