@@ -24,6 +24,7 @@ mod primary_run;
 mod progress;
 mod promote;
 mod promotion;
+mod report;
 mod role_file;
 mod serve;
 mod services;

@@ -6,7 +6,8 @@ use understudy_standby::promote::{Loss, Plan};
 use crate::Place;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::promotion::{Order, Outcome, Report};
+use crate::promotion::{Order, Outcome};
+use crate::report::Report;
 use crate::serve::load_local;
 
 /// Make this standby the primary

@@ -4,26 +4,24 @@
 //! crash follows from the role on disk and from what is observed then, never from the record.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
+use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::link::{FenceAnswer, FenceRequest};
 use understudy_replication::position::Position;
 use understudy_replication::role::{Event, Role};
-use understudy_replication::status::{PromotionStatus, RoleName, StatusSource};
+use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, Unit};
-use understudy_replication::wall_time::WallTime;
-use understudy_replication::{durable, error_chain};
-use understudy_standby::promote::{Condition, Loss, Observation, Plan, Step, StoreSeen, plan};
+use understudy_standby::promote::{Observation, Plan, Step, StoreSeen, plan};
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
+use crate::report::{Report, StepTime};
 use crate::standby_run::StandbyRun;
 
 /// A peer has this long to stop its services and stores.
@@ -56,89 +54,16 @@ pub(crate) enum Outcome {
     Promoted(Report),
 }
 
-/// How long a step took.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StepTime {
-    /// The step.
-    pub(crate) name: String,
-    /// How long it took, in seconds.
-    pub(crate) seconds: f64,
-    /// What went wrong without stopping the promotion.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) failure: Option<String>,
-}
-
-/// The evidence of a promotion; kept under `reports/`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Report {
-    version: u32,
-    /// The node that was promoted.
-    pub(crate) node: NodeName,
-    /// The epoch that it opened.
-    pub(crate) epoch: Epoch,
-    /// When the operator gave the word.
-    pub(crate) started: WallTime,
-    /// When it served.
-    pub(crate) finished: Option<WallTime>,
-    /// How long the steps took together.
-    pub(crate) seconds: f64,
-    /// How often it was begun: more than once after a crash.
-    pub(crate) attempts: u32,
-    /// The steps, in order.
-    pub(crate) steps: Vec<StepTime>,
-    /// The moment that it returned to, by the old primary's clock.
-    pub(crate) cut: Option<WallTime>,
-    /// What was lost, per store.
-    pub(crate) lost: Vec<Loss>,
-    /// The old primary has told that it is fenced.
-    pub(crate) fenced: Option<NodeName>,
-    /// What stood against it, and was overridden by the operator.
-    pub(crate) overridden: Vec<Condition>,
-}
-
-impl Report {
-    fn path(node: &Node) -> PathBuf {
-        node.local.state_dir.join("promotion.json")
-    }
-
-    fn load(node: &Node) -> Option<Self> {
-        let text = fs::read(Self::path(node)).ok()?;
-        // A damaged record costs the times of earlier steps in the report, and nothing else.
-        serde_json::from_slice(&text).ok()
-    }
-
-    fn store(&self, node: &Node) -> Result<(), Failure> {
-        let text = serde_json::to_vec_pretty(self)?;
-        durable::write(&Self::path(node), &text, 0o644)
-            .map_err(|error| Failure::failed(format!("cannot record the promotion: {error}")))
-    }
-
-    fn status(
-        &self,
-        step: Option<String>,
-        is_running: bool,
-        error: Option<String>,
-    ) -> PromotionStatus {
-        PromotionStatus {
-            epoch: self.epoch.clone(),
-            done: self.steps.iter().map(|step| step.name.clone()).collect(),
-            step,
-            is_running,
-            error,
-        }
-    }
-}
-
 /// Tells a promotion that an earlier run of the daemon has left unfinished; one of which only the
 /// report was missing is finished.
 pub(crate) fn remember(node: &Arc<Node>) {
-    let Some(mut report) = Report::load(node) else {
+    let Some(report) = Report::load(node) else {
         return;
     };
     match node.role() {
         Role::Promoting { .. } => node.set_promotion(Some(report.status(None, false, None))),
         Role::Primary { epoch, .. } if epoch == report.epoch => {
-            if let Err(failure) = finish(node, &mut report) {
+            if let Err(failure) = report.finish(node) {
                 tracing::warn!(failure = failure.message, "cannot keep the report");
             }
         }
@@ -174,12 +99,11 @@ pub(crate) async fn promote(
         };
         return Err(Failure::refused(format!("{}{others}", first.what)).hint(first.mend.clone()));
     }
-    let started = WallTime::now();
     let mut report = match (&seen.role, Report::load(node)) {
-        (Role::Promoting { epoch }, Some(report)) if report.epoch == *epoch => Report {
-            attempts: report.attempts.saturating_add(1),
-            ..report
-        },
+        (Role::Promoting { epoch }, Some(mut report)) if report.epoch == *epoch => {
+            report.attempts = report.attempts.saturating_add(1);
+            report
+        }
         _ => {
             let epoch = plan.steps.iter().find_map(|step| match step {
                 Step::Open(epoch) => Some(epoch.clone()),
@@ -190,20 +114,8 @@ pub(crate) async fn promote(
                 | Step::Services
                 | Step::Serve => None,
             });
-            Report {
-                version: 1,
-                node: node.me().clone(),
-                epoch: epoch.unwrap_or_else(|| node.role().epoch().clone()),
-                started,
-                finished: None,
-                seconds: 0.0,
-                attempts: 1,
-                steps: Vec::new(),
-                cut: plan.cut,
-                lost: plan.loss.clone(),
-                fenced: None,
-                overridden: plan.overridden.clone(),
-            }
+            let epoch = epoch.unwrap_or_else(|| node.role().epoch().clone());
+            Report::new(node, epoch, &plan)
         }
     };
     node.events.record(
@@ -226,8 +138,7 @@ pub(crate) async fn promote(
         return Err(failure);
     }
     node.set_promotion(None);
-    finish(node, &mut report)?;
-    Ok(Outcome::Promoted(report))
+    Ok(Outcome::Promoted(report.finish(node)?))
 }
 
 /// Waits until every store has told where its copy is: a daemon that has just started may have to
@@ -284,11 +195,6 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
     Observation {
         me: node.me().clone(),
         role,
-        others: config
-            .peers(node.me())
-            .map(|peer| peer.name.clone())
-            .filter(|name| Some(name) != old.as_ref())
-            .collect(),
         primary,
         stores: crate::stores::ids(&config)
             .into_iter()
@@ -382,13 +288,12 @@ async fn execute(
             None => format!("{name} ({seconds:.3} s)"),
             Some(failure) => format!("{name} ({seconds:.3} s): {failure}"),
         });
-        report.seconds += seconds;
-        report.steps.push(StepTime {
+        let step = StepTime {
             name: name.clone(),
             seconds,
             failure,
-        });
-        report.store(node)?;
+        };
+        report.add(node, step);
         crash_point(&name);
     }
     Ok(())
@@ -504,36 +409,6 @@ async fn take_over(
         ))
         .hint("mend the cause, then run `understudy promote` again: it goes on from here")
     })
-}
-
-/// Keeps the report, and forgets that the promotion was under way.
-fn finish(node: &Arc<Node>, report: &mut Report) -> Result<(), Failure> {
-    report.finished = Some(WallTime::now());
-    let folder = node.local.state_dir.join("reports");
-    let keep = || {
-        durable::create_directory(&folder, 0o755)?;
-        let path = folder.join(format!("promotion-{}.json", report.epoch));
-        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o644)?;
-        fs::remove_file(Report::path(node))?;
-        durable::sync_directory_of(&Report::path(node))
-    };
-    keep().map_err(|error: std::io::Error| {
-        Failure::failed(format!(
-            "node {} is primary, but its report cannot be kept: {error}",
-            node.me()
-        ))
-    })?;
-    node.events.record(
-        Severity::Info,
-        "promoted",
-        format!(
-            "node {} is primary in epoch {} after {:.1} s",
-            node.me(),
-            report.epoch,
-            report.seconds
-        ),
-    );
-    Ok(())
 }
 
 /// Ends the process at once after the step named by a variable, in builds for tests: so that a crash

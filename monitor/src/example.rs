@@ -169,7 +169,7 @@ pub(crate) fn standby_must_reseed() -> Status {
     upstream.stores[2].stalled = Some("no space left on device".to_owned());
     upstream.cut = None;
     status.stores[1].problems =
-        vec!["the log of docs was cut on a; run `understudy sync docs`".to_owned()];
+        vec!["the log of docs was cut on a; run `understudy join` again there".to_owned()];
     status
 }
 
@@ -233,7 +233,7 @@ pub(crate) fn fenced() -> Status {
         epoch: "2.b".parse().unwrap(),
         primary: Some("b".parse().unwrap()),
         standbys: Vec::new(),
-        problems: vec!["epoch 2.b supersedes this node; run `understudy rejoin`".to_owned()],
+        problems: vec!["epoch 2.b supersedes this node; see the operations guide".to_owned()],
         ..primary()
     }
 }
@@ -332,18 +332,8 @@ fn events() -> Vec<Event> {
     };
     vec![
         event(7_503, Severity::Info, "started", "the daemon started"),
-        event(
-            7_500,
-            Severity::Info,
-            "epoch_opened",
-            "epoch 1.a was opened",
-        ),
-        event(
-            7_000,
-            Severity::Info,
-            "standby_joined",
-            "b joined as a standby",
-        ),
+        event(7_500, Severity::Info, "role", "epoch 1.a was opened"),
+        event(7_000, Severity::Info, "joined", "b joined as a standby"),
         event(
             900,
             Severity::Warning,
@@ -351,6 +341,6 @@ fn events() -> Vec<Event> {
             "a certificate of another cluster",
         ),
         event(600, Severity::Info, "seeded", "docs was seeded on b"),
-        event(60, Severity::Info, "index_built", "search was built"),
+        event(60, Severity::Info, "index_rebuilt", "search was built"),
     ]
 }

@@ -204,7 +204,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     }
     match status.role {
         RoleName::Fenced => {
-            return "run `understudy rejoin`: this node becomes a standby".to_owned();
+            return "see `The old primary becomes the standby` in the operations guide".to_owned();
         }
         RoleName::Returning => {
             return "start another node of the cluster, or mend the network to it".to_owned();
@@ -227,7 +227,10 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     }
     let lags = || peers.iter().flat_map(|peer| &peer.lags);
     if let Some(lag) = lags().find(|lag| lag.must_reseed()) {
-        return format!("run `understudy sync {}` on the standby", lag.id.name);
+        return format!(
+            "run `understudy join` again on the standby, for {}",
+            lag.id.name
+        );
     }
     if let Some(lag) = lags().find(|lag| lag.stalled().is_some()) {
         return format!("mend what keeps {} from advancing", lag.id.name);

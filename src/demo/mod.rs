@@ -21,7 +21,8 @@ use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
 use crate::output::{print, print_json, tell};
-use crate::promotion::{Outcome, StepTime};
+use crate::promotion::Outcome;
+use crate::report::StepTime;
 use appliance::Appliance;
 use compare::StoreResult;
 use machine::Machines;

@@ -19,8 +19,6 @@ pub struct Observation {
     pub role: Role,
     /// The node that is or was primary, and whether it answers; `None` if there is no other node.
     pub primary: Option<(NodeName, Result<(), String>)>,
-    /// The other peers.
-    pub others: Vec<NodeName>,
     /// The stores, in the order of the configuration.
     pub stores: Vec<StoreSeen>,
     /// The newest mark that every store has applied.
@@ -331,7 +329,6 @@ mod tests {
                 proposed: None,
             },
             primary: Some((name("a"), Ok(()))),
-            others: vec![],
             stores: vec![store(|_| {})],
             cut: Some(WallTime(5000)),
             indexes: vec![name("search")],

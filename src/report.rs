@@ -1,0 +1,150 @@
+//! The report of a promotion: the evidence of what was done, how long it took, and what was lost.
+//!
+//! It is written after every step, so that one that is cut short still has the times of its first part.
+//! It decides nothing: what has to be done after a crash follows from the role on disk.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use understudy_config::NodeName;
+use understudy_replication::durable;
+use understudy_replication::epoch::Epoch;
+use understudy_replication::event::Severity;
+use understudy_replication::status::PromotionStatus;
+use understudy_replication::wall_time::WallTime;
+use understudy_standby::promote::{Condition, Loss, Plan};
+
+use crate::failure::Failure;
+use crate::node::Node;
+
+/// The version of the report.
+const VERSION: u32 = 1;
+
+/// How long a step took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StepTime {
+    /// The step.
+    pub(crate) name: String,
+    /// How long it took, in seconds.
+    pub(crate) seconds: f64,
+    /// What went wrong without stopping the promotion.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failure: Option<String>,
+}
+
+/// The evidence of a promotion; kept under `reports/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    version: u32,
+    /// The node that was promoted.
+    pub(crate) node: NodeName,
+    /// The epoch that it opened.
+    pub(crate) epoch: Epoch,
+    /// When the operator gave the word.
+    pub(crate) started: WallTime,
+    /// When it served.
+    pub(crate) finished: Option<WallTime>,
+    /// How long the steps took together.
+    pub(crate) seconds: f64,
+    /// How often it was begun: more than once after a crash.
+    pub(crate) attempts: u32,
+    /// The steps, in order.
+    pub(crate) steps: Vec<StepTime>,
+    /// The moment that it returned to, by the old primary's clock.
+    pub(crate) cut: Option<WallTime>,
+    /// What was lost, per store.
+    pub(crate) lost: Vec<Loss>,
+    /// The old primary has told that it is fenced.
+    pub(crate) fenced: Option<NodeName>,
+    /// What stood against it, and was overridden by the operator.
+    pub(crate) overridden: Vec<Condition>,
+}
+
+impl Report {
+    /// Returns the report of a promotion that begins now.
+    pub(crate) fn new(node: &Node, epoch: Epoch, plan: &Plan) -> Self {
+        Self {
+            version: VERSION,
+            node: node.me().clone(),
+            epoch,
+            started: WallTime::now(),
+            finished: None,
+            seconds: 0.0,
+            attempts: 1,
+            steps: Vec::new(),
+            cut: plan.cut,
+            lost: plan.loss.clone(),
+            fenced: None,
+            overridden: plan.overridden.clone(),
+        }
+    }
+
+    fn path(node: &Node) -> PathBuf {
+        node.local.state_dir.join("promotion.json")
+    }
+
+    pub(crate) fn load(node: &Node) -> Option<Self> {
+        let text = fs::read(Self::path(node)).ok()?;
+        // A damaged record costs the times of earlier steps in the report, and nothing else.
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Adds a step, and keeps what there is. That it cannot be kept is told, and stops nothing: a full
+    /// disk must not stand between the operator and a primary.
+    pub(crate) fn add(&mut self, node: &Node, step: StepTime) {
+        self.seconds += step.seconds;
+        self.steps.push(step);
+        let kept = serde_json::to_vec_pretty(self)
+            .map_err(std::io::Error::from)
+            .and_then(|text| durable::write(&Self::path(node), &text, 0o644));
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the report of the promotion cannot be kept");
+        }
+    }
+
+    pub(crate) fn status(
+        &self,
+        step: Option<String>,
+        is_running: bool,
+        error: Option<String>,
+    ) -> PromotionStatus {
+        PromotionStatus {
+            epoch: self.epoch.clone(),
+            done: self.steps.iter().map(|step| step.name.clone()).collect(),
+            step,
+            is_running,
+            error,
+        }
+    }
+
+    /// Keeps the report, and forgets that the promotion was under way.
+    pub(crate) fn finish(mut self, node: &Node) -> Result<Self, Failure> {
+        self.finished = Some(WallTime::now());
+        let folder = node.local.state_dir.join("reports");
+        let keep = || {
+            durable::create_directory(&folder, 0o755)?;
+            let path = folder.join(format!("promotion-{}.json", self.epoch));
+            durable::write(&path, &serde_json::to_vec_pretty(&self)?, 0o644)?;
+            fs::remove_file(Self::path(node))?;
+            durable::sync_directory_of(&Self::path(node))
+        };
+        keep().map_err(|error: std::io::Error| {
+            Failure::failed(format!(
+                "node {} is primary, but its report cannot be kept: {error}",
+                node.me()
+            ))
+        })?;
+        node.events.record(
+            Severity::Info,
+            "promoted",
+            format!(
+                "node {} is primary in epoch {} after {:.1} s",
+                node.me(),
+                self.epoch,
+                self.seconds
+            ),
+        );
+        Ok(self)
+    }
+}
