@@ -116,15 +116,3 @@ impl FilesError {
         }
     }
 }
-
-/// Returns an error and what it came from, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    while let Some(source) = at {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        at = source.source();
-    }
-    text
-}

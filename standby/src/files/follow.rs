@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
 use understudy_replication::store::{NoProgress, Stop};
 use understudy_replication::transport::{PeerClient, PeerError};
 
-use super::error::{FilesError, chain};
+use super::error::FilesError;
 use super::incoming::{Assembly, Progressed};
 use super::{Inner, blocking, seed};
 
@@ -88,7 +89,7 @@ pub(super) async fn follow(
                 continue;
             }
             Err(error) => {
-                let text = format!("store {}: {}", inner.id.name, chain(&error));
+                let text = format!("store {}: {}", inner.id.name, error_chain(&error));
                 inner.told(|told| told.stalled = Some(text.clone()));
                 if let FilesError::Damaged { .. } = error {
                     inner.events.record(Severity::Error, "files_damaged", text);
@@ -134,7 +135,7 @@ fn reopen(inner: &Inner) -> Result<Option<(String, String)>, FilesError> {
     match replica.recover() {
         Ok(()) => {}
         Err(error @ (FilesError::Diverged { .. } | FilesError::Log(_) | FilesError::Record(_))) => {
-            must_compare(inner, &chain(&error));
+            must_compare(inner, &error_chain(&error));
             replica.ledger.forget_head()?;
             return Ok(None);
         }

@@ -224,7 +224,7 @@ impl Receiver for FilesReceiver {
         Box::pin(async move {
             let followed = follow::follow(&self.inner, &primary, &stop).await;
             if let Err(error) = &followed {
-                let text = error::chain(error);
+                let text = understudy_replication::error_chain(error);
                 self.inner.told(|told| told.stalled = Some(text));
             }
             Ok(followed?)
