@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -254,6 +254,8 @@ fn make_invitation(node: &Node, asked: &Invite) -> Result<Invitation, Failure> {
     if asked.node == *node.me() {
         return Err(Failure::usage(format!("node {} is this node", asked.node)));
     }
+    // A node that is being admitted changes the same file.
+    let _joining = node.joining.lock().unwrap_or_else(PoisonError::into_inner);
     let authority = Authority::load(&node.local.pki_dir)?;
     let mut secret = [0; 32];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;

@@ -95,6 +95,26 @@ impl Invites {
         secret: &[u8],
         now: WallTime,
     ) -> io::Result<Result<(), Rejection>> {
+        self.examine(node, secret, now, true)
+    }
+
+    /// Returns whether `node` may join with `secret`, and leaves the invitation as it is.
+    pub(crate) fn check(
+        &self,
+        node: &NodeName,
+        secret: &[u8],
+        now: WallTime,
+    ) -> io::Result<Result<(), Rejection>> {
+        self.examine(node, secret, now, false)
+    }
+
+    fn examine(
+        &self,
+        node: &NodeName,
+        secret: &[u8],
+        now: WallTime,
+        is_used_up: bool,
+    ) -> io::Result<Result<(), Rejection>> {
         let mut invites = self.load()?;
         let secret = blake3::hash(secret);
         // Comparing hashes of `blake3` takes the same time whatever differs.
@@ -116,8 +136,10 @@ impl Invites {
         if invite.expires <= now {
             return Ok(Err(Rejection::Expired(node.clone())));
         }
-        invite.is_used = true;
-        self.store(&invites)?;
+        if is_used_up {
+            invite.is_used = true;
+            self.store(&invites)?;
+        }
         Ok(Ok(()))
     }
 }

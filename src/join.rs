@@ -177,7 +177,11 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
             record.role.name().as_str(),
             record.role.epoch()
         ))
-        .hint("what only this node has would be lost; move its state away to start anew"));
+        .hint(format!(
+            "to make a superseded node a standby, stop its daemon, move {} and the data directory of \
+             Postgres aside, and nothing else, then run the same command again",
+            RoleRecord::path(&local.state_dir).display()
+        )));
     }
     let events = Events::open(&local.state_dir.join("events.jsonl"))?;
     let identity = Identity::load(&local.pki_dir)?;

@@ -10,6 +10,7 @@ use axum::routing::post;
 use axum::{Extension, Json, Router};
 use understudy_replication::event::Severity;
 use understudy_replication::role::Role;
+use understudy_replication::transport::RefusalEvent;
 use understudy_replication::trust::{Authority, JoinAnswer, JoinRequest};
 use understudy_replication::wall_time::WallTime;
 use understudy_replication::{durable, error_chain};
@@ -29,20 +30,16 @@ pub(crate) fn routes(node: Arc<Node>) -> Router {
         .with_state(node)
 }
 
-async fn no_certificate(
-    State(node): State<Arc<Node>>,
-    Extension(address): Extension<SocketAddr>,
-) -> Response {
-    let reason = "this needs a certificate of the cluster; `understudy join` gets one";
-    node.events.record(
-        Severity::Warning,
-        "peer_refused",
-        format!(
+async fn no_certificate(Extension(address): Extension<SocketAddr>) -> Response {
+    let event = RefusalEvent {
+        kind: "peer_refused",
+        message: format!(
             "refused a request from {} without a certificate",
             address.ip()
         ),
-    );
-    (StatusCode::UNAUTHORIZED, reason).into_response()
+    };
+    let reason = "this needs a certificate of the cluster; `understudy join` gets one".to_owned();
+    refuse(StatusCode::UNAUTHORIZED, event, reason)
 }
 
 async fn join(
@@ -61,12 +58,11 @@ async fn join(
             Json(answer).into_response()
         }
         Err((status, reason)) => {
-            node.events.record(
-                Severity::Warning,
-                "join_refused",
-                format!("refused {} to join as node {asked}: {reason}", address.ip()),
-            );
-            (status, reason).into_response()
+            let event = RefusalEvent {
+                kind: "join_refused",
+                message: format!("refused {} to join as node {asked}: {reason}", address.ip()),
+            };
+            refuse(status, event, reason)
         }
     }
 }
@@ -97,6 +93,12 @@ fn admit(node: &Arc<Node>, request: JoinRequest) -> Result<JoinAnswer, (StatusCo
     let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(&request.secret)
         .map_err(|_| forbidden("the secret is malformed".to_owned()))?;
+    // The secret first: nothing is computed for strangers.
+    let invites = Invites::of(&node.local.state_dir);
+    invites
+        .check(&request.node, &secret, WallTime::now())
+        .map_err(|error| broken(&error))?
+        .map_err(|rejection| forbidden(rejection.to_string()))?;
     let text = std::fs::read_to_string(&node.config_file).map_err(|error| broken(&error))?;
     let text = understudy_config::edit::add_node(&text, &request.node, request.address)
         .map_err(|error| forbidden(error_chain(&error)))?;
@@ -107,7 +109,7 @@ fn admit(node: &Arc<Node>, request: JoinRequest) -> Result<JoinAnswer, (StatusCo
     let certificate = authority
         .sign(&request.request, &request.node, request.address.ip())
         .map_err(|error| forbidden(error_chain(&error)))?;
-    Invites::of(&node.local.state_dir)
+    invites
         .redeem(&request.node, &secret, WallTime::now())
         .map_err(|error| broken(&error))?
         .map_err(|rejection| forbidden(rejection.to_string()))?;
@@ -120,4 +122,11 @@ fn admit(node: &Arc<Node>, request: JoinRequest) -> Result<JoinAnswer, (StatusCo
         configuration: text,
         epoch: epoch.clone(),
     })
+}
+
+/// Returns a refusal, with the event that the server of the port is to record.
+fn refuse(status: StatusCode, event: RefusalEvent, reason: String) -> Response {
+    let mut response = (status, reason).into_response();
+    response.extensions_mut().insert(event);
+    response
 }

@@ -100,7 +100,7 @@ enum Verb {
     Wait(wait_verb::Wait),
     /// Make this standby the primary
     Promote(promote::Promote),
-    /// Show, compare and roll back settings
+    /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Search and rebuild indexes
     Index(index::Index),

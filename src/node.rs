@@ -1,6 +1,7 @@
 //! A running node: what its parts share.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -51,6 +52,12 @@ pub(crate) struct Node {
     pub(crate) promoting: tokio::sync::Mutex<()>,
     /// Held while a node is admitted: two must not change the configuration at once.
     pub(crate) joining: Mutex<()>,
+    /// What is wrong with the configuration on disk, which is not in force.
+    config_problem: Mutex<Option<String>>,
+    /// Something that the last fence was to stop may still run.
+    is_fence_owed: AtomicBool,
+    /// A restarted primary has waited long enough for a peer's word.
+    is_alone: AtomicBool,
     config: RwLock<Arc<Config>>,
     stage: Mutex<Stage>,
     shell: mpsc::Sender<Asked>,
@@ -88,6 +95,9 @@ impl Node {
             promotion: Mutex::new(None),
             promoting: tokio::sync::Mutex::new(()),
             joining: Mutex::new(()),
+            config_problem: Mutex::new(None),
+            is_fence_owed: AtomicBool::new(false),
+            is_alone: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
             shell: parts.shell,
@@ -109,6 +119,38 @@ impl Node {
 
     pub(crate) fn set_config(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    pub(crate) fn config_problem(&self) -> Option<String> {
+        self.config_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn set_config_problem(&self, problem: Option<String>) {
+        *self
+            .config_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Returns whether something that the last fence was to stop may still run.
+    pub(crate) fn is_fence_owed(&self) -> bool {
+        self.is_fence_owed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_fence_owed(&self, is_owed: bool) {
+        self.is_fence_owed.store(is_owed, Ordering::SeqCst);
+    }
+
+    /// Returns whether a restarted primary has waited long enough for a peer's word.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_alone(&self, is_alone: bool) {
+        self.is_alone.store(is_alone, Ordering::SeqCst);
     }
 
     /// Returns what the ends of the stores are made from.

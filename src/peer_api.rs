@@ -149,7 +149,7 @@ async fn fence(
     if let Err(error) = node.happen(Event::Heard(request.epoch)).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
-    if node.is_serving() {
+    if node.is_fence_owed() || node.is_serving() {
         let reason = format!(
             "node {} could not stop everything; see its events",
             node.me()
@@ -157,7 +157,7 @@ async fn fence(
         return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
     }
     let positions = match node.stage() {
-        Stage::Primary(run) => run.positions(POSITION_PATIENCE).await,
+        Stage::Primary(run) => run.all_positions(POSITION_PATIENCE).await,
         Stage::Idle | Stage::Standby(_) => Default::default(),
     };
     Json(FenceAnswer { was, positions }).into_response()
@@ -233,7 +233,7 @@ async fn report(
 /// Tells where every store is now, for a standby that waits until it has all of it.
 async fn barrier(State(node): State<Arc<Node>>) -> Response {
     match primary(&node) {
-        Ok(run) => Json(run.positions(POSITION_PATIENCE).await).into_response(),
+        Ok(run) => Json(run.all_positions(POSITION_PATIENCE).await).into_response(),
         Err(refusal) => *refusal,
     }
 }

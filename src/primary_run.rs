@@ -16,8 +16,9 @@ use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::lag::{Evidence, Now, lag, silence};
 use understudy_replication::link::StandbyReport;
-use understudy_replication::mark::{MARK_INTERVAL, Mark, Marks};
+use understudy_replication::mark::{MARK_INTERVAL, MARK_SILENCE_MAX, Mark, Marks};
 use understudy_replication::position::Position;
+use understudy_replication::role::Role;
 use understudy_replication::status::{StandbyStatus, StoreLag};
 use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
@@ -94,8 +95,8 @@ impl PrimaryRun {
         }
         drop(tasks);
         let mut leading = run.leading.lock().await;
-        leading.spawn(run.clone().mark_always(marking_stop.clone()));
-        leading.spawn(keep_services(node.clone(), opened, marking_stop));
+        leading.spawn(run.clone().mark_always(node.clone(), marking_stop.clone()));
+        leading.spawn(start_services(node.clone(), opened, marking_stop));
         drop(leading);
         Ok(run)
     }
@@ -120,13 +121,18 @@ impl PrimaryRun {
                 shipper.open().await?;
                 drop(opening);
                 open.send_replace(true);
-                shipper.run(stop).await
+                match shipper.run(stop).await {
+                    // A fence has stopped what it ships.
+                    Err(_) if run.is_fenced.load(Ordering::SeqCst) => Ok(()),
+                    ended => ended,
+                }
             })
         })
         .await;
     }
 
-    async fn mark_always(self: Arc<Self>, stop: Stop) {
+    async fn mark_always(self: Arc<Self>, node: Arc<Node>, stop: Stop) {
+        let mut told = BTreeMap::new();
         let mut tick = tokio::time::interval(MARK_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut number = 0;
@@ -150,6 +156,7 @@ impl PrimaryRun {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(mark.clone(), at);
             self.newest.send_replace(Some(mark));
+            self.tell_of_standbys(&node, &mut told);
         }
     }
 
@@ -163,6 +170,19 @@ impl PrimaryRun {
             Some((shipper.id().name.clone(), position))
         });
         join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Returns where every store is, asking again those that cannot tell at once (a store may be reading
+    /// a large file), until all have told or `patience` is over.
+    pub(crate) async fn all_positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
+        let until = Instant::now() + patience;
+        loop {
+            let positions = self.positions(patience).await;
+            if positions.len() == self.shippers.len() || Instant::now() >= until {
+                return positions;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Makes the marks say that somebody waits, until the returned guard is dropped.
@@ -192,6 +212,43 @@ impl PrimaryRun {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(node, heard);
+    }
+
+    /// Returns whether `standby` has reported after `moment`.
+    pub(crate) fn has_heard_since(&self, standby: &NodeName, moment: Instant) -> bool {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.get(standby).is_some_and(|heard| heard.at > moment)
+    }
+
+    /// Tells that a standby is lost or back, once each.
+    fn tell_of_standbys(&self, node: &Node, told: &mut BTreeMap<NodeName, bool>) {
+        let Role::Primary { standbys, .. } = node.role() else {
+            return;
+        };
+        let now = Now::read();
+        for name in standbys {
+            let is_connected = self.standby(&name, String::new(), now).is_connected;
+            // A standby that has not been heard since the start is not lost at once.
+            let is_young =
+                now.instant.saturating_duration_since(self.started) < MARK_SILENCE_MAX * 2;
+            if (!is_connected && is_young && !told.contains_key(&name))
+                || told.get(&name) == Some(&is_connected)
+            {
+                continue;
+            }
+            if is_connected {
+                let message = format!("node {name} follows and reports");
+                node.events.record(Severity::Info, "standby_back", message);
+            } else {
+                let message = format!(
+                    "no word from standby {name}: its lag is unknown, and what is written now is here \
+                     only; look whether {name} runs, and the network to it"
+                );
+                node.events
+                    .record(Severity::Warning, "standby_lost", message);
+            }
+            told.insert(name, is_connected);
+        }
     }
 
     /// Returns what is known of `standby`, whose address is `ip`.
@@ -228,7 +285,9 @@ impl PrimaryRun {
             ip,
             seen: heard.map(|heard| now.wall_at(heard.at)),
             is_connected: silence.is_none(),
-            cut: marks.cut(&applied).map(|(_, mark)| mark.time),
+            cut: heard
+                .and_then(|heard| marks.cut(&applied, heard.at))
+                .map(|(_, mark)| mark.time),
             stores,
         }
     }
@@ -282,8 +341,8 @@ impl Drop for Awaiting {
     }
 }
 
-/// Starts the services once every store is open, and watches them.
-async fn keep_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop: Stop) {
+/// Starts the services once every store is open.
+async fn start_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop: Stop) {
     for mut open in opened {
         let is_open = async { open.wait_for(|is_open| *is_open).await.is_ok() };
         tokio::select! {
@@ -300,5 +359,4 @@ async fn keep_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop
         let error = error_chain(&error);
         node.events.record(Severity::Error, "service_failed", error);
     }
-    node.services.clone().watch(stop).await;
 }

@@ -32,8 +32,15 @@ impl Promote {
             dry_run: self.dry_run,
         };
         let outcome: Outcome = crate::admin::ask(&socket, Method::POST, "/promote", &order).await?;
+        let refusal = match &outcome {
+            Outcome::Plan(plan) if !plan.unmet.is_empty() => {
+                Err(Failure::refused("this node cannot be promoted now"))
+            }
+            Outcome::Plan(_) | Outcome::AlreadyPrimary(_) | Outcome::Promoted(_) => Ok(()),
+        };
         if self.json {
-            return print_json(&outcome);
+            print_json(&outcome)?;
+            return refusal;
         }
         print(&match &outcome {
             Outcome::Plan(plan) => plan_text(plan),
@@ -42,7 +49,7 @@ impl Promote {
             }
             Outcome::Promoted(report) => report_text(report),
         });
-        Ok(())
+        refusal
     }
 }
 
@@ -63,7 +70,7 @@ fn plan_text(plan: &Plan) -> String {
         text += &format!("overridden by --force: {}\n", condition.what);
     }
     if plan.steps.is_empty() {
-        text += "There is nothing to do: this node is primary.\n";
+        return text + "There is nothing to do: this node is primary.\n";
     } else {
         text += "The steps:\n";
         for (number, step) in plan.steps.iter().enumerate() {
@@ -78,6 +85,9 @@ pub(crate) fn report_text(report: &Report) -> String {
         "Node {} is primary in epoch {}, after {:.2} s.\n",
         report.node, report.epoch, report.seconds
     );
+    for condition in &report.overridden {
+        text += &format!("  overridden by --force: {}\n", condition.what);
+    }
     for step in &report.steps {
         let failure = step
             .failure

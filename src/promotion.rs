@@ -166,6 +166,7 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
     let config = node.config();
     let old = match &role {
         Role::Standby { primary, .. } => Some(primary.clone()),
+        Role::Fenced { epoch } if epoch.node != *node.me() => Some(epoch.node.clone()),
         Role::Primary { .. }
         | Role::Returning { .. }
         | Role::Promoting { .. }
@@ -232,6 +233,7 @@ async fn execute(
         progress.start(&name, None, Unit::Items);
         tracing::info!(step = name, "promotion step");
         let begun = Instant::now();
+        still_rising(node, step, &report.epoch)?;
         let failure = match step {
             Step::Fence(peer) => match fence(node, peer, &report.epoch).await {
                 Ok(answer) => {
@@ -247,14 +249,14 @@ async fn execute(
                     )));
                 }
             },
-            Step::Drain => match drain(node, &fenced_at).await {
+            Step::Drain => match drain(node, &fenced_at, order.force).await {
                 Ok(()) => None,
                 Err(failure) if order.force => Some(failure.message),
                 Err(failure) => return Err(failure),
             },
-            Step::Open(_) => {
+            Step::Open(epoch) => {
                 account(node, report, &fenced_at);
-                node.happen(Event::Open).await?;
+                node.happen(Event::Open(epoch.clone())).await?;
                 None
             }
             Step::TakeOver(store) => {
@@ -299,6 +301,27 @@ async fn execute(
     Ok(())
 }
 
+/// Makes sure that nobody has superseded the promotion while it ran: a node that was fenced meanwhile
+/// must not go on to start anything.
+fn still_rising(node: &Node, step: &Step, epoch: &Epoch) -> Result<(), Failure> {
+    let is_after_open = match step {
+        Step::Fence(_) | Step::Drain | Step::Open(_) => false,
+        Step::TakeOver(_) | Step::Index(_) | Step::Services | Step::Serve => true,
+    };
+    let role = node.role();
+    let is_rising = matches!(&role, Role::Promoting { epoch: ours } if ours == epoch);
+    if is_after_open && !is_rising {
+        return Err(Failure::refused(format!(
+            "epoch {} has superseded this promotion to {epoch}; node {} is {} now",
+            role.epoch(),
+            node.me(),
+            role.name().as_str()
+        ))
+        .hint("see `understudy status` on every node"));
+    }
+    Ok(())
+}
+
 /// Asks `peer` to fence itself for `epoch`.
 async fn fence(node: &Arc<Node>, peer: &NodeName, epoch: &Epoch) -> Result<FenceAnswer, Failure> {
     let client = node
@@ -315,10 +338,30 @@ async fn fence(node: &Arc<Node>, peer: &NodeName, epoch: &Epoch) -> Result<Fence
 }
 
 /// Waits until everything that the fenced primary had is durable here.
-async fn drain(node: &Arc<Node>, until: &BTreeMap<StoreName, Position>) -> Result<(), Failure> {
+async fn drain(
+    node: &Arc<Node>,
+    until: &BTreeMap<StoreName, Position>,
+    is_forced: bool,
+) -> Result<(), Failure> {
     let Stage::Standby(run) = node.stage() else {
         return Ok(());
     };
+    let untold: Vec<&str> = run
+        .receivers
+        .iter()
+        .map(|receiver| receiver.id().name.as_str())
+        .filter(|name| !until.keys().any(|told| told.as_str() == *name))
+        .collect();
+    if !untold.is_empty() && !is_forced {
+        return Err(Failure::refused(format!(
+            "the old primary is fenced, but could not tell where these stores ended: {}",
+            untold.join(", ")
+        ))
+        .hint(
+            "run `understudy promote` again to ask it once more, or `understudy promote --force` to \
+             give up what may be missing",
+        ));
+    }
     if crate::wait::until_received(&run, until, DRAIN_PATIENCE).await {
         return Ok(());
     }

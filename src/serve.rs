@@ -188,6 +188,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         lineage: node.clone(),
         is_named: Box::new(move |name| named.config().node(name).is_some()),
         events: events.clone(),
+        strangers: PeerServer::strangers(),
     };
     tasks.spawn(server.serve(peers, stop.clone()));
     let serving = node.clone();
@@ -205,6 +206,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let (greeting, greeting_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         crate::peer_api::greet_always(greeting, greeting_stop).await;
+        Ok(())
+    });
+    let (services, services_stop) = (node.services.clone(), stop.clone());
+    tasks.spawn(async move {
+        services.watch(services_stop).await;
         Ok(())
     });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
@@ -286,6 +292,7 @@ async fn reload(node: &Arc<Node>) {
                 same != *before
             };
             node.set_config(loaded.config);
+            node.set_config_problem(None);
             for event in shell::left(node) {
                 if let Err(error) = node.happen(event).await {
                     tracing::warn!(%error, "a standby that left is not forgotten");
@@ -305,14 +312,17 @@ async fn reload(node: &Arc<Node>) {
                 format!("the configuration was read again{word}"),
             );
         }
-        Err(error) => node.events.record(
-            Severity::Error,
-            "reload_failed",
-            format!(
+        Err(error) => {
+            let problem = format!(
                 "the configuration is not valid, the last good one stays in force: {}",
                 error_chain(&error)
-            ),
-        ),
+            );
+            node.set_config_problem(Some(format!(
+                "{problem}; mend it before the next start, see `understudy config check`"
+            )));
+            node.events
+                .record(Severity::Error, "reload_failed", problem);
+        }
     }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 }

@@ -11,7 +11,7 @@ use crate::output::{print, print_json};
 use crate::serve::load_local;
 use crate::stores::Makings;
 
-/// Show, compare and roll back settings
+/// Show settings by revision, and roll them back
 #[derive(clap::Args, Debug)]
 pub(crate) struct Settings {
     #[command(subcommand)]

@@ -44,7 +44,8 @@ pub(crate) enum ShellError {
 
 /// Runs the role machine until told to stop.
 pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop: Stop) {
-    let mut is_fence_owed = false;
+    let mut tick = tokio::time::interval(FENCE_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // A node that was taken out of the configuration while the daemon did not run is not waited for.
     let mut first: Vec<Event> = left(&node);
     first.push(Event::Started);
@@ -57,14 +58,18 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                     Some(asked) => asked,
                     None => return,
                 },
-                () = tokio::time::sleep(FENCE_INTERVAL), if is_fence_owed => {
-                    is_fence_owed = fence(&node).await.is_err();
+                // What must not serve is looked at again and again: a stop may have failed, and an
+                // operating system that has just booted may start what it was told to start.
+                _ = tick.tick() => {
+                    if must_not_serve(&node) && (node.is_fence_owed() || node.is_serving()) {
+                        let _told = fence(&node).await.is_err();
+                    }
                     continue;
                 }
                 () = stop.wait() => return,
             },
         };
-        let result = handle(&node, asked.event, &mut is_fence_owed).await;
+        let result = handle(&node, asked.event).await;
         if let Err(error) = &result {
             tracing::warn!(%error, "an event of the role machine failed");
         }
@@ -75,11 +80,7 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
     }
 }
 
-async fn handle(
-    node: &Arc<Node>,
-    event: Event,
-    is_fence_owed: &mut bool,
-) -> Result<(), ShellError> {
+async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
     let before = node.role();
     let heard = format!("{event:?}");
     let (next, actions) = before.step(node.me(), event)?;
@@ -132,7 +133,8 @@ async fn handle(
                     "fencing",
                     format!("node {} stops its services and stores: {reason}", node.me()),
                 );
-                *is_fence_owed = fence(node).await.is_err();
+                node.set_alone(matches!(next, Role::Returning { .. }));
+                let _told = fence(node).await.is_err();
             }
             Action::Serve => serve(node, &next).await?,
             Action::Follow => follow(node, &next).await?,
@@ -160,6 +162,15 @@ pub(crate) fn left(node: &Node) -> Vec<Event> {
     gone.map(Event::Left).collect()
 }
 
+/// Returns whether nothing may serve on this node, by its role.
+fn must_not_serve(node: &Node) -> bool {
+    match node.role() {
+        Role::Fenced { .. } => true,
+        Role::Returning { .. } => node.is_alone(),
+        Role::Primary { .. } | Role::Standby { .. } | Role::Promoting { .. } => false,
+    }
+}
+
 /// Stops the services, then the stores. What fails is told, and tried again by the caller.
 async fn fence(node: &Arc<Node>) -> Result<(), ()> {
     let mut is_done = true;
@@ -183,8 +194,8 @@ async fn fence(node: &Arc<Node>) -> Result<(), ()> {
             }
         }
         Stage::Idle | Stage::Standby(_) => {
+            // Whatever it is: a promotion may be about to make a primary of it.
             if let Some(cluster) = &node.cluster
-                && !cluster.is_standby()
                 && let Err(error) = cluster.stop().await
             {
                 let error = understudy_replication::error_chain(&error);
@@ -193,10 +204,13 @@ async fn fence(node: &Arc<Node>) -> Result<(), ()> {
             }
         }
     }
+    node.set_fence_owed(!is_done);
     if is_done { Ok(()) } else { Err(()) }
 }
 
 async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
+    node.set_fence_owed(false);
+    node.set_alone(false);
     if let Stage::Standby(run) = node.set_stage(Stage::Idle) {
         run.stop().await;
     }

@@ -256,7 +256,10 @@ impl StandbyRun {
             seen: link.heard.map(|heard| now.wall_at(heard)),
             is_connected: silence.is_none(),
             stores,
-            cut: link.marks.cut(&applied).map(|(_, mark)| mark.time),
+            cut: link
+                .marks
+                .cut(&applied, now.instant)
+                .map(|(_, mark)| mark.time),
             clock_ahead_ms: link.clock_ahead_ms,
         }
     }

@@ -71,6 +71,20 @@ impl StatusSource for Node {
             &record.role,
             promotion.as_ref().is_some_and(|p| p.is_running),
         );
+        problems.extend(self.config_problem());
+        if let Role::Primary { standbys, .. } = &record.role {
+            let strays = config
+                .peers(self.me())
+                .filter(|peer| !standbys.contains(&peer.name));
+            problems.extend(strays.map(|peer| {
+                format!(
+                    "node {0} is in the configuration and does not follow this node; if it was primary \
+                     before, make sure that it serves nothing, then see `The old primary becomes the \
+                     standby` in the operations guide; or take it out of understudy.toml",
+                    peer.name
+                )
+            }));
+        }
         for store in &stores {
             let name = &store.id.name;
             problems.extend(
@@ -130,7 +144,8 @@ fn role_problems(role: &Role, is_promotion_running: bool) -> Vec<String> {
             "the promotion to epoch {epoch} was cut short; run `understudy promote` again"
         )],
         Role::Fenced { epoch } => vec![format!(
-            "this node has been superseded by node {} in epoch {epoch}, and serves nothing",
+            "this node has been superseded by node {} in epoch {epoch}, and serves nothing; to make it \
+             a standby, see `The old primary becomes the standby` in the operations guide",
             epoch.node
         )],
         Role::Primary { .. } | Role::Standby { .. } | Role::Promoting { .. } => Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use understudy_config::StoreName;
 use understudy_replication::lag::Now;
@@ -88,14 +88,15 @@ pub(crate) async fn wait(node: &Arc<Node>, patience: Duration) -> Result<(), Fai
             }
         }
         Stage::Primary(run) => {
-            let until = run.positions(POSITION_PATIENCE).await;
+            let until = run.all_positions(POSITION_PATIENCE).await;
             all_told(node, &until)?;
-            if standbys_behind(node, &run, &until).is_none() {
+            let asked = Instant::now();
+            if standbys_behind(node, &run, &until, asked).is_none() {
                 return Err(Failure::failed("no standby follows this node")
                     .hint("see `understudy status`; make one with `understudy invite`"));
             }
             let _awaiting = run.await_standbys();
-            let behind = || standbys_behind(node, &run, &until).unwrap_or_default();
+            let behind = || standbys_behind(node, &run, &until, asked).unwrap_or_default();
             if poll(patience, || behind().is_empty()).await {
                 Ok(())
             } else {
@@ -129,6 +130,7 @@ fn standbys_behind(
     node: &Node,
     run: &PrimaryRun,
     until: &BTreeMap<StoreName, Position>,
+    asked: Instant,
 ) -> Option<Vec<String>> {
     let role = node.role();
     let understudy_replication::role::Role::Primary { standbys, .. } = &role else {
@@ -138,6 +140,11 @@ fn standbys_behind(
         return None;
     }
     let now = Now::read();
+    // What a standby told before the question is no answer to it: the standby may be gone since.
+    let silent = standbys
+        .iter()
+        .filter(|name| !run.has_heard_since(name, asked))
+        .map(|name| format!("no word from {name}"));
     let behind = standbys.iter().flat_map(|name| {
         let standby = run.standby(name, String::new(), now);
         standby.stores.into_iter().filter_map(move |store| {
@@ -146,5 +153,5 @@ fn standbys_behind(
             (!is_there).then(|| format!("{} on {name}", store.id.name))
         })
     });
-    Some(behind.collect())
+    Some(silent.chain(behind).collect())
 }

@@ -31,7 +31,7 @@ pub fn cluster(answers: &Answers) -> String {
 name = {name}
 promotion = "manual"        # an operator promotes a standby
 
-# One section for each machine; `understudy invite` adds them.
+# One section for each machine; `understudy join` adds them.
 [[node]]
 name = {node}
 address = {address}    # where the other nodes reach it: IP and port
@@ -301,7 +301,7 @@ mod tests {
         name = "catalog"
         promotion = "manual"        # an operator promotes a standby
 
-        # One section for each machine; `understudy invite` adds them.
+        # One section for each machine; `understudy join` adds them.
         [[node]]
         name = "a"
         address = "10.0.0.1:7400"    # where the other nodes reach it: IP and port

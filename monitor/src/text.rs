@@ -199,9 +199,6 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
             "run `understudy promote`: it takes up what is left to do".to_owned()
         };
     }
-    if !problems(status).is_empty() {
-        return "read the problems below: each says what to do".to_owned();
-    }
     match status.role {
         RoleName::Fenced => {
             return "see `The old primary becomes the standby` in the operations guide".to_owned();
@@ -224,6 +221,9 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
         } else {
             look
         };
+    }
+    if !problems(status).is_empty() {
+        return "read the problems below: each says what to do".to_owned();
     }
     let lags = || peers.iter().flat_map(|peer| &peer.lags);
     if let Some(lag) = lags().find(|lag| lag.must_reseed()) {

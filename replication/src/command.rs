@@ -166,7 +166,7 @@ impl Command {
     /// Runs it to its end and returns what it printed on standard output and standard error.
     ///
     /// Output goes to a file and not to a pipe: a daemon that the program leaves behind and that
-    /// keeps its output open does not keep us waiting. Dropping the future kills the program.
+    /// keeps its output open does not keep us waiting. Dropping the future kills the program with its process group.
     ///
     /// # Errors
     /// When it cannot be started, fails, or takes too long.
@@ -198,7 +198,11 @@ impl Command {
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw);
-        let status = match tokio::time::timeout(self.limit, child.wait()).await {
+        let mut abandoned = KillOnDrop(group);
+        let waited = tokio::time::timeout(self.limit, child.wait()).await;
+        // It has ended, or is ended below; what it has left behind on purpose (a daemon) may stay.
+        abandoned.0 = None;
+        let status = match waited {
             Ok(status) => status.map_err(start)?,
             Err(_) => {
                 if let Some(group) = group {
@@ -280,6 +284,18 @@ impl Command {
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
+    }
+}
+
+/// Kills a process group when it is dropped: a caller that goes away must leave nothing running that
+/// would come up later.
+struct KillOnDrop(Option<Pid>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            signal(group, Signal::KILL);
+        }
     }
 }
 

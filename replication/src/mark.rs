@@ -92,18 +92,23 @@ impl Marks {
     }
 
     /// Returns the cut: the newest mark that every store covers. `applied` holds each store's
-    /// position; a store without one covers nothing.
+    /// position, as it was told at `told`; a store without one covers nothing.
+    ///
+    /// A mark that is newer than the positions is never the cut: that nothing has been written since is
+    /// no word of the standby, which may be gone.
     pub fn cut<'a>(
         &'a self,
         applied: &BTreeMap<StoreName, Option<Position>>,
+        told: Instant,
     ) -> Option<&'a (Instant, Mark)> {
-        self.marks.iter().rev().find(|(_, mark)| {
-            applied.iter().all(
-                |(store, applied)| match (mark.positions.get(store), applied) {
-                    (Some(at), Some(applied)) => at <= applied,
-                    (None, _) | (_, None) => false,
-                },
-            )
+        self.marks.iter().rev().find(|(at, mark)| {
+            *at <= told
+                && applied.iter().all(|(store, applied)| {
+                    match (mark.positions.get(store), applied) {
+                        (Some(at), Some(applied)) => at <= applied,
+                        (None, _) | (_, None) => false,
+                    }
+                })
         })
     }
 }
@@ -142,11 +147,24 @@ mod tests {
         marks.push(mark(3, "1.a", &[("pg", 30), ("docs", 300)]), now);
         let applied = |pg, docs| BTreeMap::from([(name("pg"), pg), (name("docs"), docs)]);
         let at = |p| Some(Position(p));
-        assert_eq!(number(marks.cut(&applied(at(35), at(299)))), Some(2));
-        assert_eq!(number(marks.cut(&applied(at(30), at(300)))), Some(3));
-        assert_eq!(number(marks.cut(&applied(at(9), at(300)))), None);
-        assert_eq!(number(marks.cut(&applied(None, at(300)))), None);
+        assert_eq!(number(marks.cut(&applied(at(35), at(299)), now)), Some(2));
+        assert_eq!(number(marks.cut(&applied(at(30), at(300)), now)), Some(3));
+        assert_eq!(number(marks.cut(&applied(at(9), at(300)), now)), None);
+        assert_eq!(number(marks.cut(&applied(None, at(300)), now)), None);
         assert_eq!(number(marks.covered(&name("docs"), Position(100))), Some(2));
+    }
+
+    #[test]
+    fn a_mark_that_is_newer_than_the_word_of_the_standby_is_no_cut() {
+        let start = Instant::now();
+        let mut marks = Marks::default();
+        for number in 1..=3 {
+            let at = start + Duration::from_secs(number);
+            marks.push(mark(number, "1.a", &[("pg", 10)]), at);
+        }
+        let applied = BTreeMap::from([(name("pg"), Some(Position(10)))]);
+        let told = start + Duration::from_millis(2500);
+        assert_eq!(number(marks.cut(&applied, told)), Some(2));
     }
 
     #[test]

@@ -62,8 +62,8 @@ pub enum Event {
     Alone,
     /// A promotion here is about to ask its peers to fence themselves.
     Propose,
-    /// The peers are fenced (or an operator answers for it): open the proposed epoch.
-    Open,
+    /// The peers are fenced (or an operator answers for it): open the epoch that they are fenced for.
+    Open(Epoch),
     /// Every store, index and service of the promotion is up.
     Risen,
     /// A node has joined as a standby.
@@ -125,6 +125,13 @@ impl Role {
             | Self::Promoting { .. }
             | Self::Fenced { .. } => self.epoch(),
         }
+    }
+
+    /// Returns the epoch that a promotion of node `me` would open now: one that it has proposed before
+    /// may have fenced a peer already, and is opened in the end.
+    pub fn next_epoch(&self, me: &NodeName) -> Epoch {
+        let next = self.epoch().superseded_by(me.clone());
+        next.max(self.highest_epoch().clone())
     }
 
     /// Returns the role without its data.
@@ -241,20 +248,8 @@ impl Role {
                 Event::Alone,
             ) => unchanged,
 
-            (
-                Self::Standby {
-                    epoch,
-                    primary,
-                    proposed,
-                },
-                Event::Propose,
-            ) => {
-                let next = epoch.superseded_by(me.clone());
-                // An earlier proposal may have fenced a peer already: propose the same again.
-                let next = proposed
-                    .clone()
-                    .filter(|proposed| *proposed >= next)
-                    .unwrap_or(next);
+            (Self::Standby { epoch, primary, .. }, Event::Propose) => {
+                let next = self.next_epoch(me);
                 (
                     Self::Standby {
                         epoch: epoch.clone(),
@@ -269,29 +264,22 @@ impl Role {
             (Self::Primary { .. }, Event::Propose) => return impossible("be promoted"),
 
             (
-                Self::Standby {
-                    epoch, proposed, ..
-                },
-                Event::Open,
+                Self::Standby { .. } | Self::Returning { .. } | Self::Fenced { .. },
+                Event::Open(epoch),
             ) => {
-                let next = epoch.superseded_by(me.clone());
-                let epoch = proposed
-                    .clone()
-                    .filter(|proposed| *proposed >= next)
-                    .unwrap_or(next);
-                (
-                    Self::Promoting { epoch },
-                    vec![Action::StopReceiving, Action::Record],
-                )
+                // Another epoch may have been heard of since the peers were fenced for this one.
+                if epoch != self.next_epoch(me) {
+                    return impossible("open an epoch that has been superseded meanwhile");
+                }
+                let actions = if self.name() == RoleName::Standby {
+                    vec![Action::StopReceiving, Action::Record]
+                } else {
+                    vec![Action::Record]
+                };
+                (Self::Promoting { epoch }, actions)
             }
-            (Self::Returning { epoch, .. } | Self::Fenced { epoch }, Event::Open) => (
-                Self::Promoting {
-                    epoch: epoch.superseded_by(me.clone()),
-                },
-                vec![Action::Record],
-            ),
-            (Self::Promoting { .. }, Event::Open) => unchanged,
-            (Self::Primary { .. }, Event::Open) => return impossible("be promoted"),
+            (Self::Promoting { .. }, Event::Open(_)) => unchanged,
+            (Self::Primary { .. }, Event::Open(_)) => return impossible("be promoted"),
 
             (Self::Promoting { epoch }, Event::Risen) => (
                 Self::Primary {
@@ -408,7 +396,8 @@ mod tests {
             Event::Reassured,
             Event::Alone,
             Event::Propose,
-            Event::Open,
+            Event::Open(epoch("3.b")),
+            Event::Open(epoch("4.b")),
             Event::Risen,
             Event::Joined(node("c")),
             Event::Left(node("c")),
@@ -451,7 +440,7 @@ mod tests {
             Just(Event::Reassured),
             Just(Event::Alone),
             Just(Event::Propose),
-            Just(Event::Open),
+            any_epoch().prop_map(Event::Open),
             Just(Event::Risen),
             Just(Event::Joined(node("c"))),
             Just(Event::Left(node("c"))),

@@ -79,3 +79,21 @@ fn assert_lag_of_nothing(pair: &Pair) {
         )
     });
 }
+
+#[test]
+fn a_primary_does_not_wait_for_the_old_word_of_a_standby_that_is_gone() {
+    let mut pair = Pair::new(Plan::settings());
+    pair.wait();
+    pair.b.power_off();
+    // Nothing has been written since the standby's last word, which is no answer all the same.
+    let ended = pair.a.try_understudy(&["wait", "--timeout", "2"]);
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("no word from b"), "{ended:?}");
+    let event = pair
+        .a
+        .wait_for_event("standby_lost", "no word from standby b");
+    assert!(event.starts_with("warning: "), "{event}");
+    pair.b.spawn(&[], &[]);
+    pair.a.wait_for_event("standby_back", "node b follows");
+    pair.wait();
+}

@@ -1,5 +1,6 @@
 //! A promotion that is killed anywhere is run again, and ends with exactly one primary.
 
+use serde_json::Value;
 use std::time::Duration;
 
 use crate::world::{Pair, Plan, holds, kill, until};
@@ -13,7 +14,9 @@ fn promote_again(mut pair: Pair, force: bool) {
         Pair::PATIENCE,
         || {
             pair.b.try_status()?;
-            let outcome = pair.b.json(&["promote", "--dry-run"]);
+            let ended = pair.b.try_understudy(&["promote", "--dry-run", "--json"]);
+            let outcome: Value =
+                serde_json::from_str(&ended.stdout).map_err(|_| format!("{ended:?}"))?;
             let unmet = outcome["plan"]["unmet"]
                 .as_array()
                 .ok_or_else(|| outcome.to_string())?;

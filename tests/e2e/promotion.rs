@@ -123,10 +123,10 @@ fn without_a_word_from_the_primary_only_force_promotes() {
     let mut pair = Pair::new(Plan::everything());
     pair.write(1);
     pair.wait();
-    let dry = pair.b.json(&["promote", "--dry-run"]);
+    let dry = pair.b.dry_run(Some(0));
     assert_eq!(dry["plan"]["unmet"], json!([]), "{dry}");
     pair.a.power_off();
-    let dry = pair.b.json(&["promote", "--dry-run"]);
+    let dry = pair.b.dry_run(Some(3));
     let plan = &dry["plan"];
     assert_eq!(plan["unmet"].as_array().unwrap().len(), 1, "{plan}");
     assert_eq!(plan["unmet"][0]["can_be_forced"], true);

@@ -30,6 +30,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A query of this module may take this long.
 const QUERY_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Asks which settings wait for a restart of the server.
+const PENDING_RESTART: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1";
+
 /// Why a cluster cannot be shipped.
 #[derive(Debug, thiserror::Error)]
 pub enum ShipError {
@@ -133,10 +136,7 @@ impl PostgresShipper {
             }));
         }
         let rows = client
-            .query(
-                "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1",
-                &[],
-            )
+            .query(PENDING_RESTART, &[])
             .await
             .map_err(|source| query("tell which settings wait for a restart", source))?;
         let needs_restart: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -178,7 +178,7 @@ impl PostgresShipper {
 
     /// Looks at the streams and the slots once.
     async fn look(&self) -> Result<(), PostgresError> {
-        let (streams, slots) = self
+        let (streams, slots, pending) = self
             .with_client(async |client| {
                 let streams = client
                     .query(
@@ -197,7 +197,11 @@ impl PostgresShipper {
                     )
                     .await
                     .map_err(|source| query("tell its slots", source))?;
-                Ok((streams, slots))
+                let pending = client
+                    .query(PENDING_RESTART, &[])
+                    .await
+                    .map_err(|source| query("tell what waits for a restart", source))?;
+                Ok((streams, slots, pending))
             })
             .await?;
         let mut found = BTreeMap::new();
@@ -243,6 +247,7 @@ impl PostgresShipper {
             );
         }
         seen.streams = found;
+        seen.needs_restart = pending.iter().map(|row| row.get(0)).collect();
         seen.lost_slots = lost;
         seen.retained_bytes = u64::try_from(retained).unwrap_or(0);
         seen.problem = None;
@@ -330,6 +335,11 @@ impl Shipper for PostgresShipper {
                     () = stop.wait() => return Ok(()),
                 }
                 if let Err(error) = self.look().await {
+                    if self.ended().is_some() {
+                        // Fenced: it does not answer because it was stopped.
+                        *self.seen() = Seen::default();
+                        return Ok(());
+                    }
                     let mut seen = self.seen();
                     seen.streams.clear();
                     seen.problem = Some(format!("postgres does not answer: {error}"));

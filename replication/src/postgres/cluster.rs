@@ -254,26 +254,42 @@ impl Cluster {
         })
     }
 
-    /// Returns whether a server runs on the data directory.
+    /// Returns whether a server runs on the data directory. What cannot be found out counts as running:
+    /// fencing rests on this.
     pub fn is_running(&self) -> bool {
-        let Ok(text) = fs::read_to_string(self.data_dir.join("postmaster.pid")) else {
-            return false;
+        let text = match fs::read_to_string(self.data_dir.join("postmaster.pid")) {
+            Ok(text) => text,
+            Err(error) => return error.kind() != io::ErrorKind::NotFound,
         };
         let Some(pid) = text
             .lines()
             .next()
             .and_then(|pid| pid.trim().parse::<u32>().ok())
         else {
-            return false;
+            // Just being written.
+            return true;
         };
-        // A stale file may name a process that is something else by now, or an unreaped zombie.
-        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-            let state = stat
-                .rsplit(')')
-                .next()
-                .and_then(|rest| rest.split_whitespace().next());
-            stat.contains("(postgres") && state != Some("Z")
-        })
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let stat = match fs::read_to_string(process.join("stat")) {
+            Ok(stat) => stat,
+            Err(error) => return error.kind() != io::ErrorKind::NotFound,
+        };
+        let state = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().next());
+        if state == Some("Z") {
+            return false;
+        }
+        // A stale file may name a process that is something else by now. A server works in its data
+        // directory, whatever the name of its program.
+        match (
+            fs::read_link(process.join("cwd")),
+            self.data_dir.canonicalize(),
+        ) {
+            (Ok(works_in), Ok(data_dir)) => works_in == data_dir,
+            (Err(_), _) | (_, Err(_)) => stat.contains("(postgres") || stat.contains("(postmaster"),
+        }
     }
 
     /// Returns whether the data directory is a standby's.

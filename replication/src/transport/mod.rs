@@ -16,7 +16,7 @@ mod tls;
 
 pub use client::{PeerClient, PeerError, PeerResponse, RedeemError, redeem};
 pub use frames::{FRAME_BYTES_MAX, FrameReader, FrameSender, frames};
-pub use server::{Caller, PeerServer, SharedRouter};
+pub use server::{Caller, PeerServer, RefusalEvent, SharedRouter};
 pub use tls::{Identity, TlsError};
 
 use understudy_config::NodeName;

@@ -29,7 +29,14 @@ use crate::store::Stop;
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
 
-/// One event per reason and address in this time: a scanner must not flood the operators.
+/// Callers without a certificate of a named node that are served at once,
+const STRANGERS_MAX: usize = 16;
+/// and for how long: time enough to join.
+const STRANGER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A scanner must not flood the operators: so many events per kind and address
+const EVENTS_MAX: u32 = 10;
+/// in this time.
 const EVENT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How many addresses the limit above remembers.
@@ -76,9 +83,16 @@ pub struct PeerServer {
     pub is_named: Box<dyn Fn(&NodeName) -> bool + Send + Sync>,
     /// Where refusals are recorded.
     pub events: Events,
+    /// The places for callers without a certificate of a named node; see [`PeerServer::strangers`].
+    pub strangers: Semaphore,
 }
 
 impl PeerServer {
+    /// Returns the places for callers without a certificate of a named node.
+    pub fn strangers() -> Semaphore {
+        Semaphore::new(STRANGERS_MAX)
+    }
+
     /// Serves `listener` until told to stop.
     ///
     /// # Errors
@@ -119,14 +133,13 @@ impl PeerServer {
         Ok(())
     }
 
-    /// Records that a connection or a request was refused, unless the same was told a moment ago.
-    fn tell(&self, offenders: &Offenders, address: SocketAddr, Refused(reason): Refused) {
-        let kind = "peer_refused";
-        let reason = format!("refused a connection from {}: {reason}", address.ip());
+    /// Records that a connection or a request was refused, unless the address has had its share.
+    fn tell(&self, offenders: &Offenders, address: SocketAddr, refused: RefusalEvent) {
+        let RefusalEvent { kind, message } = refused;
         if offenders.is_news(kind, address.ip(), Instant::now()) {
-            self.events.record(Severity::Warning, kind, reason);
+            self.events.record(Severity::Warning, kind, message);
         } else {
-            tracing::info!(kind, reason, "refused again");
+            tracing::info!(kind, message, "refused again");
         }
     }
 
@@ -136,8 +149,8 @@ impl PeerServer {
         mut stream: TcpStream,
         address: SocketAddr,
         offenders: &Offenders,
-    ) -> Result<(), Refused> {
-        let refused = |reason: &dyn std::fmt::Display| Refused(reason.to_string());
+    ) -> Result<(), RefusalEvent> {
+        let refused = |reason: &dyn std::fmt::Display| connection_refused(address, reason);
         stream.set_nodelay(true).map_err(|error| refused(&error))?;
         rustix::net::sockopt::set_tcp_user_timeout(&stream, 10_000)
             .map_err(|error| refused(&error))?;
@@ -208,11 +221,26 @@ impl PeerServer {
                 Ok::<_, std::convert::Infallible>(response)
             }
         });
-        let served = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(120))
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new());
+        let is_stranger = caller.is_none() || unnamed.is_some();
+        let served = if is_stranger {
+            // Strangers get few places and little time, so that they cannot keep the nodes out.
+            let Ok(_place) = self.strangers.try_acquire() else {
+                return Err(refused(&"too many callers without a certificate at once"));
+            };
+            let served = server
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::time::timeout(STRANGER_PATIENCE, served)
+                .await
+                .unwrap_or(Ok(()))
+        } else {
+            server
+                .header_read_timeout(Duration::from_secs(120))
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+        };
         if let Err(error) = served {
             tracing::debug!(%address, %error, "connection from a peer ended");
         }
@@ -239,15 +267,20 @@ impl PeerServer {
                 "this node speaks version {PROTOCOL_VERSION} of the protocol, the caller \
                  `{theirs}`; run the same version of understudy on both"
             );
-            self.tell(offenders, address, Refused(reason.clone()));
+            self.tell(offenders, address, connection_refused(address, &reason));
             return refusal(StatusCode::UPGRADE_REQUIRED, reason);
         }
         let Some(node) = caller else {
             request.extensions_mut().insert(address);
-            return match self.anonymous.clone().oneshot(request).await {
+            let response = match self.anonymous.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             };
+            let event = response.extensions().get::<RefusalEvent>().cloned();
+            if let Some(event) = event {
+                self.tell(offenders, address, event);
+            }
+            return response;
         };
         match epoch.map(|text| text.parse::<Epoch>()) {
             Some(Ok(epoch)) => self.lineage.heard(&node, &epoch),
@@ -272,8 +305,22 @@ fn header(request: &Request<Body>, name: &str) -> Option<String> {
     value.to_str().ok().map(str::to_owned)
 }
 
-/// Why a connection or a request was refused.
-struct Refused(String);
+/// What is recorded of a refusal. A handler for callers without a certificate puts it into the extensions
+/// of its answer, so that the server can bound how much a stranger can have recorded.
+#[derive(Clone, Debug)]
+pub struct RefusalEvent {
+    /// The kind of the event.
+    pub kind: &'static str,
+    /// What it says.
+    pub message: String,
+}
+
+fn connection_refused(address: SocketAddr, reason: &dyn std::fmt::Display) -> RefusalEvent {
+    RefusalEvent {
+        kind: "peer_refused",
+        message: format!("refused a connection from {}: {reason}", address.ip()),
+    }
+}
 
 fn refusal(status: StatusCode, reason: String) -> Response {
     (status, reason).into_response()
@@ -288,16 +335,31 @@ fn common_name(certificate: &CertificateDer<'_>) -> Option<NodeName> {
 
 /// Limits how often one address can make the same event.
 #[derive(Debug, Default)]
-struct Offenders(Mutex<BTreeMap<(&'static str, IpAddr), Instant>>);
+struct Offenders(Mutex<BTreeMap<(&'static str, IpAddr), Share>>);
+
+/// Since when an address has made events of a kind, and how many.
+#[derive(Debug)]
+struct Share {
+    since: Instant,
+    count: u32,
+}
 
 impl Offenders {
     fn is_news(&self, kind: &'static str, ip: IpAddr, now: Instant) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.retain(|_, at| now.saturating_duration_since(*at) < EVENT_INTERVAL);
-        if seen.contains_key(&(kind, ip)) || seen.len() >= OFFENDERS_MAX {
+        seen.retain(|_, share| now.saturating_duration_since(share.since) < EVENT_INTERVAL);
+        if let Some(share) = seen.get_mut(&(kind, ip)) {
+            share.count = share.count.saturating_add(1);
+            return share.count <= EVENTS_MAX;
+        }
+        if seen.len() >= OFFENDERS_MAX {
             return false;
         }
-        seen.insert((kind, ip), now);
+        let share = Share {
+            since: now,
+            count: 1,
+        };
+        seen.insert((kind, ip), share);
         true
     }
 }

@@ -89,6 +89,11 @@ impl Replica {
         let Some(head) = self.ledger.head().cloned() else {
             return Ok(());
         };
+        // The log is emptied when a copy is taken over. A crash in the middle of that leaves one that ends
+        // before the table, which has had everything that was in it.
+        if self.ledger.log().end() < head.position {
+            self.ledger.log().reset(head.position)?;
+        }
         let mut reader = self.ledger.log_view().reader(head.position)?;
         let mut superseded = BTreeSet::new();
         while let Some(record) = reader.next()? {

@@ -1,12 +1,13 @@
 //! Seeding a standby's Postgres by a base backup.
 //!
-//! Invariant: the file `seeding` in the store's state is there from before the first byte is written
-//! into the data directory until the last one is durable. A data directory with that file beside it
-//! is half a copy of ours, and may be removed; one without it belongs to somebody, and is never
+//! Invariant: the file `seeding` in the store's state names the data directory, by path and inode, from
+//! before the first byte is written into it until the last one is durable. A data directory that is
+//! named there is half a copy of ours, and may be removed; any other belongs to somebody, and is never
 //! touched.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,7 +121,20 @@ impl PostgresReceiver {
 
     /// Returns whether the data directory is half a copy.
     pub(super) fn is_seeding(&self) -> bool {
-        self.seeding_mark().exists()
+        let marked = fs::read_to_string(self.seeding_mark());
+        marked.is_ok_and(|marked| self.identity().is_ok_and(|identity| marked == identity))
+    }
+
+    /// Returns what tells the data directory from any other that may come into its place.
+    fn identity(&self) -> io::Result<String> {
+        let path = self.cluster.data_dir.canonicalize()?;
+        let metadata = fs::metadata(&path)?;
+        Ok(format!(
+            "{}\n{}:{}\n",
+            path.display(),
+            metadata.dev(),
+            metadata.ino()
+        ))
     }
 
     pub(super) async fn seed_cluster(
@@ -209,8 +223,10 @@ impl PostgresReceiver {
 
     /// Says that the data directory is half a copy, before it is.
     fn mark_half(&self) -> Result<(), SeedError> {
+        let data_dir = self.cluster.data_dir.clone();
+        let identity = self.identity().map_err(self.file("look at", data_dir))?;
         let mark = self.seeding_mark();
-        durable::write(&mark, b"pg_basebackup\n", 0o644).map_err(self.file("write", mark))
+        durable::write(&mark, identity.as_bytes(), 0o644).map_err(self.file("write", mark))
     }
 
     fn file(&self, action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> SeedError {
@@ -256,8 +272,8 @@ impl PostgresReceiver {
         let data_dir = cluster.data_dir.clone();
         // The certificates first: the backup itself uses them.
         cluster.install_certificates(&self.pki)?;
-        self.mark_half()?;
         cluster.create_owned_directory(&data_dir, 0o700)?;
+        self.mark_half()?;
         let conninfo = self.upstream(primary).conninfo(&cluster.tls_dir());
         let target = data_dir.display().to_string();
         let argv = [

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::role::Role;
-use understudy_replication::status::StoreLag;
+use understudy_replication::status::{RoleName, StoreLag};
 use understudy_replication::store::StoreId;
 use understudy_replication::wall_time::WallTime;
 
@@ -140,7 +140,9 @@ pub fn plan(seen: &Observation) -> Plan {
     let fence = |conditions: &mut Vec<Condition>, steps: &mut Vec<Step>| match &seen.primary {
         Some((node, Ok(()))) => {
             steps.push(Step::Fence(node.clone()));
-            steps.push(Step::Drain);
+            if seen.role.name() == RoleName::Standby {
+                steps.push(Step::Drain);
+            }
         }
         Some((node, Err(reason))) => conditions.push(Condition {
             what: format!("node {node} cannot be asked to fence itself: {reason}"),
@@ -167,22 +169,15 @@ pub fn plan(seen: &Observation) -> Plan {
     match &seen.role {
         Role::Primary { .. } => {}
         Role::Promoting { .. } => rise(&mut steps),
-        Role::Standby {
-            epoch, proposed, ..
-        } => {
+        Role::Standby { .. } => {
             fence(&mut conditions, &mut steps);
             for store in &seen.stores {
                 conditions.extend(unfit(store));
             }
-            let next = epoch.superseded_by(seen.me.clone());
-            let next = proposed
-                .clone()
-                .filter(|proposed| *proposed >= next)
-                .unwrap_or(next);
-            steps.push(Step::Open(next));
+            steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
         }
-        Role::Returning { epoch, .. } => {
+        Role::Returning { .. } => {
             conditions.push(Condition {
                 what: format!(
                     "node {} was primary, and has not heard whether it has been superseded",
@@ -193,10 +188,12 @@ pub fn plan(seen: &Observation) -> Plan {
                     .to_owned(),
                 can_be_forced: true,
             });
-            steps.push(Step::Open(epoch.superseded_by(seen.me.clone())));
+            steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
         }
         Role::Fenced { epoch } => {
+            // The node that superseded this one is to stop first, if it can be asked.
+            fence(&mut conditions, &mut steps);
             conditions.push(Condition {
                 what: format!(
                     "node {} has been superseded in epoch {epoch}: what was written since then is \
@@ -208,7 +205,7 @@ pub fn plan(seen: &Observation) -> Plan {
                     .to_owned(),
                 can_be_forced: true,
             });
-            steps.push(Step::Open(epoch.superseded_by(seen.me.clone())));
+            steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
         }
     }
@@ -418,6 +415,8 @@ mod tests {
         seen.role = Role::Fenced { epoch: name("3.a") };
         assert_eq!(plan(&seen).unmet.len(), 1);
         seen.is_forced = true;
+        assert_eq!(steps(&seen)[..2], ["fence a", "open epoch 4.b"]);
+        seen.primary = Some((name("a"), Err("no route to host".to_owned())));
         assert_eq!(steps(&seen)[0], "open epoch 4.b");
     }
 }

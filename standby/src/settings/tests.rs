@@ -88,6 +88,7 @@ impl Pair {
             lineage: Arc::new(Lone(epoch())),
             is_named: Box::new(|_| true),
             events: Events::open(&folder.path().join("events")).unwrap(),
+            strangers: PeerServer::strangers(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

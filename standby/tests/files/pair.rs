@@ -79,6 +79,7 @@ impl Pair {
             lineage: Arc::new(Fixed(epoch())),
             is_named: Box::new(|_| true),
             events: events(folder.path(), "server"),
+            strangers: PeerServer::strangers(),
         };
         let (stopper, stop) = Stopper::new();
         tokio::spawn(server.serve(listener, stop));

@@ -131,6 +131,13 @@ impl Machine {
         ended.stdout
     }
 
+    /// Returns the plan of a promotion, whose exit status tells whether it could be carried out.
+    pub(crate) fn dry_run(&self, status: Option<i32>) -> Value {
+        let ended = self.try_understudy(&["promote", "--dry-run", "--json"]);
+        assert_eq!(ended.status, status, "{ended:?}");
+        serde_json::from_str(&ended.stdout).expect("a plan in JSON")
+    }
+
     /// Runs a verb that has to succeed, and returns the JSON that it printed.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let text = self.understudy(&[arguments, &["--json"]].concat());
