@@ -102,3 +102,32 @@ fn a_service_that_dies_is_a_fault_that_is_told() {
     pair.a
         .wait_for_event("service_down", "service two is down and should be up");
 }
+
+#[test]
+fn a_primary_whose_service_does_not_stop_is_not_called_fenced() {
+    let mut pair = Pair::new(plan());
+    wait_for_states(&pair.a, ["one online", "two online", "three online"]);
+    fs::write(pair.a.at("/stuck"), "").unwrap();
+    let refused = pair.b.try_understudy(&["promote"]);
+    assert_eq!(refused.status, Some(3), "{refused:?}");
+    assert_eq!(pair.b.role(), "standby");
+    assert_eq!(
+        journal(&pair.b),
+        "",
+        "a service was started while the other ran"
+    );
+
+    // What was owed is done by itself as soon as it can be, and then the promotion goes on.
+    fs::remove_file(pair.a.at("/stuck")).unwrap();
+    until("the services of a are down", Pair::PATIENCE, || {
+        let journal = journal(&pair.a);
+        if journal.ends_with("stop three\nstop two\nstop one\n") {
+            Ok(())
+        } else {
+            Err(journal)
+        }
+    });
+    pair.b.understudy(&["promote"]);
+    pair.assert_a_is_fenced();
+    pair.assert_b_is_primary();
+}

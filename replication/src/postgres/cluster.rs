@@ -9,117 +9,19 @@ use std::time::Duration;
 
 use understudy_config::{Local, NodeName, Postgres};
 
-use super::control_data::{ControlData, ParseControlDataError};
+use super::control_data::ControlData;
+use super::error::{PostgresError, VERSION_MIN};
 use super::settings::{self, Upstream};
 use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
-use crate::position::ParseLsnError;
 use crate::trust;
-
-/// The oldest major version that is supported.
-pub const VERSION_MIN: u32 = 15;
 
 /// Starting, and stopping in peace, may take this long.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The server's own log is set aside at a start when it is larger.
 const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
-
-/// Why Postgres could not be controlled.
-#[derive(Debug, thiserror::Error)]
-pub enum PostgresError {
-    /// No programs of a supported version.
-    #[error(
-        "Postgres {VERSION_MIN} or newer is not installed in {} (install postgresql-{VERSION_MIN}, \
-         or set `bin_dir` in [postgres])", place.display()
-    )]
-    NotInstalled {
-        /// Where it was looked for.
-        place: PathBuf,
-    },
-    /// The data directory is of a version that is not supported.
-    #[error("{} is a cluster of Postgres {found}; {VERSION_MIN} or newer is needed", data_dir.display())]
-    TooOld {
-        /// The data directory.
-        data_dir: PathBuf,
-        /// Its version.
-        found: String,
-    },
-    /// There is no cluster.
-    #[error("{} is not a Postgres data directory", data_dir.display())]
-    NoCluster {
-        /// The data directory.
-        data_dir: PathBuf,
-    },
-    /// Debian's layout keeps the configuration elsewhere.
-    #[error(
-        "{} has no postgresql.conf: a configuration outside of the data directory (Debian's \
-         /etc/postgresql) is not supported yet", data_dir.display()
-    )]
-    SplitLayout {
-        /// The data directory.
-        data_dir: PathBuf,
-    },
-    /// A file could not be handled.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What happened.
-        source: io::Error,
-    },
-    /// A program of Postgres failed.
-    #[error("cannot {action} postgres in {}", data_dir.display())]
-    Control {
-        /// What was being done.
-        action: &'static str,
-        /// To which cluster.
-        data_dir: PathBuf,
-        /// What happened.
-        source: CommandError,
-    },
-    /// `pg_controldata` said something else.
-    #[error("cannot understand the control data of {}", data_dir.display())]
-    ControlData {
-        /// The cluster.
-        data_dir: PathBuf,
-        /// What is missing.
-        source: ParseControlDataError,
-    },
-    /// No connection.
-    #[error("cannot connect to postgres at {} port {port}", socket_dir.display())]
-    Connect {
-        /// The folder of its Unix socket.
-        socket_dir: PathBuf,
-        /// Its port.
-        port: u16,
-        /// What happened.
-        source: tokio_postgres::Error,
-    },
-    /// A query failed.
-    #[error("postgres could not {what}")]
-    Query {
-        /// What was asked.
-        what: &'static str,
-        /// What happened.
-        source: tokio_postgres::Error,
-    },
-    /// A query took too long.
-    #[error("postgres did not {what} in time")]
-    Late {
-        /// What was asked.
-        what: &'static str,
-    },
-    /// Postgres told something that is not an LSN.
-    #[error("postgres told a position that cannot be understood")]
-    Lsn {
-        /// What it told.
-        source: ParseLsnError,
-    },
-}
 
 /// A Postgres cluster on this machine.
 #[derive(Clone, Debug)]

@@ -9,11 +9,13 @@
 
 mod cluster;
 mod control_data;
+mod error;
 mod settings;
 mod sql;
 
-pub use cluster::{Cluster, PostgresError, VERSION_MIN};
+pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
+pub use error::{PostgresError, VERSION_MIN};
 pub use settings::{Upstream, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::ROLE;
-use super::cluster::{Cluster, PostgresError};
+use super::cluster::Cluster;
+use super::error::PostgresError;
 use crate::position::Lsn;
 
 /// Connecting may take this long.

@@ -97,7 +97,8 @@ impl Plan {
     }
 }
 
-/// A service that writes down what is done to it, in `journal` beneath the root.
+/// A service that writes down what is done to it, in `journal` beneath the root; it does not stop while
+/// `stuck` is there.
 const SERVICE: &str = r#"#!/bin/sh
 pid=$UNDERSTUDY_ROOT/run/$2.pid
 mkdir -p "$UNDERSTUDY_ROOT/run"
@@ -108,6 +109,7 @@ start)
     setsid sleep 100000 </dev/null >/dev/null 2>&1 &
     echo $! > "$pid" ;;
 stop)
+    [ ! -f "$UNDERSTUDY_ROOT/stuck" ] || exit 1
     if is_up; then
         echo "stop $2" >> "$UNDERSTUDY_ROOT/journal"
         kill "$(cat "$pid")"
