@@ -380,40 +380,38 @@ fn account(node: &Arc<Node>, report: &mut Report, fenced_at: &BTreeMap<StoreName
     let Stage::Standby(run) = node.stage() else {
         return;
     };
-    for loss in &mut report.lost {
-        let Some(receiver) = run.receivers.iter().find(|it| it.id().name == loss.id.name) else {
-            continue;
-        };
-        let flushed = receiver.received().flushed;
-        if report.fenced.is_some() {
-            // The primary has stopped, and everything up to where it stopped has been waited for.
-            match (fenced_at.get(&loss.id.name), flushed) {
-                (Some(end), Some(flushed)) => {
-                    loss.amount = Some(end.ahead_of(flushed));
-                    loss.amount_at_least = loss.amount;
-                    loss.unknown = None;
-                }
-                (None, _) | (_, None) => {
-                    loss.amount = None;
-                    loss.unknown =
-                        Some("where it ended on the old primary is not known".to_owned());
-                }
-            }
-            if loss.amount == Some(0) {
-                loss.seconds = Some(0.0);
-            }
-        }
-    }
     if report.fenced.is_none() {
         for loss in &mut report.lost {
             *loss = loss.clone().uncertain(run.primary());
         }
-    }
-    if report.fenced.is_some() && report.lost.iter().all(|loss| loss.amount == Some(0)) {
-        report.cut = run.newest_mark();
-    } else if let Stage::Standby(run) = node.stage() {
         report.cut = run.upstream(understudy_replication::lag::Now::read()).cut;
+        return;
     }
+    // The primary has stopped, and everything up to where it stopped has been waited for.
+    for loss in &mut report.lost {
+        let Some(receiver) = run.receivers.iter().find(|it| it.id().name == loss.id.name) else {
+            continue;
+        };
+        match (fenced_at.get(&loss.id.name), receiver.received().flushed) {
+            (Some(end), Some(flushed)) => {
+                loss.amount = Some(end.ahead_of(flushed));
+                loss.amount_at_least = loss.amount;
+                loss.unknown = None;
+            }
+            (None, _) | (_, None) => {
+                loss.amount = None;
+                loss.unknown = Some("where it ended on the old primary is not known".to_owned());
+            }
+        }
+        if loss.amount == Some(0) {
+            loss.seconds = Some(0.0);
+        }
+    }
+    report.cut = if report.lost.iter().all(|loss| loss.amount == Some(0)) {
+        run.newest_mark()
+    } else {
+        run.upstream(understudy_replication::lag::Now::read()).cut
+    };
 }
 
 async fn take_over(

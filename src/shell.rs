@@ -62,7 +62,7 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                 // operating system that has just booted may start what it was told to start.
                 _ = tick.tick() => {
                     if must_not_serve(&node) && (node.is_fence_owed() || node.is_serving()) {
-                        let _told = fence(&node).await.is_err();
+                        fence(&node).await;
                     }
                     continue;
                 }
@@ -134,7 +134,7 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
                     format!("node {} stops its services and stores: {reason}", node.me()),
                 );
                 node.set_alone(matches!(next, Role::Returning { .. }));
-                let _told = fence(node).await.is_err();
+                fence(node).await;
             }
             Action::Serve => serve(node, &next).await?,
             Action::Follow => follow(node, &next).await?,
@@ -171,8 +171,8 @@ fn must_not_serve(node: &Node) -> bool {
     }
 }
 
-/// Stops the services, then the stores. What fails is told, and tried again by the caller.
-async fn fence(node: &Arc<Node>) -> Result<(), ()> {
+/// Stops the services, then the stores. What fails is told, and owed: [`run`] tries it again.
+async fn fence(node: &Arc<Node>) {
     let mut is_done = true;
     if let Stage::Primary(run) = node.stage() {
         run.stop_leading().await;
@@ -205,7 +205,6 @@ async fn fence(node: &Arc<Node>) -> Result<(), ()> {
         }
     }
     node.set_fence_owed(!is_done);
-    if is_done { Ok(()) } else { Err(()) }
 }
 
 async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
