@@ -4,14 +4,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Digest, Entry};
+use super::entry::{Digest, Entry, Kind};
 use super::path::RelPath;
+use super::patch::Patch;
 use crate::position::Position;
 
 /// The longest encoded batch: a record of the log and a frame of the wire hold it.
 pub const BATCH_BYTES_MAX: usize = 2 << 20;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// One change of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,67 +23,137 @@ pub enum Operation {
         path: RelPath,
         /// What it is.
         entry: Entry,
-        /// The content of the file comes along. Without it only what surrounds the content changed.
-        has_content: bool,
+        /// Where its content comes from.
+        content: Content,
     },
     /// The path, and all that it held, is no more.
     Delete {
         /// The path.
         path: RelPath,
     },
+    /// What was at a path, with all that it holds, is at another; what was there is no more.
+    Move {
+        /// Where it was.
+        from: RelPath,
+        /// Where it is.
+        to: RelPath,
+    },
+    /// What was at two paths is at each other's.
+    Swap {
+        /// The one.
+        a: RelPath,
+        /// The other.
+        b: RelPath,
+    },
+}
+
+/// Where the content of a file comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// It is what it was; for what is no file, there is none.
+    Same,
+    /// It comes along whole.
+    Whole,
+    /// What has changed comes along.
+    Patch(Patch),
+    /// It is that of the file which is at this path before the batch.
+    Copy(RelPath),
+    /// It is the file that is at this path when the operations before have been done: one more name
+    /// of it.
+    Link(RelPath),
 }
 
 impl Operation {
-    /// Returns which path it changes.
+    /// Returns which path it changes; of a move, where to.
     pub fn path(&self) -> &RelPath {
         match self {
             Self::Put { path, .. } | Self::Delete { path } => path,
+            Self::Move { to, .. } => to,
+            Self::Swap { a, .. } => a,
         }
     }
 
-    /// Returns the size and hash of the content that comes along.
-    pub fn content(&self) -> Option<(u64, Digest)> {
+    /// Returns how many bytes of content come along, and the digest of just these; `None` where none
+    /// do.
+    pub fn literal(&self) -> Option<(u64, Digest)> {
         match self {
             Self::Put {
                 entry,
-                has_content: true,
+                content: Content::Whole,
                 ..
             } => entry.content(),
             Self::Put {
-                has_content: false, ..
+                content: Content::Patch(patch),
+                ..
+            } => Some((patch.literal_bytes(), patch.literal)),
+            Self::Put {
+                content: Content::Same | Content::Copy(_) | Content::Link(_),
+                ..
             }
-            | Self::Delete { .. } => None,
+            | Self::Delete { .. }
+            | Self::Move { .. }
+            | Self::Swap { .. } => None,
         }
     }
 
     /// Returns how many bytes it takes in a batch, at most, without content.
     pub fn metadata_bytes(&self) -> usize {
-        let target = match self {
-            Self::Put { entry, .. } => match &entry.kind {
-                super::Kind::Symlink { target } => target.len(),
-                super::Kind::File { .. } | super::Kind::Directory => 0,
-            },
+        let more = match self {
+            Self::Put { entry, content, .. } => {
+                let target = match &entry.kind {
+                    Kind::Symlink { target } => target.len(),
+                    Kind::File { .. } | Kind::Directory => 0,
+                };
+                // Of each attribute the name and the value have a length.
+                let xattrs = entry.xattrs.iter().count().saturating_mul(6);
+                let xattrs = xattrs.saturating_add(entry.xattrs.bytes());
+                let content = match content {
+                    Content::Same | Content::Whole => 0,
+                    Content::Patch(patch) => patch.metadata_bytes(),
+                    Content::Copy(path) | Content::Link(path) => path.as_bytes().len(),
+                };
+                target.saturating_add(xattrs).saturating_add(content)
+            }
             Self::Delete { .. } => 0,
+            Self::Move { from, .. } => from.as_bytes().len(),
+            Self::Swap { b, .. } => b.as_bytes().len(),
         };
         self.path()
             .as_bytes()
             .len()
-            .saturating_add(target)
-            .saturating_add(100)
+            .saturating_add(more)
+            .saturating_add(120)
     }
 
     /// Returns by how much it moves the position: what has to be shipped because of it.
     pub fn cost(&self) -> u64 {
-        let content = self.content().map_or(0, |(size, _)| size);
+        let content = self.literal().map_or(0, |(size, _)| size);
         let metadata = u64::try_from(self.metadata_bytes()).unwrap_or(u64::MAX);
         content.saturating_add(metadata)
+    }
+
+    fn is_valid(&self) -> bool {
+        match self {
+            Self::Put { entry, content, .. } => {
+                entry.is_valid()
+                    && match (content, entry.content()) {
+                        (Content::Same, _) => true,
+                        (Content::Whole | Content::Copy(_) | Content::Link(_), found) => {
+                            found.is_some()
+                        }
+                        (Content::Patch(patch), Some((size, _))) => patch.is_valid(size),
+                        (Content::Patch(_), None) => false,
+                    }
+            }
+            Self::Delete { .. } | Self::Move { .. } | Self::Swap { .. } => true,
+        }
     }
 }
 
 /// Changes that become visible together, from one position to the next.
 ///
-/// Puts come first, parents before what they hold, then deletes: what has moved is never absent
-/// from both places.
+/// Moves come first, then puts, parents before what they hold, then deletes: what has moved is never
+/// absent from both places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     /// The position before it.
@@ -146,21 +217,16 @@ impl Batch {
         if batch.end <= batch.start {
             return Err(BatchError::Backwards(batch.start, batch.end));
         }
-        for operation in &batch.operations {
-            match operation {
-                Operation::Put { path, entry, .. } if !entry.is_valid() => {
-                    return Err(BatchError::Entry(path.clone()));
-                }
-                Operation::Put { .. } | Operation::Delete { .. } => {}
-            }
+        match batch.operations.iter().find(|operation| !operation.is_valid()) {
+            Some(operation) => Err(BatchError::Entry(operation.path().clone())),
+            None => Ok(batch),
         }
-        Ok(batch)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Kind;
+    use super::super::entry::Xattrs;
     use super::*;
     use proptest::prelude::*;
 
@@ -175,6 +241,8 @@ mod tests {
             uid: 1,
             gid: 2,
             mtime_ns: -5,
+            link: 0,
+            xattrs: Xattrs::new(vec![(b"user.a".to_vec(), b"1".to_vec())]),
         };
         Batch {
             start: Position(10),
@@ -185,7 +253,11 @@ mod tests {
                 Operation::Put {
                     path: path.clone(),
                     entry,
-                    has_content: false,
+                    content: Content::Same,
+                },
+                Operation::Move {
+                    from: path.clone(),
+                    to: RelPath::new(*b"b").unwrap(),
                 },
                 Operation::Delete { path },
             ],
@@ -212,7 +284,15 @@ mod tests {
             Batch::decode(&bytes),
             Err(BatchError::Backwards(..))
         ));
-        assert_eq!(Batch::decode(&[2, 0]), Err(BatchError::Version(2)));
+        assert_eq!(Batch::decode(&[1, 0]), Err(BatchError::Version(1)));
+    }
+
+    #[test]
+    fn the_room_that_an_operation_is_given_suffices() {
+        for operation in batch(&[b'x'; 300]).operations {
+            let bytes = postcard::to_stdvec(&operation).unwrap().len();
+            assert!(bytes <= operation.metadata_bytes(), "{operation:?}");
+        }
     }
 
     proptest! {

@@ -1,34 +1,47 @@
-//! What a node keeps of a store beside its tree: the manifest in a table, and the log.
+//! What a node keeps of a store beside its tree: the manifest.
+//!
+//! ```text
+//! manifest (a checkpoint: the whole, written now and then) + journal (what has changed since)
+//! ```
+//! In memory it is whole. On the disk it is a checkpoint, replaced by renaming, and a log of what was
+//! committed since, which is folded into it at opening. When the journal has grown to a share of the
+//! checkpoint, the next checkpoint is written and the journal is emptied: so what is written stays in
+//! proportion to what changes.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::StoreName;
 
-use super::entry::{Digest, Known};
-use super::manifest::{Manifest, Misfit};
+use super::batch::{Content, Operation};
+use super::checkpoint;
+use super::entry::{Digest, Known, Local};
+use super::manifest::{Manifest, Misfit, TOP};
 use super::path::RelPath;
 use crate::durable;
 use crate::epoch::Epoch;
 use crate::log::{Log, LogError};
 use crate::position::Position;
-use crate::table::{self, Change, Engine, Table, TableError};
 
-/// How long to wait for the other end of this node, which is on its way out, to close the table.
-const HANDOVER_MAX: Duration = Duration::from_secs(5);
+/// A journal up to this size is not worth a checkpoint.
+const JOURNAL_BYTES_MIN: u64 = 32 << 20;
 
-const HEAD_KEY: &[u8] = b"h";
-const PATH_PREFIX: u8 = b'p';
-/// The form of keys and values. A table of another one is rebuilt.
-const VERSION: u8 = 1;
+/// How many entries go into one record.
+const ENTRIES_IN_RECORD: usize = 500;
 
-/// What the manifest in the table stands for.
+/// How much of what an entry takes, path and attributes, goes into one record.
+const RECORD_BYTES_MAX: usize = 2 << 20;
+
+/// The form of records. A journal of another one is as good as a damaged one.
+const VERSION: u8 = 2;
+
+const CHECKPOINT: &str = "manifest";
+const JOURNAL: &str = "journal";
+const LOG: &str = "log";
+
+/// What the manifest stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The epoch of the positions.
@@ -37,14 +50,14 @@ pub struct Head {
     pub position: Position,
     /// The newest position at which no content was awaited.
     pub complete: Position,
-    /// The root of the manifest: a table that has lost something does not have it.
+    /// The root of the manifest: one that has lost something does not have it.
     pub root: Digest,
 }
 
 /// Why a ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The folder cannot be made, or the table in it not be moved aside.
+    /// A file or folder cannot be read, written, or moved aside.
     #[error("cannot {action} {}", path.display())]
     Folder {
         /// What was tried.
@@ -54,21 +67,21 @@ pub enum LedgerError {
         /// Why not.
         source: io::Error,
     },
-    /// The table failed.
-    #[error("cannot keep the manifest of store {store}")]
-    Table {
-        /// The store.
-        store: StoreName,
-        /// Why not.
-        source: TableError,
-    },
-    /// The log failed.
+    /// The journal or the log failed.
     #[error("cannot keep the log of store {store}")]
     Log {
         /// The store.
         store: StoreName,
         /// Why not.
         source: LogError,
+    },
+    /// A record cannot be encoded.
+    #[error("cannot encode what is kept of store {store}")]
+    Encode {
+        /// The store.
+        store: StoreName,
+        /// Why not.
+        source: postcard::Error,
     },
     /// A change does not fit the manifest.
     #[error("the manifest of store {store} does not fit")]
@@ -80,16 +93,28 @@ pub enum LedgerError {
     },
 }
 
-/// The manifest, its durable form, and the log. One owner at a time on a node.
+/// A record of the journal.
+#[derive(Serialize, Deserialize)]
+enum Entry {
+    /// Operations, what was learned of paths, and what the manifest stands for then.
+    Commit(Head, Vec<Operation>),
+    /// What was learned of paths.
+    Learn(Vec<(RelPath, Local)>),
+    /// The manifest stands for nothing any more; its entries save reading files again.
+    Forget,
+    /// What an unfinished seeding has put into its place, in this boot of the machine.
+    Aside(String, Vec<(RelPath, Known)>),
+}
+
+/// The manifest and its durable form. One owner at a time on a node.
 pub struct Ledger {
     store: StoreName,
+    state: PathBuf,
     /// In memory; what is changed here is kept by [`Ledger::commit`].
     pub manifest: Manifest,
-    table: Box<dyn Table>,
-    log: Log,
+    journal: Log,
     head: Option<Head>,
-    /// The log was damaged and begins anew: what it held beyond the table is gone.
-    pub is_log_lost: bool,
+    checkpoint_bytes: u64,
     /// What was found damaged at opening, for the operators.
     pub damage: Vec<String>,
 }
@@ -101,254 +126,348 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Opens what is in `state`, or begins anew. A table that is damaged is moved aside, and the
-    /// head is then `None`; a log that is damaged is begun anew, and `is_log_lost`.
+    /// Opens what is in `state`, or begins anew. What is damaged is moved aside, and the head is then
+    /// `None`.
     ///
     /// # Errors
     /// When the folder cannot be used.
     pub fn open(state: &Path, store: &StoreName) -> Result<Self, LedgerError> {
         durable::create_directory(state, 0o700).map_err(folder_error("create", state))?;
         let mut damage = Vec::new();
-        let mut is_log_lost = false;
-        let path = state.join("table");
-        let table = match open_table(&path) {
-            Ok(table) => table,
-            Err(error) => {
-                damage.push(format!("the table of store {store} is rebuilt: {error}"));
+        let path = state.join(CHECKPOINT);
+        let loaded = match checkpoint::load(&path, store) {
+            Ok(loaded) => loaded,
+            Err(reason) => {
+                damage.push(format!("the manifest of store {store} is made anew: {reason}"));
                 move_aside(&path)?;
-                table::open(&path, Engine::default()).map_err(table_error(store))?
+                None
             }
+        };
+        let is_lost = !damage.is_empty();
+        let (checkpoint, checkpoint_bytes) = loaded.unwrap_or_default();
+        let folder = state.join(JOURNAL);
+        let first = Position(checkpoint.journal);
+        let opened = Log::open_bounded(
+            &folder,
+            store.as_str(),
+            first,
+            crate::log::LOG_SEGMENT_BYTES_MAX,
+            u64::MAX,
+        );
+        let journal = match opened {
+            Ok(journal) => journal,
+            Err(error) if is_damage(&error) => {
+                damage.push(format!("the journal of store {store} is begun anew: {error}"));
+                move_aside(&folder)?;
+                open_log(&folder, store, first)?
+            }
+            Err(error) => return Err(log_error(store)(error)),
         };
         let mut ledger = Self {
             store: store.clone(),
-            manifest: Manifest::default(),
-            table,
-            // Replaced below; a log cannot be made without knowing where it begins.
-            log: Log::open(&state.join("log"), store.as_str(), Position(0)).or_else(|error| {
-                match error {
-                    LogError::Damaged { .. } | LogError::Foreign { .. } => {
-                        damage.push(format!("the log of store {store} is begun anew: {error}"));
-                        is_log_lost = true;
-                        move_aside(&state.join("log"))?;
-                        Log::open(&state.join("log"), store.as_str(), Position(0))
-                            .map_err(log_error(store))
-                    }
-                    error @ (LogError::File { .. }
-                    | LogError::Poisoned { .. }
-                    | LogError::TooLong { .. }
-                    | LogError::Backwards { .. }
-                    | LogError::Gone { .. }
-                    | LogError::NotABoundary { .. }) => Err(log_error(store)(error)),
-                }
-            })?,
-            head: None,
-            is_log_lost,
+            state: state.to_owned(),
+            manifest: checkpoint.manifest,
+            journal,
+            head: checkpoint.head,
+            checkpoint_bytes,
             damage,
         };
-        match ledger.load() {
-            Ok(head) => ledger.head = head,
-            Err(reason) => {
-                ledger
-                    .damage
-                    .push(format!("the table of store {store} is rebuilt: {reason}"));
-                ledger.forget()?;
-            }
+        if is_lost {
+            ledger.journal.reset(Position(0)).map_err(log_error(store))?;
+        } else if let Err(reason) = ledger.fold_journal(first) {
+            ledger
+                .damage
+                .push(format!("the manifest of store {store} is made anew: {reason}"));
+            ledger.head = None;
+            ledger.manifest = Manifest::default();
+            ledger.checkpoint()?;
         }
+        if ledger.damage.is_empty() {
+            return Ok(ledger);
+        }
+        // What is left may be a part of what was: good for saving work, not for standing for anything.
+        ledger.forget_head()?;
         Ok(ledger)
     }
 
-    /// Returns what the table stands for; `None` when it stands for nothing.
+    /// Opens the log of the store whose state is in `state`; one that is damaged is begun anew, and
+    /// the text says so.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn open_log(state: &Path, store: &StoreName) -> Result<(Log, Option<String>), LedgerError> {
+        durable::create_directory(state, 0o700).map_err(folder_error("create", state))?;
+        let folder = state.join(LOG);
+        match Log::open(&folder, store.as_str(), Position(0)) {
+            Ok(log) => Ok((log, None)),
+            Err(error) if is_damage(&error) => {
+                let damage = format!("the log of store {store} is begun anew: {error}");
+                move_aside(&folder)?;
+                Ok((open_log(&folder, store, Position(0))?, Some(damage)))
+            }
+            Err(error) => Err(log_error(store)(error)),
+        }
+    }
+
+    /// Returns what the manifest stands for; `None` when it stands for nothing.
     pub fn head(&self) -> Option<&Head> {
         self.head.as_ref()
     }
 
-    /// Returns the log.
-    pub fn log(&mut self) -> &mut Log {
-        &mut self.log
-    }
-
-    /// Returns the log, to read it.
-    pub fn log_view(&self) -> crate::log::LogView {
-        self.log.view()
-    }
-
-    /// Keeps what the manifest says now of `paths`, and that it stands for `head`, in one change.
-    /// Durable only after [`Ledger::sync`].
+    /// Keeps that `operations`, which have been folded into the manifest, have led to `head`, and what
+    /// was learned of how paths look. Durable after [`Ledger::sync`].
     ///
     /// # Errors
-    /// When the table fails.
-    pub fn commit(&mut self, paths: &BTreeSet<RelPath>, head: Head) -> Result<(), LedgerError> {
-        let mut changes = Vec::with_capacity(paths.len().saturating_add(1));
-        for path in paths {
-            changes.push(self.change(path));
-        }
-        changes.push(Change::Put(HEAD_KEY.to_vec(), encode(&head)));
-        self.table
-            .apply(&changes)
-            .map_err(table_error(&self.store))?;
+    /// When the journal fails.
+    pub fn commit(
+        &mut self,
+        operations: &[Operation],
+        learned: Vec<(RelPath, Local)>,
+        head: Head,
+    ) -> Result<(), LedgerError> {
+        // What is folded later needs no more of a content than whether there was one.
+        let operations = operations.iter().map(without_content).collect();
+        self.append(&Entry::Commit(head.clone(), operations))?;
         self.head = Some(head);
+        self.learned(learned)
+    }
+
+    /// Keeps what was learned of how paths look.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn learned(&mut self, mut learned: Vec<(RelPath, Local)>) -> Result<(), LedgerError> {
+        while !learned.is_empty() {
+            let weights = learned.iter().map(|(path, _)| path.as_bytes().len().saturating_add(80));
+            let rest = learned.split_off(prefix(weights));
+            self.append(&Entry::Learn(learned))?;
+            learned = rest;
+        }
         Ok(())
     }
 
-    /// Keeps what the manifest says now of `paths`; what it stands for is as before.
+    /// Keeps what was put into its place while the manifest stands for nothing, so that an interrupted
+    /// seeding need not do it again. Believed only until the machine is started anew: what was not
+    /// synced is in its memory that long.
     ///
     /// # Errors
-    /// When the table fails.
-    pub fn keep(&mut self, paths: &BTreeSet<RelPath>) -> Result<(), LedgerError> {
-        let changes: Vec<Change> = paths.iter().map(|path| self.change(path)).collect();
-        self.table.apply(&changes).map_err(table_error(&self.store))
+    /// When the journal fails.
+    pub fn keep_aside(&mut self, mut known: Vec<(RelPath, Known)>) -> Result<(), LedgerError> {
+        let boot = boot_id();
+        while !known.is_empty() {
+            let weights = known.iter().map(|(path, known)| {
+                let xattrs = known.entry.xattrs.bytes();
+                path.as_bytes().len().saturating_add(xattrs).saturating_add(250)
+            });
+            let rest = known.split_off(prefix(weights));
+            self.append(&Entry::Aside(boot.clone(), known))?;
+            known = rest;
+        }
+        Ok(())
     }
 
-    /// Keeps what was learned of some paths while the manifest stands for nothing, so that an
-    /// interrupted seeding need not read those files again.
+    /// Makes durable what was committed, and writes a checkpoint when it is time.
     ///
     /// # Errors
-    /// When the table fails.
-    pub fn keep_aside(&mut self, known: &[(RelPath, Known)]) -> Result<(), LedgerError> {
-        let changes: Vec<Change> = known
-            .iter()
-            .map(|(path, known)| Change::Put(key(path), encode(known)))
-            .collect();
-        self.table.apply(&changes).map_err(table_error(&self.store))
-    }
-
-    /// Makes durable what was committed.
-    ///
-    /// # Errors
-    /// When the table fails.
+    /// When the journal fails.
     pub fn sync(&mut self) -> Result<(), LedgerError> {
-        self.table.sync().map_err(table_error(&self.store))
+        self.journal.sync().map_err(log_error(&self.store))?;
+        self.checkpoint_if_due()
     }
 
-    /// Durably forgets what the table stands for, and keeps the entries: they save reading files
+    /// Writes a checkpoint when the journal has grown enough.
+    ///
+    /// # Errors
+    /// When it cannot be written; the former one and the journal still stand.
+    pub fn checkpoint_if_due(&mut self) -> Result<(), LedgerError> {
+        let due = JOURNAL_BYTES_MIN.max(self.checkpoint_bytes / 2);
+        if self.journal.bytes() < due {
+            return Ok(());
+        }
+        self.checkpoint()
+    }
+
+    /// Durably forgets what the manifest stands for, and keeps the entries: they save reading files
     /// again.
     ///
     /// # Errors
-    /// When the table fails.
+    /// When the journal fails.
     pub fn forget_head(&mut self) -> Result<(), LedgerError> {
         self.head = None;
-        self.table
-            .apply(&[Change::Delete(HEAD_KEY.to_vec())])
-            .and_then(|()| self.table.sync())
-            .map_err(table_error(&self.store))
+        self.append(&Entry::Forget)?;
+        self.journal.sync().map_err(log_error(&self.store))
     }
 
-    /// Durably replaces everything by `manifest`, standing for `head`; the log begins there.
+    /// Durably replaces everything by `manifest`, standing for `head`.
     ///
     /// # Errors
-    /// When the table or the log fails; nothing then stands for anything.
+    /// When it cannot be written; what was there still stands.
     pub fn replace(&mut self, manifest: Manifest, head: Head) -> Result<(), LedgerError> {
-        self.forget_head()?;
         self.manifest = manifest;
-        self.log
-            .reset(head.position)
-            .map_err(log_error(&self.store))?;
-        // What the table holds and not what was in memory: an interrupted seeding leaves entries
-        // there that no manifest has.
-        let mut stale = Vec::new();
-        let manifest = &self.manifest;
-        self.table
-            .visit(&mut |key, _| {
-                let path = key
-                    .split_first()
-                    .and_then(|(_, rest)| RelPath::from_key(rest).ok());
-                if path.is_none_or(|path| manifest.get(&path).is_none()) {
-                    stale.push(Change::Delete(key.to_vec()));
-                }
-                ControlFlow::Continue(())
-            })
-            .map_err(table_error(&self.store))?;
-        for some in stale.chunks(1000) {
-            self.table.apply(some).map_err(table_error(&self.store))?;
-        }
-        let entries = self.manifest.entries();
-        for some in entries.chunks(1000) {
-            self.keep_aside(some)?;
-        }
-        self.commit(&BTreeSet::new(), head)?;
-        self.sync()
+        self.head = Some(head);
+        self.checkpoint()
     }
 
-    fn change(&self, path: &RelPath) -> Change {
-        match self.manifest.get(path) {
-            Some(known) => Change::Put(key(path), encode(known)),
-            None => Change::Delete(key(path)),
-        }
+    /// Writes the whole, and then empties the journal.
+    ///
+    /// # Errors
+    /// When it cannot be written; the former one and the journal still stand.
+    pub fn checkpoint(&mut self) -> Result<(), LedgerError> {
+        let path = self.state.join(CHECKPOINT);
+        let journal = self.journal.end();
+        // Invariant: the checkpoint names the end of the journal that it holds, and is in its place
+        // before that is dropped. After a crash in between what is in both is skipped.
+        self.checkpoint_bytes = checkpoint::store(
+            &path,
+            &self.store,
+            &self.manifest,
+            self.head.as_ref(),
+            journal.0,
+        )
+        .map_err(folder_error("write", &path))?;
+        self.journal.reset(journal).map_err(log_error(&self.store))
     }
 
-    /// Forgets all that the table says.
-    fn forget(&mut self) -> Result<(), LedgerError> {
-        self.head = None;
-        self.manifest = Manifest::default();
-        self.table
-            .clear()
-            .and_then(|()| self.table.sync())
-            .map_err(table_error(&self.store))
-    }
-
-    /// Reads the manifest; what does not agree with itself is an error in words.
-    fn load(&mut self) -> Result<Option<Head>, String> {
-        let mut head: Option<Head> = None;
-        let mut wrong = None;
-        let manifest = &mut self.manifest;
-        let visited = self.table.visit(&mut |key, value| {
-            let result = match key.split_first() {
-                Some((&PATH_PREFIX, rest)) => RelPath::from_key(rest)
-                    .map_err(|error| error.to_string())
-                    .and_then(|path| {
-                        let known: Known = decode(value)?;
-                        match manifest.insert(&path, known) {
-                            Ok(_) => Ok(()),
-                            // Without a head it stands for nothing: a seeding was interrupted, and
-                            // what is there only saves reading files again.
-                            Err(_) if head.is_none() => Ok(()),
-                            Err(error) => Err(error.to_string()),
-                        }
-                    }),
-                Some(_) | None if key == HEAD_KEY => decode(value).map(|found| head = Some(found)),
-                Some(_) | None => Err("an unknown key".to_owned()),
-            };
-            match result {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(reason) => {
-                    wrong = Some(reason);
-                    ControlFlow::Break(())
-                }
+    fn append(&mut self, entry: &Entry) -> Result<(), LedgerError> {
+        let bytes = postcard::to_extend(entry, vec![VERSION]).map_err(|source| {
+            LedgerError::Encode {
+                store: self.store.clone(),
+                source,
             }
-        });
-        visited.map_err(|error| error.to_string())?;
-        if let Some(reason) = wrong {
-            return Err(reason);
+        })?;
+        let end = Position(self.journal.end().0.saturating_add(1));
+        self.journal
+            .append(&bytes, end)
+            .map_err(log_error(&self.store))
+    }
+
+    /// Brings the manifest up to the end of the journal; what does not agree with itself is an error
+    /// in words.
+    fn fold_journal(&mut self, first: Position) -> Result<(), String> {
+        let text = |error: LogError| error.to_string();
+        if self.journal.end() < first {
+            // It was emptied behind the checkpoint, and then lost.
+            return self.journal.reset(first).map_err(text);
         }
-        match &head {
+        let boot = boot_id();
+        let mut reader = self.journal.view().reader(first).map_err(text)?;
+        while let Some(record) = reader.next().map_err(text)? {
+            let entry = match record.payload.split_first() {
+                Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|error| error.to_string())?,
+                Some(_) | None => return Err("it was written by another version".to_owned()),
+            };
+            match entry {
+                Entry::Commit(head, operations) => {
+                    for operation in &operations {
+                        self.manifest.fold(operation).map_err(|error| error.to_string())?;
+                    }
+                    self.head = Some(head);
+                }
+                Entry::Learn(learned) => {
+                    for (path, local) in learned {
+                        if let Some(id) = self.manifest.lookup(&path) {
+                            self.manifest.learn(id, local);
+                        }
+                    }
+                }
+                Entry::Forget => self.head = None,
+                Entry::Aside(then, known) if then == boot && self.head.is_none() => {
+                    for (path, known) in known {
+                        self.insert_aside(&path, known);
+                    }
+                }
+                Entry::Aside(..) => {}
+            }
+        }
+        match &self.head {
             Some(head) if head.root != self.manifest.root() => {
                 Err("it does not hold what it held".to_owned())
             }
-            Some(_) | None => Ok(head),
+            Some(_) | None => Ok(()),
         }
     }
-}
 
-fn open_table(path: &Path) -> Result<Box<dyn Table>, TableError> {
-    let begun = Instant::now();
-    loop {
-        match table::open(path, Engine::default()) {
-            Err(error) if is_locked(&error) && begun.elapsed() < HANDOVER_MAX => {
-                thread::sleep(Duration::from_millis(20));
+    /// What an unfinished seeding has done is not a whole tree: the directories above may be missing.
+    fn insert_aside(&mut self, path: &RelPath, known: Known) {
+        if self.manifest.directory_of(path).is_none() {
+            let mut above = Vec::new();
+            let mut at = path.parent();
+            while let Some(parent) = at {
+                at = parent.parent();
+                above.push(parent);
             }
-            result => return result,
+            for parent in above.into_iter().rev() {
+                let id = self.manifest.lookup(&parent);
+                if id.is_none_or(|id| !self.manifest.is_directory(id)) {
+                    // Each lies in the one that was made before it.
+                    let _made = self.manifest.insert(&parent, Known::directory()).is_ok();
+                }
+            }
         }
+        let _inserted = self.manifest.insert(path, known).is_ok();
+    }
+
+    /// Returns whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.manifest.children(TOP).is_empty()
     }
 }
 
-/// sled says it in words only.
-fn is_locked(error: &TableError) -> bool {
-    match error {
-        TableError::Engine { source, .. } => {
-            let text = source.to_string();
-            text.contains("WouldBlock") || text.contains("could not acquire lock")
+/// Returns how many of the first go into one record.
+fn prefix(weights: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = 0_usize;
+    weights
+        .take(ENTRIES_IN_RECORD)
+        .take_while(|weight| {
+            let is_first = bytes == 0;
+            bytes = bytes.saturating_add(*weight);
+            is_first || bytes <= RECORD_BYTES_MAX
+        })
+        .count()
+}
+
+fn without_content(operation: &Operation) -> Operation {
+    match operation {
+        Operation::Put {
+            path,
+            entry,
+            content: Content::Whole | Content::Patch(_) | Content::Copy(_) | Content::Link(_),
+        } => Operation::Put {
+            path: path.clone(),
+            entry: entry.clone(),
+            content: Content::Whole,
+        },
+        Operation::Put {
+            content: Content::Same,
+            ..
         }
-        TableError::Unopenable { .. } | TableError::TooLong { .. } => false,
+        | Operation::Delete { .. }
+        | Operation::Move { .. }
+        | Operation::Swap { .. } => operation.clone(),
+    }
+}
+
+/// Returns what names this boot of the machine; never the same where it cannot be told.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| {
+        let now = crate::wall_time::WallTime::now();
+        format!("unknown at {}", now.0)
+    })
+}
+
+fn open_log(folder: &Path, store: &StoreName, first: Position) -> Result<Log, LedgerError> {
+    Log::open(folder, store.as_str(), first).map_err(log_error(store))
+}
+
+fn is_damage(error: &LogError) -> bool {
+    match error {
+        LogError::Damaged { .. } | LogError::Foreign { .. } => true,
+        LogError::File { .. }
+        | LogError::Poisoned { .. }
+        | LogError::TooLong { .. }
+        | LogError::Backwards { .. }
+        | LogError::Gone { .. }
+        | LogError::NotABoundary { .. } => false,
     }
 }
 
@@ -357,32 +476,17 @@ fn move_aside(path: &Path) -> Result<(), LedgerError> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".damaged");
     let aside = PathBuf::from(aside);
-    match fs::remove_dir_all(&aside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(folder_error("remove", &aside)(error)),
-    }
+    let removed = match fs::symlink_metadata(&aside) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(&aside),
+        Ok(_) => fs::remove_file(&aside),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.map_err(folder_error("remove", &aside))?;
     match fs::rename(path, &aside) {
         Ok(()) => durable::sync_directory_of(path).map_err(folder_error("sync", path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(folder_error("move aside", path)(error)),
-    }
-}
-
-fn key(path: &RelPath) -> Vec<u8> {
-    let mut key = vec![PATH_PREFIX];
-    key.extend_from_slice(&path.to_key());
-    key
-}
-
-fn encode(value: &impl Serialize) -> Vec<u8> {
-    postcard::to_extend(value, vec![VERSION]).expect("what the table holds can be encoded")
-}
-
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
-    match bytes.split_first() {
-        Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|error| error.to_string()),
-        Some(_) | None => Err("it was written by another version".to_owned()),
     }
 }
 
@@ -395,11 +499,6 @@ fn folder_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> 
     }
 }
 
-fn table_error(store: &StoreName) -> impl FnOnce(TableError) -> LedgerError {
-    let store = store.clone();
-    move |source| LedgerError::Table { store, source }
-}
-
 fn log_error(store: &StoreName) -> impl FnOnce(LogError) -> LedgerError {
     let store = store.clone();
     move |source| LedgerError::Log { store, source }
@@ -407,65 +506,171 @@ fn log_error(store: &StoreName) -> impl FnOnce(LogError) -> LedgerError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::entry::{Entry, Kind};
+    use super::super::entry::{Identity, Kind};
     use super::*;
-
-    fn directory() -> Known {
-        let entry = Entry {
-            kind: Kind::Directory,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime_ns: 1,
-        };
-        Known { entry, local: None }
-    }
+    use crate::files::Loader;
 
     fn path(text: &str) -> RelPath {
         RelPath::new(text).unwrap()
     }
 
-    #[test]
-    fn what_a_seeding_left_behind_is_gone_when_the_manifest_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = "docs".parse().unwrap();
-        let mut ledger = Ledger::open(folder.path(), &store).unwrap();
-        let stale = [
-            (path("gone"), directory()),
-            (path("gone/deep"), directory()),
-        ];
-        ledger.keep_aside(&stale).unwrap();
-        let mut manifest = Manifest::default();
-        manifest.insert(&path("here"), directory()).unwrap();
+    fn store() -> StoreName {
+        "docs".parse().unwrap()
+    }
+
+    fn put(name: &str, content: &str) -> Operation {
+        let mut entry = Known::directory().entry;
+        if !content.is_empty() {
+            entry.kind = Kind::File {
+                size: 1,
+                hash: Digest::of(content.as_bytes()),
+            };
+        }
+        Operation::Put {
+            path: path(name),
+            entry,
+            content: Content::Whole,
+        }
+    }
+
+    fn seen(inode: u64) -> Local {
+        Local::Seen(Identity {
+            inode,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns: 3,
+            mode: 0o100_755,
+            uid: 0,
+            gid: 0,
+        })
+    }
+
+    fn commit(ledger: &mut Ledger, position: u64, operations: &[Operation], inode: u64) {
+        for operation in operations {
+            ledger.manifest.fold(operation).unwrap();
+        }
+        let learned: Vec<_> = operations
+            .iter()
+            .map(|operation| (operation.path().clone(), seen(inode)))
+            .collect();
+        for (path, local) in &learned {
+            let id = ledger.manifest.lookup(path).unwrap();
+            ledger.manifest.learn(id, *local);
+        }
         let head = Head {
-            epoch: "1.a".parse().unwrap(),
-            position: Position(7),
-            complete: Position(7),
-            root: manifest.root(),
+            epoch: Epoch::first("a".parse().unwrap()),
+            position: Position(position),
+            complete: Position(position),
+            root: ledger.manifest.root(),
         };
-        ledger.replace(manifest, head.clone()).unwrap();
-        drop(ledger);
-        let ledger = Ledger::open(folder.path(), &store).unwrap();
-        assert_eq!(ledger.damage, Vec::<String>::new());
-        assert_eq!(ledger.head(), Some(&head));
-        assert_eq!(ledger.manifest.entries(), [(path("here"), directory())]);
+        ledger.commit(operations, learned, head).unwrap();
+        ledger.sync().unwrap();
     }
 
     #[test]
-    fn a_table_that_does_not_hold_what_it_held_stands_for_nothing() {
+    fn what_was_committed_is_there_again_with_and_without_a_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
-        let store = "docs".parse().unwrap();
-        let mut ledger = Ledger::open(folder.path(), &store).unwrap();
-        let head = Head {
-            epoch: "1.a".parse().unwrap(),
-            position: Position(7),
-            complete: Position(7),
-            root: Digest::of(b"another tree"),
-        };
-        ledger.replace(Manifest::default(), head).unwrap();
-        drop(ledger);
-        let ledger = Ledger::open(folder.path(), &store).unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
         assert_eq!(ledger.head(), None);
-        assert_eq!(ledger.damage.len(), 1);
+        commit(&mut ledger, 10, &[put("d", ""), put("d/a", "1")], 5);
+        let mut expected = ledger.manifest.entries();
+        for is_checkpointed in [false, true, false] {
+            if is_checkpointed {
+                ledger.checkpoint().unwrap();
+                commit(&mut ledger, 20, &[put("d/b", "2")], 6);
+                expected = ledger.manifest.entries();
+            }
+            drop(ledger);
+            ledger = Ledger::open(folder.path(), &store()).unwrap();
+            assert_eq!(ledger.damage, [""; 0]);
+            assert_eq!(ledger.manifest.entries(), expected);
+        }
+        assert_eq!(ledger.head().unwrap().position, Position(20));
+    }
+
+    #[test]
+    fn a_crash_between_the_checkpoint_and_the_end_of_the_journal_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+        commit(&mut ledger, 10, &[put("d", ""), put("d/a", "1")], 5);
+        let journal = folder.path().join("journal");
+        let kept = folder.path().join("kept");
+        fs_extra_copy(&journal, &kept);
+        ledger.checkpoint().unwrap();
+        let expected = ledger.manifest.entries();
+        drop(ledger);
+        fs::remove_dir_all(&journal).unwrap();
+        fs::rename(&kept, &journal).unwrap();
+        let ledger = Ledger::open(folder.path(), &store()).unwrap();
+        assert_eq!(ledger.damage, [""; 0]);
+        assert_eq!(ledger.manifest.entries(), expected);
+    }
+
+    fn fs_extra_copy(from: &Path, to: &Path) {
+        fs::create_dir(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_or_journal_is_told_and_stands_for_nothing() {
+        for damaged in ["manifest", "journal"] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+            commit(&mut ledger, 10, &[put("d", ""), put("d/a", "1")], 5);
+            ledger.checkpoint().unwrap();
+            for number in 0..20 {
+                commit(&mut ledger, 11 + number, &[put(&format!("d/{number}"), "2")], 6);
+            }
+            drop(ledger);
+            let mut file = folder.path().join(damaged);
+            if file.is_dir() {
+                file = fs::read_dir(&file).unwrap().next().unwrap().unwrap().path();
+            }
+            let mut bytes = fs::read(&file).unwrap();
+            let at = bytes.len() / 2;
+            bytes[at] ^= 0x40;
+            fs::write(&file, bytes).unwrap();
+            let ledger = Ledger::open(folder.path(), &store()).unwrap();
+            assert_eq!(ledger.damage.len(), 1, "{damaged}: {:?}", ledger.damage);
+            assert_eq!(ledger.head(), None);
+            drop(ledger);
+            let ledger = Ledger::open(folder.path(), &store()).unwrap();
+            assert_eq!(ledger.damage, [""; 0], "told once");
+            assert_eq!(ledger.head(), None);
+        }
+    }
+
+    #[test]
+    fn what_a_seeding_left_behind_is_there_until_the_manifest_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+        let mut known = Known::directory();
+        known.entry.kind = Kind::File {
+            size: 1,
+            hash: Digest::of(b"1"),
+        };
+        known.local = seen(9);
+        ledger
+            .keep_aside(vec![(path("deep/er/file"), known.clone())])
+            .unwrap();
+        drop(ledger);
+        let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+        assert_eq!(ledger.head(), None);
+        assert_eq!(ledger.manifest.get(&path("deep/er/file")), Some(known));
+        let mut whole = Loader::default().finish();
+        let head = Head {
+            epoch: Epoch::first("a".parse().unwrap()),
+            position: Position(1),
+            complete: Position(1),
+            root: whole.root(),
+        };
+        ledger.replace(whole, head.clone()).unwrap();
+        drop(ledger);
+        let ledger = Ledger::open(folder.path(), &store()).unwrap();
+        assert_eq!(ledger.head(), Some(&head));
+        assert!(ledger.is_empty());
     }
 }

@@ -9,10 +9,11 @@ use super::batch::{Batch, BatchError};
 pub enum LogEntry {
     /// Changes. On the primary there is nothing else: content is read when it is shipped.
     Batch(Batch),
-    /// The content for an operation of the batch that follows, by its place in it.
+    /// What comes along with an operation of the batch that follows, by its place in it.
     Content(u32, Vec<u8>),
-    /// The places of the operations whose content the primary did not have any more.
-    Superseded(Vec<u32>),
+    /// The places of the operations whose content did not come along: the primary did not have it any
+    /// more, or it is so long that it comes by itself.
+    Awaited(Vec<u32>),
 }
 
 /// Why bytes are not a record of this log.
@@ -31,7 +32,7 @@ pub enum LogEntryError {
 
 const BATCH: u8 = b'B';
 const CONTENT: u8 = b'C';
-const SUPERSEDED: u8 = b'S';
+const AWAITED: u8 = b'A';
 
 impl LogEntry {
     /// Returns the record of a batch.
@@ -53,12 +54,12 @@ impl LogEntry {
         bytes
     }
 
-    /// Returns the record that tells which content does not come.
+    /// Returns the record that tells which content did not come along.
     ///
     /// # Errors
     /// Never in practice: the list is no longer than a batch.
-    pub fn encode_superseded(indexes: &[u32]) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_extend(indexes, vec![SUPERSEDED])
+    pub fn encode_awaited(indexes: &[u32]) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_extend(indexes, vec![AWAITED])
     }
 
     /// Reads a record.
@@ -72,7 +73,7 @@ impl LogEntry {
                 let (index, content) = rest.split_first_chunk().ok_or(LogEntryError::Unknown)?;
                 Ok(Self::Content(u32::from_le_bytes(*index), content.to_vec()))
             }
-            Some((&SUPERSEDED, rest)) => Ok(Self::Superseded(postcard::from_bytes(rest)?)),
+            Some((&AWAITED, rest)) => Ok(Self::Awaited(postcard::from_bytes(rest)?)),
             Some(_) | None => Err(LogEntryError::Unknown),
         }
     }

@@ -8,16 +8,20 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Statx, StatxFlags, openat,
-    openat2, readlinkat, statx,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, SeekFrom, Statx, StatxFlags,
+    openat, openat2, readlinkat, seek, statx,
 };
+use rustix::io::Errno;
 
-use super::entry::{Entry, Identity, Kind};
+use super::entry::{Entry, Identity, Kind, XATTRS_BYTES_MAX, Xattrs};
 use super::path::RelPath;
+
+/// How much of a path is resolved at once: the kernel takes 4096 bytes, with the zero behind it.
+const STEP_BYTES: usize = 4000;
 
 /// The top of a store's tree, open.
 #[derive(Debug)]
@@ -117,21 +121,123 @@ impl Root {
         names(&self.directory(path)?)
     }
 
+    /// The kernel takes no more than [`STEP_BYTES`] of a path at a time: a longer one is gone in steps,
+    /// each beneath the one before.
     fn resolve(&self, path: Option<&RelPath>, flags: OFlags) -> io::Result<OwnedFd> {
-        let path = path.map_or(Path::new("."), RelPath::as_path);
-        let resolve = ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_XDEV;
-        // O_PATH with O_NOFOLLOW returns a link itself, which NO_SYMLINKS allows in the last place.
-        Ok(openat2(
-            &self.fd,
-            path,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        )?)
+        let Some(path) = path else {
+            return open_beneath(self.fd.as_fd(), b".", flags);
+        };
+        let mut rest = path.as_bytes();
+        let mut at: Option<OwnedFd> = None;
+        while rest.len() > STEP_BYTES {
+            let (step, _) = rest.split_at(STEP_BYTES);
+            // Names are shorter than a step, so that there is a slash in each.
+            let slash = step.iter().rposition(|byte| *byte == b'/');
+            let (step, more) = rest.split_at(slash.ok_or(Errno::NAMETOOLONG)?);
+            let from = at.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            at = Some(open_beneath(from, step, OFlags::PATH | OFlags::DIRECTORY)?);
+            rest = more.strip_prefix(b"/").unwrap_or(more);
+        }
+        let from = at.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+        open_beneath(from, rest, flags)
     }
+}
+
+fn open_beneath(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    // O_PATH with O_NOFOLLOW returns a link itself, which NO_SYMLINKS allows in the last place.
+    let flags = flags | OFlags::CLOEXEC;
+    Ok(openat2(from, path, flags, Mode::empty(), resolve)?)
+}
+
+/// Opens what is called `name` in an open directory, without following it, if it is a link, and
+/// without leaving the file system.
+///
+/// # Errors
+/// When it is not there.
+pub fn open_in(directory: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    open_beneath(directory, name, flags | OFlags::NOFOLLOW)
+}
+
+/// Returns what the file system tells of what is called `name` in an open directory, not following it.
+///
+/// # Errors
+/// When it is not there.
+pub fn stat_in(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(statx(directory, name, flags, StatxFlags::BASIC_STATS)?)
+}
+
+/// Returns the extended attributes that are replicated of what is open.
+///
+/// # Errors
+/// When they cannot be read, or are too many.
+pub fn xattrs(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
+    // By the path that leads to what is open: it may be open for nothing but that.
+    let place = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut names: Vec<u8> = Vec::new();
+    let mut capacity = 256;
+    loop {
+        names.resize(capacity, 0);
+        match rustix::fs::listxattr(place.as_str(), names.as_mut_slice()) {
+            Ok(bytes) => {
+                names.truncate(bytes);
+                break;
+            }
+            Err(Errno::RANGE) if capacity < XATTRS_BYTES_MAX => capacity *= 4,
+            // No such thing on this file system.
+            Err(Errno::OPNOTSUPP) => return Ok(Xattrs::default()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let mut all = Vec::new();
+    for name in names.split(|byte| *byte == 0) {
+        if !super::entry::is_replicated(name) {
+            continue;
+        }
+        let mut value = vec![0; 64 << 10];
+        match rustix::fs::getxattr(place.as_str(), name, value.as_mut_slice()) {
+            Ok(bytes) => {
+                value.truncate(bytes);
+                value.shrink_to_fit();
+                all.push((name.to_vec(), value));
+            }
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let xattrs = Xattrs::new(all);
+    if xattrs.bytes() > XATTRS_BYTES_MAX {
+        return Err(io::Error::other("its extended attributes are too long"));
+    }
+    Ok(xattrs)
+}
+
+/// Returns the parts of an open file that are no holes, as offset and length, in order.
+///
+/// # Errors
+/// When the file system cannot tell.
+pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(size);
+        if start >= end {
+            break;
+        }
+        ranges.push((start, end - start));
+        at = end;
+    }
+    Ok(ranges)
 }
 
 /// Returns the names in an open directory, in no order.
@@ -168,9 +274,11 @@ fn place(found: &Statx) -> (u32, u32, u64) {
 
 /// Returns what changes when a file does.
 pub fn identity(found: &Statx) -> Identity {
+    let mode = RawMode::from(found.stx_mode);
+    let is_directory = FileType::from_raw_mode(mode) == FileType::Directory;
     Identity {
         inode: found.stx_ino,
-        size: found.stx_size,
+        size: if is_directory { 0 } else { found.stx_size },
         mtime_ns: nanoseconds(&found.stx_mtime),
         ctime_ns: nanoseconds(&found.stx_ctime),
         mode: u32::from(found.stx_mode),
@@ -198,6 +306,8 @@ impl Identity {
             uid: self.uid,
             gid: self.gid,
             mtime_ns: self.mtime_ns,
+            link: 0,
+            xattrs: Xattrs::default(),
         }
     }
 }

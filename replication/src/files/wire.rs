@@ -1,10 +1,10 @@
 //! Messages between the two ends of a files store.
 //!
 //! ```text
-//! GET  /snapshot              Snapshot, Entry…, End
-//! POST /content  [Wanted]     per wanted: Chunk…, then Complete or Superseded; End
+//! GET  /snapshot              Snapshot, Listed…, End
+//! POST /content  [Wanted]     per wanted: (Chunk or Hole)…, then Complete or Superseded; End
 //! GET  /log?from=P&root=R     Hello, then without end: Batch, per content of it Chunk…, then
-//!                             Complete or Superseded; Heartbeat in every quiet second
+//!                             Complete, Superseded or Deferred; Heartbeat in every quiet second
 //! ```
 //! A frame of the transport holds many messages, each as length (u32, little endian), a tag, and its
 //! bytes: small files are packed.
@@ -73,12 +73,18 @@ pub enum Note {
         /// How many bytes the files have.
         bytes: u64,
     },
-    /// An entry of a snapshot; parents come before what they hold.
-    Entry(RelPath, Entry),
-    /// The content is whole; its hash has been checked by the sender, and is by the receiver.
+    /// An entry of a snapshot: its depth, its name and what it is. Directories come before what they
+    /// hold.
+    Listed(u32, Vec<u8>, Entry),
+    /// So many zeros, which take no room on the sender's disk.
+    Hole(u64),
+    /// The content is whole. Whether it has its hash is for the receiver to check.
     Complete,
-    /// The file is not what it was, and what has come of it is void. A later batch brings it.
+    /// The file is not what it was, and what has come of it is void. A later batch brings it, or it can
+    /// be asked for again.
     Superseded,
+    /// The content is long. It is asked for by itself, so that nobody waits behind it.
+    Deferred,
     /// Nothing happens.
     Heartbeat {
         /// Where the primary is.
@@ -93,10 +99,21 @@ pub enum Note {
 pub struct Wanted {
     /// The file.
     pub path: RelPath,
-    /// How much of it.
+    /// How long it is.
     pub size: u64,
-    /// What hash that has.
+    /// What hash it has.
     pub hash: Digest,
+    /// Which part of it.
+    pub part: Part,
+}
+
+/// A part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// All from an offset on.
+    From(u64),
+    /// Parts of it, as offset and length, in order.
+    Ranges(Vec<(u64, u64)>),
 }
 
 /// Why a frame cannot be understood.
@@ -129,9 +146,11 @@ impl Message {
             Self::Batch(_) => "a batch",
             Self::Note(Note::Hello { .. }) => "a greeting",
             Self::Note(Note::Snapshot { .. }) => "a snapshot",
-            Self::Note(Note::Entry(..)) => "an entry",
+            Self::Note(Note::Listed(..)) => "an entry",
+            Self::Note(Note::Hole(_)) => "a hole",
             Self::Note(Note::Complete) => "the end of a content",
             Self::Note(Note::Superseded) => "a superseded content",
+            Self::Note(Note::Deferred) => "a deferred content",
             Self::Note(Note::Heartbeat { .. }) => "a heartbeat",
             Self::Note(Note::End) => "the end",
         }
@@ -260,24 +279,19 @@ mod tests {
 
     #[test]
     fn a_hostile_path_does_not_get_past_the_door() {
-        let entry = Entry {
-            kind: super::super::Kind::Directory,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime_ns: 0,
+        let wanted = Wanted {
+            path: RelPath::new("xx/yy").unwrap(),
+            size: 1,
+            hash: Digest::of(b""),
+            part: Part::From(0),
         };
-        let note = Note::Entry(RelPath::new("xx/yy").unwrap(), entry);
-        let mut bytes = postcard::to_stdvec(&note).unwrap();
+        let mut bytes = postcard::to_stdvec(&vec![wanted]).unwrap();
         let at = bytes
             .windows(5)
             .position(|window| window == b"xx/yy")
             .unwrap();
         bytes.splice(at..at + 5, *b"../yy");
-        let mut packer = Packer::default();
-        packer.push(NOTE, &bytes);
-        let error = unpack(&mut Bytes::from(packer.take().unwrap())).unwrap_err();
-        assert!(matches!(error, WireError::Note(_)), "{error:?}");
+        assert!(postcard::from_bytes::<Vec<Wanted>>(&bytes).is_err());
     }
 
     proptest! {

@@ -230,6 +230,13 @@ impl Log {
         self.end
     }
 
+    /// Returns how many bytes it holds, durable or not.
+    pub fn bytes(&self) -> u64 {
+        let durable = self.extent.lock().durable.1;
+        let more = self.tail_bytes.saturating_sub(durable);
+        self.extent.bytes().saturating_add(more)
+    }
+
     /// Appends a record that ends at `end`; durable only after [`Log::sync`].
     ///
     /// # Errors
