@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Globs, NodeName, Schedule, StoreName};
+use crate::{Globs, NodeName, Schedule, Share, StoreName};
 
 /// A valid `understudy.toml`: the same on every node.
 ///
@@ -84,6 +84,32 @@ pub struct Files {
     pub path: PathBuf,
     /// What is left out of it, relative to `path`.
     pub exclude: Globs,
+    /// How much of the store may go at once before the deleting stops and asks.
+    pub delete_guard: Share,
+    /// How long a standby keeps what was deleted; nothing for not at all.
+    pub trash: Duration,
+    /// How many bytes per second are sent to each standby at most.
+    pub bandwidth: Option<u64>,
+    /// When everything is looked at, whatever the events say.
+    pub scan: Schedule,
+    /// How many bytes per second a scrub reads, unless it is told. Never 0.
+    pub scrub_rate: u64,
+}
+
+impl Files {
+    /// Returns a store of which nothing is said but its name and its path.
+    pub fn new(name: StoreName, path: impl Into<PathBuf>) -> Self {
+        Self {
+            name,
+            path: path.into(),
+            exclude: Globs::default(),
+            delete_guard: Share::HALF,
+            trash: Duration::from_secs(24 * 60 * 60),
+            bandwidth: None,
+            scan: "0 */3 * * * *".parse().expect("it is a schedule"),
+            scrub_rate: 50 << 20,
+        }
+    }
 }
 
 /// The configuration of the appliance: few files, replicated on a schedule.

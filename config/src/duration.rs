@@ -8,13 +8,33 @@ use crate::problem::Mistake;
 const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Reads a duration that is longer than nothing.
-pub(crate) fn parse(text: &str) -> Result<Duration, Mistake> {
+///
+/// # Errors
+/// When the text is no duration, nothing or more than 30 days.
+pub fn parse(text: &str) -> Result<Duration, Mistake> {
     let mistake = || {
         Mistake::new(
             format!("`{text}` is not a duration"),
             "a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as \"30s\"",
         )
     };
+    read(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(mistake)
+}
+
+/// Reads a duration that may be nothing.
+pub(crate) fn parse_from_zero(text: &str) -> Result<Duration, Mistake> {
+    let mistake = || {
+        Mistake::new(
+            format!("`{text}` is not a duration"),
+            "a whole number and a unit (ms, s, m, h or d), at most 30d, such as \"1d\" or \"0s\"",
+        )
+    };
+    read(text).ok_or_else(mistake)
+}
+
+fn read(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {
@@ -23,14 +43,13 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Mistake> {
         "m" => Duration::from_secs(60),
         "h" => Duration::from_secs(60 * 60),
         "d" => Duration::from_secs(24 * 60 * 60),
-        _ => return Err(mistake()),
+        _ => return None,
     };
     number
         .parse()
         .ok()
         .and_then(|number: u32| unit.checked_mul(number))
-        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
-        .ok_or_else(mistake)
+        .filter(|duration| *duration <= DURATION_MAX)
 }
 
 #[cfg(test)]
@@ -41,6 +60,17 @@ mod tests {
     fn every_unit_is_understood() {
         let read = ["500ms", "5s", "2m", "1h", "30d"].map(|text| parse(text).unwrap().as_millis());
         assert_eq!(read, [500, 5_000, 120_000, 3_600_000, 2_592_000_000]);
+    }
+
+    #[test]
+    fn nothing_is_a_duration_only_where_it_may_be() {
+        assert_eq!(parse_from_zero("0s"), Ok(Duration::ZERO));
+        assert!(parse("0s").is_err());
+        assert_eq!(
+            parse_from_zero("31d").unwrap_err().to_string(),
+            "`31d` is not a duration, expected a whole number and a unit (ms, s, m, h or d), at most \
+             30d, such as \"1d\" or \"0s\""
+        );
     }
 
     #[test]

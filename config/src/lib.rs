@@ -11,7 +11,7 @@
 //! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
 
 mod config;
-mod duration;
+pub mod duration;
 pub mod edit;
 mod globs;
 mod load;
@@ -23,7 +23,8 @@ pub mod reference;
 mod render;
 mod schedule;
 mod section;
-mod size;
+mod share;
+pub mod size;
 pub mod template;
 mod validate;
 mod value;
@@ -33,5 +34,6 @@ pub use globs::{GlobError, Globs};
 pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};
 pub use local::Local;
 pub use name::{NameError, NodeName, StoreName};
-pub use problem::{Place, Problem, Problems, Source};
+pub use problem::{Mistake, Place, Problem, Problems, Source};
 pub use schedule::{Schedule, ScheduleError};
+pub use share::Share;

@@ -145,12 +145,15 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// What is wrong with one value, before its place is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mistake {
-    pub(crate) what: String,
-    pub(crate) expected: String,
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}, expected {expected}")]
+pub struct Mistake {
+    /// What is wrong: "`5x` is not a duration".
+    pub what: String,
+    /// What would be right.
+    pub expected: String,
     /// Which bytes of the value are wrong, where that is known.
-    pub(crate) within: Option<Range<usize>>,
+    pub within: Option<Range<usize>>,
 }
 
 impl Mistake {

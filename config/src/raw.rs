@@ -95,6 +95,17 @@ section! {
         /// What is left out. A pattern without `/` is about names, at any depth; one with a `/` is
         /// about paths relative to `path`. `*` does not match a `/`, `**` does.
         exclude: Vec<Placed<String>> as "list of patterns" = "[]", r#"["*.tmp", "cache/**"]"#;
+        /// How much of the store may go within ten minutes, in entries or in bytes, before deleting
+        /// stops and asks. `"100%"` never asks. A store of fewer than 20 entries is not guarded.
+        delete_guard: String as "share" = r#""50%""#, r#""20%""#;
+        /// How long a standby keeps what was deleted. `"0s"` keeps nothing.
+        trash: String as "duration" = r#""1d""#, r#""7d""#;
+        /// How much is sent to each standby in a second at most. `"0"` is no limit.
+        bandwidth: String as "size" = r#""0""#, r#""50MB""#;
+        /// When everything in the tree is looked at, whatever the kernel has told of changes, in UTC.
+        scan: String as "schedule" = r#""0 */3 * * * *""#, r#""*/30 * * * *""#;
+        /// How much `understudy scrub` reads in a second, unless it is told.
+        scrub: String as "size" = r#""50MB""#, r#""200MB""#;
     }
 }
 

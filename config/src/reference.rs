@@ -30,6 +30,7 @@ What a text means:
   digit.
 - **duration**: a whole number and `ms`, `s`, `m`, `h` or `d`.
 - **size**: a whole number and `kB`, `MB`, `GB` or `TB`, in powers of 1024.
+- **share**: a whole number from 0 to 100 and `%`.
 - **absolute path**: starts with `/`, has no `..`.
 - **command**: a list of strings, the program and its arguments. No shell reads it.
 - **pattern**: `*`, `?`, `[a-z]`, `{a,b}`, `**`.

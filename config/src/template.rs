@@ -156,6 +156,11 @@ fn files(is_set: bool, name: &str, path: &str) -> String {
 name = {name}
 path = {path}
 exclude = []                # patterns such as ["*.tmp", "cache/**"]
+delete_guard = "50%"        # if more would go within ten minutes, deleting stops and asks
+trash = "1d"                # how long a standby keeps what was deleted
+bandwidth = "0"             # bytes per second to each standby, such as "50MB"; 0 is no limit
+scan = "0 */3 * * * *"      # when everything is looked at, whatever the kernel has told
+scrub = "50MB"              # what `understudy scrub` reads in a second
 "#
     );
     section(is_set, &text)
@@ -244,6 +249,15 @@ mod tests {
                     exclude: Globs(
                         [],
                     ),
+                    delete_guard: Share(
+                        50,
+                    ),
+                    trash: 86400s,
+                    bandwidth: None,
+                    scan: Schedule(
+                        "0 */3 * * * *",
+                    ),
+                    scrub_rate: 52428800,
                 },
                 Files {
                     name: StoreName(
@@ -253,6 +267,15 @@ mod tests {
                     exclude: Globs(
                         [],
                     ),
+                    delete_guard: Share(
+                        50,
+                    ),
+                    trash: 86400s,
+                    bandwidth: None,
+                    scan: Schedule(
+                        "0 */3 * * * *",
+                    ),
+                    scrub_rate: 52428800,
                 },
             ],
             settings: Some(
@@ -322,6 +345,11 @@ mod tests {
         #name = "uploads"
         #path = "/srv/catalog/uploads"
         #exclude = []                # patterns such as ["*.tmp", "cache/**"]
+        #delete_guard = "50%"        # if more would go within ten minutes, deleting stops and asks
+        #trash = "1d"                # how long a standby keeps what was deleted
+        #bandwidth = "0"             # bytes per second to each standby, such as "50MB"; 0 is no limit
+        #scan = "0 */3 * * * *"      # when everything is looked at, whatever the kernel has told
+        #scrub = "50MB"              # what `understudy scrub` reads in a second
 
         # The configuration of the appliance, fetched on a schedule.
         #[settings]

@@ -48,7 +48,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:8:1
       |
     8 | paht = "/srv/u"
-      | ^^^^ expected one of `name`, `path`, `exclude`
+      | ^^^^ expected one of `name`, `path`, `exclude`, `delete_guard`, `trash`, `bandwidth`, `scan`, `scrub`
       |
       = help: did you mean `path`?
 
@@ -509,6 +509,50 @@ timeout = "30"
 }
 
 #[test]
+fn the_figures_of_a_files_store_are_looked_into() {
+    assert_snapshot!(problems_with(r#"
+[[files]]
+name = "u"
+path = "/u"
+delete_guard = "half"
+trash = "forever"
+bandwidth = "50"
+scan = "0 99 * * * *"
+scrub = "0MB"
+"#), @r#"
+    error: `half` is not a share
+      --> understudy.toml:10:16
+       |
+    10 | delete_guard = "half"
+       |                ^^^^^^ expected a whole number from 0 to 100 and `%`, such as "50%"
+
+    error: `forever` is not a duration
+      --> understudy.toml:11:9
+       |
+    11 | trash = "forever"
+       |         ^^^^^^^^^ expected a whole number and a unit (ms, s, m, h or d), at most 30d, such as "1d" or "0s"
+
+    error: `50` is not a size
+      --> understudy.toml:12:13
+       |
+    12 | bandwidth = "50"
+       |             ^^^^ expected a whole number and a unit (kB, MB, GB or TB), such as "50MB", or "0" for no limit
+
+    error: `99` is not valid for the minute
+      --> understudy.toml:13:11
+       |
+    13 | scan = "0 99 * * * *"
+       |           ^^ expected `*`, or 0-59, with lists `a,b`, ranges `a-b` and steps `*/n`
+
+    error: `0MB` is nothing
+      --> understudy.toml:14:9
+       |
+    14 | scrub = "0MB"
+       |         ^^^^^ expected a whole number and a unit (kB, MB, GB or TB), such as "50MB"
+    "#);
+}
+
+#[test]
 fn an_empty_file_lacks_what_is_required() {
     assert_snapshot!(problems_of(""), @r"
     error: the file lacks the section `[cluster]`
@@ -667,7 +711,7 @@ fn problems_for_machines_have_the_same_in_fields() {
       },
       {
         "column": 1,
-        "expected": "one of `name`, `path`, `exclude`",
+        "expected": "one of `name`, `path`, `exclude`, `delete_guard`, `trash`, `bandwidth`, `scan`, `scrub`",
         "file": "understudy.toml",
         "line": 11,
         "related": null,
@@ -755,6 +799,9 @@ const PIECES: &[&str] = &[
     "engine = \"tantivy\"\n",
     "engine = \"command\"\n",
     "exclude = [\"**\", \"{a\"]\n",
+    "delete_guard = \"101%\"\n",
+    "trash = \"0s\"\n",
+    "bandwidth = \"0\"\n",
     "start = [\"a\"]\n",
     "timeout = \"1h\"\n",
     "port = 0x10000\n",

@@ -1,9 +1,10 @@
 //! What files that are right are read as.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use insta::assert_debug_snapshot;
-use understudy_config::{Config, Local, load, parse_cluster};
+use understudy_config::{Config, Files, Local, Share, load, parse_cluster};
 
 /// The sample of DESIGN, without what this version does not have.
 const SAMPLE: &str = r#"
@@ -91,6 +92,15 @@ fn the_sample_is_read_whole() {
                         "*.tmp",
                     ],
                 ),
+                delete_guard: Share(
+                    50,
+                ),
+                trash: 86400s,
+                bandwidth: None,
+                scan: Schedule(
+                    "0 */3 * * * *",
+                ),
+                scrub_rate: 52428800,
             },
         ],
         settings: Some(
@@ -245,6 +255,33 @@ fn a_pair_of_nothing_but_nodes_is_valid() {
         (config.postgres, config.files, config.settings),
         (None, Vec::new(), None)
     );
+}
+
+#[test]
+fn a_files_store_that_says_nothing_has_the_defaults_that_the_reference_tells() {
+    let text = SAMPLE.replace("exclude = [\"*.tmp\"]\n", "");
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    let expected = Files::new("uploads".parse().unwrap(), "/srv/catalog/uploads");
+    assert_eq!(config.files, [expected]);
+}
+
+#[test]
+fn the_figures_of_a_files_store_are_read() {
+    let text = SAMPLE.replace(
+        "exclude = [\"*.tmp\"]\n",
+        "delete_guard = \"100%\"\ntrash = \"0s\"\nbandwidth = \"512kB\"\nscan = \"*/30 * * * *\"\n\
+         scrub = \"1GB\"\n",
+    );
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    let expected = Files {
+        delete_guard: Share::WHOLE,
+        trash: Duration::ZERO,
+        bandwidth: Some(512 << 10),
+        scan: "*/30 * * * *".parse().unwrap(),
+        scrub_rate: 1 << 30,
+        ..Files::new("uploads".parse().unwrap(), "/srv/catalog/uploads")
+    };
+    assert_eq!(config.files, [expected]);
 }
 
 #[test]

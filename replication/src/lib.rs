@@ -4,19 +4,22 @@
 //!            what                         where
 //! decides    Epoch, Position, Marks       epoch, position, mark
 //!            Role (the role machine)      role
+//!            DeleteGuard                  guard
 //! does       PeerClient, PeerServer       transport, trust
 //!            Shipper, Receiver            store (what a store offers its role)
 //!            Log, Table                   log, table (durable forms)
-//! tells      Status, Events               status, event
+//! tells      Status, Events, Checked      status, event, check
 //! per store  files, postgres, settings    the model that both sides share
 //! ```
 //! Read first: [`epoch::Epoch`], [`mark::Marks`], [`store::Shipper`] and [`store::Receiver`].
 
+pub mod check;
 pub mod command;
 pub mod durable;
 pub mod epoch;
 mod error_chain;
 pub mod event;
+pub mod guard;
 pub mod lag;
 pub mod link;
 pub mod mark;

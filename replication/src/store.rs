@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use understudy_config::{NodeName, StoreName};
 
+use crate::check::{Checked, Depth, Trouble};
 use crate::epoch::Epoch;
+use crate::guard::Withheld;
 use crate::position::Position;
 use crate::transport::PeerClient;
 
@@ -18,6 +20,37 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Why a store cannot go on; its chain of sources tells the whole story.
 pub type StoreFailure = Box<dyn Error + Send + Sync>;
+
+/// What a store refuses to do, or cannot. A caller finds it in a [`StoreFailure`] by its type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreRefusal {
+    /// The kind of store has none.
+    #[error("store {0} is of kind {1}, which has no delete guard", id.name, id.kind)]
+    NoDeleteGuard {
+        /// The store.
+        id: StoreId,
+    },
+    /// The kind of store cannot be verified or scrubbed.
+    #[error("store {0} is of kind {1}, which cannot be checked", id.name, id.kind)]
+    NoCheck {
+        /// The store.
+        id: StoreId,
+    },
+    /// The store cannot tell where it is now.
+    #[error("store {} cannot tell its position now", id.name)]
+    NoPosition {
+        /// The store.
+        id: StoreId,
+    },
+    /// The delete guard holds back what would be deleted.
+    #[error("store {} holds back a deletion: {withheld}", id.name)]
+    DeletesWithheld {
+        /// The store.
+        id: StoreId,
+        /// How much would go.
+        withheld: Withheld,
+    },
+}
 
 /// The kinds of stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -205,6 +238,60 @@ pub trait Shipper: Send + Sync {
     /// reach them; the handler finds the caller in the request's extensions.
     fn routes(self: Arc<Self>) -> axum::Router;
 
+    /// Looks at everything, whatever it knows already, and returns a position that covers what was
+    /// there at the call.
+    ///
+    /// Fails with [`StoreRefusal::DeletesWithheld`] when the delete guard holds back a part of it;
+    /// the rest has been taken then.
+    fn sync_now(&self) -> BoxFuture<'_, Result<Position, StoreFailure>> {
+        Box::pin(async move {
+            let no_position = || StoreRefusal::NoPosition {
+                id: self.id().clone(),
+            };
+            Ok(self.mark().await.ok_or_else(no_position)?)
+        })
+    }
+
+    /// Lets the deletion through that the delete guard holds back now. Harmless when there is none;
+    /// the guard is on again for what comes later.
+    fn allow_deletes(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        Box::pin(async move {
+            Err(StoreRefusal::NoDeleteGuard {
+                id: self.id().clone(),
+            }
+            .into())
+        })
+    }
+
+    /// Checks the store against what is known of it, as deep as asked, until it is done or told to
+    /// stop; then what was found so far is lost. One check of a store runs at a time. What is rotten
+    /// here is told, and never shipped.
+    fn check<'a>(
+        &'a self,
+        _depth: Depth,
+        _progress: &'a dyn Progress,
+        _stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<Checked, StoreFailure>> {
+        Box::pin(async move {
+            Err(StoreRefusal::NoCheck {
+                id: self.id().clone(),
+            }
+            .into())
+        })
+    }
+
+    /// Returns the root that the store had at `position`, if that is still known: a check of a copy that
+    /// is somewhat behind is compared with it.
+    fn root_at(&self, _position: Position) -> Option<String> {
+        None
+    }
+
+    /// Returns the entries that cannot be shipped, oldest first; at most
+    /// [`TROUBLES_MAX`](crate::check::TROUBLES_MAX), and cheap.
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
+    }
+
     /// Returns what it tells beside its position.
     fn report(&self) -> StoreReport;
 
@@ -241,6 +328,36 @@ pub trait Receiver: Send + Sync {
 
     /// Returns how far the copy is; cheap.
     fn received(&self) -> Received;
+
+    /// Returns what changes whenever the positions of [`Receiver::received`] have, so that who waits
+    /// for one hears of it at once. Without it they are asked for again and again.
+    fn moves(&self) -> Option<watch::Receiver<()>> {
+        None
+    }
+
+    /// Checks the copy against what is known of it, as deep as asked, until it is done or told to
+    /// stop; then what was found so far is lost. One check of a store runs at a time, beside
+    /// [`Receiver::run`]. What is wrong is repaired from `primary`.
+    fn check<'a>(
+        &'a self,
+        _primary: &'a PeerClient,
+        _depth: Depth,
+        _progress: &'a dyn Progress,
+        _stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<Checked, StoreFailure>> {
+        Box::pin(async move {
+            Err(StoreRefusal::NoCheck {
+                id: self.id().clone(),
+            }
+            .into())
+        })
+    }
+
+    /// Returns the entries of the copy that cannot be brought up to date, oldest first; at most
+    /// [`TROUBLES_MAX`](crate::check::TROUBLES_MAX), and cheap.
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
+    }
 
     /// Applies what is durable here but not yet visible, and makes the copy the primary's store in
     /// `epoch`. Called with [`Receiver::run`] stopped. Repeatable after a crash at any point.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, Schedule, Service, Settings,
+    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, Schedule, Service, Settings, Share,
     StoreName, duration, raw, size,
 };
 
@@ -124,7 +124,7 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         .as_ref()
         .and_then(|it| findings.check(it, word));
     let kept = raw.max_slot_wal_keep_size.as_ref();
-    let max_slot_wal_keep_bytes = kept.and_then(|it| findings.check(it, size::parse));
+    let max_slot_wal_keep_bytes = kept.and_then(|it| findings.check(it, size::wal));
     let port = raw.port.as_ref().map(|it| it.value);
     if let Some(port) = raw.port.as_ref().filter(|port| port.value == 0) {
         findings.report(&port.place, "0 is not a port", "a port from 1 to 65535");
@@ -172,10 +172,35 @@ pub(super) fn files(raw: &Placed<raw::Files>, findings: &mut Findings) -> Option
         .as_ref()
         .and_then(|it| findings.check(it, paths::store));
     let exclude = globs(&raw.exclude, findings);
+    let delete_guard = raw
+        .delete_guard
+        .as_ref()
+        .and_then(|it| findings.check(it, str::parse::<Share>));
+    let trash = raw
+        .trash
+        .as_ref()
+        .and_then(|it| findings.check(it, duration::parse_from_zero));
+    let bandwidth = raw
+        .bandwidth
+        .as_ref()
+        .and_then(|it| findings.check(it, size::parse_limit));
+    let scan = raw
+        .scan
+        .as_ref()
+        .and_then(|it| findings.check(it, schedule));
+    let scrub_rate = raw
+        .scrub
+        .as_ref()
+        .and_then(|it| findings.check(it, size::parse));
     Some(Files {
         name: name?,
         path: path?,
         exclude: exclude?,
+        delete_guard: delete_guard?,
+        trash: trash?,
+        bandwidth: bandwidth?,
+        scan: scan?,
+        scrub_rate: scrub_rate?,
     })
 }
 

@@ -272,9 +272,8 @@ pub(crate) async fn until(is_true: impl Fn() -> bool, describe: impl Fn() -> Str
 
 fn config() -> Files {
     Files {
-        name: "docs".parse().unwrap(),
-        path: PathBuf::from("/not/used"),
         exclude: Globs::new(["*.tmp".to_owned()]).unwrap(),
+        ..Files::new("docs".parse().unwrap(), "/not/used")
     }
 }
 
