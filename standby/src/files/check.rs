@@ -39,6 +39,9 @@ const TELL_INTERVAL: Duration = Duration::from_millis(200);
 /// How much a scrub reads between two looks at the clock.
 const READ_BYTES: u64 = 1 << 20;
 
+/// A file that looks as it should, and the size and the hash that it should have.
+type AsTold = (RelPath, Identity, (u64, Digest));
+
 /// A check that is under way.
 struct Check {
     inner: Arc<Inner>,
@@ -234,7 +237,7 @@ impl Check {
         parent: Option<&RelPath>,
         some: &[Vec<u8>],
         waiting: &mut Vec<Option<RelPath>>,
-    ) -> Result<Vec<(RelPath, Identity, (u64, Digest))>, FilesError> {
+    ) -> Result<Vec<AsTold>, FilesError> {
         let mut read = Vec::new();
         let mut locked = self.inner.replica();
         let replica = &mut *locked;

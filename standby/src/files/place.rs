@@ -741,22 +741,24 @@ impl<'a> Placing<'a> {
             return Ok(());
         }
         let put: BTreeSet<RelPath> = learned.iter().map(|(path, _)| path.clone()).collect();
-        for (id, inode) in names.iter().chain(&plan.moved) {
-            let is_known = inode.is_some() && manifest.is_listed(*id);
-            let path = if is_known { manifest.path(*id) } else { None };
+        let moved = plan.moved.iter().map(|(id, inode)| (*id, *inode, true));
+        let names = names.into_iter().map(|(id, inode)| (id, inode, false));
+        for (id, inode, is_moved) in moved.chain(names) {
+            let is_known = inode.is_some() && manifest.is_listed(id);
+            let path = if is_known { manifest.path(id) } else { None };
             let Some(path) = path else { continue };
-            if put.contains(&path) || manifest.inode(*id) != *inode {
+            if is_moved && put.contains(&path) || manifest.inode(id) != inode {
                 continue;
             }
             let found = self.tree.look(&path);
             let found = found.map_err(FilesError::tree("read", self.place(&path)))?;
-            match found.filter(|found| Some(found.inode) == *inode) {
+            match found.filter(|found| Some(found.inode) == inode) {
                 Some(found) => {
                     let local = Local::Seen(found);
-                    manifest.learn(*id, local);
+                    manifest.learn(id, local);
                     learned.push((path, local));
                 }
-                None => lose(manifest, *id, learned),
+                None => lose(manifest, id, learned),
             }
         }
         Ok(())
