@@ -24,6 +24,8 @@ mod place;
 mod replica;
 mod seed;
 mod seed_fetch;
+#[cfg(test)]
+mod served_tests;
 mod survey;
 #[cfg(test)]
 mod tests;
