@@ -146,7 +146,7 @@ impl Source {
             let Part::From(from) = wanted.part else {
                 panic!("no ranges are asked for")
             };
-            let mut rest = &content[from as usize..];
+            let mut rest = &content[usize::try_from(from).unwrap()..];
             // Long runs of zeros travel as holes.
             while !rest.is_empty() {
                 let zeros = rest.iter().take_while(|byte| **byte == 0).count();

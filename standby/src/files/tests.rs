@@ -763,6 +763,11 @@ fn a_group_that_was_broken_off_anywhere_is_done_again() {
 struct Random(u64);
 
 impl Random {
+    /// Permissions: `base` and some more.
+    fn mode(&mut self, base: u32, bound: usize) -> u32 {
+        base + u32::try_from(self.below(bound)).unwrap()
+    }
+
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self
             .0
@@ -829,7 +834,7 @@ fn random_batch(bench: &mut Bench, random: &mut Random) -> Option<(Batch, Vec<Co
         match random.below(4) {
             0 => {
                 let mut known = entry(Kind::Directory);
-                known.mode = 0o700 + random.below(8) as u32;
+                known.mode = random.mode(0o700, 8);
                 let operation = Operation::Put {
                     path: at,
                     entry: known,
@@ -852,7 +857,7 @@ fn random_batch(bench: &mut Bench, random: &mut Random) -> Option<(Batch, Vec<Co
                 .is_some_and(|known| known.entry.content().is_some()) =>
             {
                 let mut known = trial.get(&at).unwrap().entry;
-                known.mode = 0o600 + random.below(64) as u32;
+                known.mode = random.mode(0o600, 64);
                 known.mtime_ns += 1;
                 let operation = Operation::Put {
                     path: at,
