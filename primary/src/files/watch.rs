@@ -16,9 +16,14 @@ const EVENTS_BYTES: usize = 64 << 10;
 pub(super) enum Happening {
     /// To a path; deep if what it holds is new, too.
     At(RelPath, bool),
+    /// A path within the tree got another name within the tree.
+    Moved { from: RelPath, to: RelPath, is_directory: bool },
     /// The kernel has dropped events, or the top itself is concerned.
     Anywhere,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend { Fanotify, Inotify }
 
 /// A watch on each directory of a tree.
 pub(super) struct Watch {
@@ -30,7 +35,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn backend(&self) -> Backend { Backend::Inotify }
+    pub(super) fn open(_: &understudy_replication::files::Root, _: Option<Backend>) -> io::Result<Self> {
         Ok(Self {
             inotify: Inotify::init()?,
             directories: HashMap::new(),
