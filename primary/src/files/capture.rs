@@ -58,6 +58,8 @@ pub(super) struct Capture {
     scan: Option<Scan>,
     marks: Vec<MarkRequest>,
     next_scan: Instant,
+    /// When it was last asked what has happened.
+    drained: Instant,
     /// When the first look at everything that came to its end was begun.
     first_scan: Option<Instant>,
     is_blind: bool,
@@ -131,6 +133,7 @@ impl Capture {
             scan: None,
             marks: Vec::new(),
             next_scan: now,
+            drained: now,
             first_scan: None,
             is_blind: false,
         })
@@ -143,10 +146,9 @@ impl Capture {
             // Read before the last look: what was written before the word to stop is still captured.
             let is_stopped = self.is_stopped.load(Ordering::Acquire);
             let inbox = self.shared.take_inbox();
-            let now = Instant::now();
             self.marks.extend(inbox.marks);
-            if inbox.is_scan_wanted {
-                self.dirty.mark_all(now);
+            if let Some(since) = inbox.scan_wanted {
+                self.dirty.mark_all(since);
             }
             if is_stopped {
                 return self.finish();
@@ -512,12 +514,12 @@ impl Capture {
             self.halt(&reason);
             return Ok(true);
         }
-        let unfit = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
+        let again = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
+        // Who waits for a mark waits for what belongs to what was committed, too.
+        let since = self.marks.iter().map(|mark| mark.asked).min();
         let now = Instant::now();
-        for path in unfit {
-            if let Some(parent) = path.parent() {
-                self.dirty.mark(parent, true, now);
-            }
+        for path in again {
+            self.dirty.mark_since(path, true, since, now);
         }
         Ok(false)
     }
@@ -637,6 +639,8 @@ impl Capture {
 
     fn drain(&mut self) {
         let Some(tree) = &self.tree else { return };
+        // What is told now happened after it was last asked for, and nobody knows when.
+        let since = Some(std::mem::replace(&mut self.drained, Instant::now()));
         let happenings = tree
             .watch
             .lock()
@@ -647,7 +651,9 @@ impl Capture {
             Ok(happenings) => {
                 for happening in happenings {
                     match happening {
-                        Happening::At(path, is_deep) => self.dirty.mark(path, is_deep, now),
+                        Happening::At(path, is_deep) => {
+                            self.dirty.mark_since(path, is_deep, since, now);
+                        }
                         Happening::Moved { from, to, .. } => self.moves.push((from, to)),
                         Happening::Anywhere => {
                             self.shared.events.record(
@@ -659,7 +665,7 @@ impl Capture {
                                     self.shared.id.name
                                 ),
                             );
-                            self.dirty.mark_all(now);
+                            self.dirty.mark_all(since.unwrap_or(now));
                         }
                     }
                 }

@@ -48,17 +48,17 @@ pub(super) enum CommitError {
     Closed,
 }
 
-/// Makes `changes` durable and then visible to those who ship. Returns the paths that did not fit, and
-/// have to be looked at again.
+/// Makes `changes` durable and then visible to those who ship. Returns the paths that have to be looked
+/// at again: what did not fit, and other names of what has gone.
 ///
 /// After an error the ledger is closed: what is in memory may be ahead of the log.
 pub(super) fn commit(
     shared: &Shared,
     changes: BTreeMap<RelPath, Change>,
 ) -> Result<Vec<RelPath>, CommitError> {
-    let mut unfit = Vec::new();
+    let mut again = Vec::new();
     if changes.is_empty() {
-        return Ok(unfit);
+        return Ok(again);
     }
     let mut deletes = Vec::new();
     let mut puts = Vec::new();
@@ -70,6 +70,8 @@ pub(super) fn commit(
             Change::Learn(local) => learned.push((path, local)),
         }
     }
+    // The name that a link is made to has its number by then.
+    puts.sort_by_key(|(_, _, content)| matches!(content, Content::Link(_)));
     within(shared, |ledger, log| {
         // A file in the place of a directory takes what that held.
         let mut gone = deletes.clone();
@@ -87,7 +89,7 @@ pub(super) fn commit(
         for (path, known, content) in puts {
             if writer.ledger.manifest.directory_of(&path).is_none() {
                 // The directory has gone or moved since.
-                unfit.push(path);
+                again.extend(path.parent());
                 continue;
             }
             let former = writer.ledger.manifest.lookup(&path);
@@ -111,7 +113,9 @@ pub(super) fn commit(
         }
         for path in deletes {
             // The directory that held it may have gone in the same look.
-            if writer.ledger.manifest.lookup(&path).is_some() {
+            if let Some(id) = writer.ledger.manifest.lookup(&path) {
+                // Nobody tells a file's other names that it has one less.
+                again.extend(writer.ledger.manifest.linked_outside(id));
                 writer.push(Operation::Delete { path }, None)?;
             }
         }
@@ -125,7 +129,7 @@ pub(super) fn commit(
         ledger.checkpoint_if_due()?;
         Ok(position)
     })?;
-    Ok(unfit)
+    Ok(again)
 }
 
 /// Makes the moves durable that `confirm` finds to be true, each by what the ones before it lead to, and

@@ -92,14 +92,15 @@ impl Dirty {
             .or_insert(duty);
     }
 
-    /// Notes that anything may have happened.
-    pub(super) fn mark_all(&mut self, now: Instant) {
-        let since = self.duties.values().filter_map(|duty| duty.since).min();
+    /// Notes that anything may have happened, up to `since`.
+    pub(super) fn mark_all(&mut self, since: Instant) {
+        let now = since;
+        let held = self.duties.values().filter_map(|duty| duty.since).min();
         self.duties.clear();
         self.duties.insert(
             None,
             Duty {
-                since: older(since, Some(now)),
+                since: older(held, Some(since)),
                 due: now,
                 is_paused: false,
                 is_deep: true,

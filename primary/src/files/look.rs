@@ -31,6 +31,11 @@ pub(super) const LARGE_FROM: u64 = 16 << 20;
 const SETTLING_FROM: u64 = 4 << 20;
 const SETTLING: Duration = Duration::from_millis(50);
 
+/// Which node has which inode is believed for as long as a scan may take, to find what it had before;
+const SCAN_MAX: Duration = Duration::from_secs(600);
+/// and shortly, to find another name of a file: a miss costs a content sent twice.
+const INODES_FRESH: Duration = Duration::from_secs(1);
+
 /// What a look found to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -88,8 +93,8 @@ pub(super) enum LookError {
 pub(super) struct Tree {
     pub(super) root: Root,
     pub(super) watch: Mutex<Watch>,
-    /// Which node had which inode, made when a scan finds something new.
-    inodes: Mutex<Option<Arc<HashMap<u64, NodeId>>>>,
+    /// Which node had which inode, made when something new is found, and when.
+    inodes: Mutex<Option<(Arc<HashMap<u64, NodeId>>, Instant)>>,
 }
 
 impl Tree {
@@ -106,9 +111,12 @@ impl Tree {
         *self.inodes.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn inodes(&self, shared: &Shared) -> Arc<HashMap<u64, NodeId>> {
+    fn inodes(&self, shared: &Shared, fresh: Duration) -> Arc<HashMap<u64, NodeId>> {
         let mut held = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get_or_insert_with(|| {
+        if held.as_ref().is_some_and(|(_, made)| made.elapsed() > fresh) {
+            *held = None;
+        }
+        let (inodes, _) = held.get_or_insert_with(|| {
             let mut inodes = HashMap::new();
             if let Some(ledger) = shared.ledger().as_ref() {
                 let manifest = &ledger.manifest;
@@ -122,9 +130,9 @@ impl Tree {
                     Err(never) => match never {},
                 }
             }
-            Arc::new(inodes)
-        })
-        .clone()
+            (Arc::new(inodes), Instant::now())
+        });
+        inodes.clone()
     }
 }
 
@@ -386,7 +394,7 @@ impl<'a> Looker<'a> {
 
     /// Whether something new is what has gone from another path.
     fn has_moved(&mut self, path: &RelPath, found: &Identity) -> bool {
-        let inodes = self.tree.inodes(self.shared);
+        let inodes = self.tree.inodes(self.shared, SCAN_MAX);
         let Some(id) = inodes.get(&found.inode) else {
             return false;
         };
@@ -430,6 +438,22 @@ impl<'a> Looker<'a> {
         }
         self.found.moved.push((from, path.clone()));
         true
+    }
+
+    /// Returns the path of which is known that it was this file, when it had no other.
+    fn sibling(&self, path: &RelPath, inode: u64) -> Option<RelPath> {
+        if self.shared.is_linked(inode) {
+            return None;
+        }
+        let inodes = self.tree.inodes(self.shared, INODES_FRESH);
+        let id = inodes.get(&inode)?;
+        let guard = self.shared.ledger();
+        let manifest = &guard.as_ref()?.manifest;
+        let sibling = manifest.path(*id)?;
+        let is_it = manifest.lookup(&sibling) == Some(*id)
+            && manifest.inode(*id) == Some(inode)
+            && sibling != *path;
+        is_it.then_some(sibling)
     }
 
     fn note_directory(
@@ -514,18 +538,20 @@ impl<'a> Looker<'a> {
         if is_racy {
             self.found.again.push(Again::Racy(path.clone()));
         }
-        let local = if is_racy {
-            Local::Unknown
-        } else {
-            Local::Seen(found)
-        };
+        let local = Local::Seen(if is_racy { found.unsettled() } else { found });
         let mut entry = found.entry(Kind::File {
             size: found.size,
             hash: held.hash,
         });
         entry.xattrs = held.xattrs;
+        let mut content = held.content;
         if held.names > 1 {
             entry.link = self.shared.link_of(found.inode);
+            if let Some(sibling) = self.sibling(path, found.inode) {
+                // Nobody tells of a name that has become one of several.
+                self.look(&sibling, false);
+                content = Content::Link(sibling);
+            }
         }
         let was_linked = known.as_ref().map_or(0, |known| known.entry.link);
         if was_linked != 0 && known.as_ref().is_some_and(|known| known.entry != entry) {
@@ -533,13 +559,13 @@ impl<'a> Looker<'a> {
             let others = self.shared.linked(was_linked, path);
             self.found.again.extend(others.into_iter().map(Again::Linked));
         }
-        self.note(path, Known { entry, local }, held.content, known);
+        self.note(path, Known { entry, local }, content, known);
     }
 
     fn note(&mut self, path: &RelPath, now: Known, content: Content, known: Option<Known>) {
         let change = match known {
             Some(known) if known.entry == now.entry => {
-                if known.local == now.local || now.local == Local::Unknown {
+                if known.local == now.local {
                     return;
                 }
                 Change::Learn(now.local)

@@ -171,7 +171,9 @@ impl FilesShipper {
         let asked = Instant::now();
         let until = asked + patience;
         self.shared.ask(|inbox| {
-            inbox.is_scan_wanted |= is_scan;
+            if is_scan {
+                inbox.scan_wanted.get_or_insert(asked);
+            }
             inbox.marks.push(MarkRequest {
                 asked,
                 until,
@@ -356,7 +358,8 @@ impl Shipper for FilesShipper {
             guard.allow(Instant::now(), SYNC_PATIENCE);
             drop(guard);
             // The capture takes the allowance back when it has looked at everything.
-            self.shared.ask(|inbox| inbox.is_scan_wanted = true);
+            self.shared
+                .ask(|inbox| inbox.scan_wanted = Some(Instant::now()));
             Ok(())
         })
     }

@@ -70,8 +70,9 @@ struct Problem {
 #[derive(Default)]
 pub(super) struct Inbox {
     pub(super) marks: Vec<MarkRequest>,
-    /// Somebody wants everything to be looked at: who marks later waits for that.
-    pub(super) is_scan_wanted: bool,
+    /// Since when somebody wants everything to be looked at: who has asked for a mark then waits for
+    /// that.
+    pub(super) scan_wanted: Option<Instant>,
 }
 
 pub(super) struct MarkRequest {
@@ -190,6 +191,14 @@ impl Shared {
             link = link.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15;
         }
         link
+    }
+
+    /// Returns whether a file with this inode is known to have several names.
+    pub(super) fn is_linked(&self, inode: u64) -> bool {
+        let guard = self.ledger();
+        guard
+            .as_ref()
+            .is_some_and(|ledger| ledger.manifest.link_of_inode(inode).is_some())
     }
 
     /// Returns the other names of a file.

@@ -472,8 +472,8 @@ fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> 
         return false;
     }
     match manifest.local(id) {
-        Local::Seen(_) => manifest.looks(id, &found),
-        Local::Unknown | Local::Awaited => {
+        Local::Seen(seen) if !seen.is_unsettled() => manifest.looks(id, &found),
+        Local::Seen(_) | Local::Unknown | Local::Awaited => {
             found.file_type() == FileType::RegularFile && found.size == of.0
         }
     }
