@@ -10,6 +10,7 @@
 //! [`FilesShipper`], then `capture`.
 
 mod capture;
+mod check;
 mod commit;
 mod content;
 mod dirty;
@@ -31,12 +32,13 @@ use tokio::sync::oneshot;
 use understudy_config::{Files, StoreName};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::check::Trouble;
+use understudy_replication::check::{Checked, Depth, Trouble};
 use understudy_replication::files::{Head, Ledger, LedgerError};
 use understudy_replication::log::Log;
 use understudy_replication::position::Position;
 use understudy_replication::store::{
-    BoxFuture, Shipper, Stop, Stopper, StoreFailure, StoreId, StoreKind, StoreRefusal, StoreReport,
+    BoxFuture, Progress, Shipper, Stop, Stopper, StoreFailure, StoreId, StoreKind, StoreRefusal,
+    StoreReport, Unit,
 };
 
 use capture::Capture;
@@ -45,6 +47,9 @@ use ship::Shop;
 
 /// How long a mark may take; then the position is unknown.
 const MARK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is shown how far a long work is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a look at everything may take that somebody waits for.
 const SYNC_PATIENCE: Duration = Duration::from_secs(3600);
@@ -364,6 +369,55 @@ impl Shipper for FilesShipper {
         })
     }
 
+    fn check<'a>(
+        &'a self,
+        depth: Depth,
+        progress: &'a dyn Progress,
+        stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<Checked, StoreFailure>> {
+        Box::pin(async move {
+            let name = &self.shared.id.name;
+            progress.start(&format!("looking at store {name}"), None, Unit::Items);
+            self.sync_now().await?;
+            let shared = self.shared.clone();
+            let Depth::Scrub { bytes_per_second } = depth else {
+                progress.end("done");
+                return Ok(check::state(&shared));
+            };
+            let bytes = shared
+                .ledger()
+                .as_ref()
+                .map_or(0, |ledger| ledger.manifest.bytes());
+            progress.start(&format!("reading store {name}"), Some(bytes), Unit::Bytes);
+            let done = Arc::new(check::Done::default());
+            // Who waits may be dropped, and the thread must not go on then.
+            let _stopping = Stopping(done.clone());
+            let (shared, seen) = (self.shared.clone(), done.clone());
+            let mut scrubbing =
+                tokio::task::spawn_blocking(move || check::scrub(&shared, bytes_per_second, &seen));
+            let scrubbed = loop {
+                tokio::select! {
+                    scrubbed = &mut scrubbing => break scrubbed,
+                    () = stop.wait() => done.is_stopped.store(true, Ordering::Release),
+                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+                }
+                progress.at(done.bytes.load(Ordering::Acquire));
+                if stop.is_stopped() {
+                    break scrubbing.await;
+                }
+            };
+            progress.end("done");
+            match scrubbed {
+                Ok(checked) => Ok(checked.map_err(|source| FilesError::Wait { source })?),
+                Err(_) => Err(FilesError::Broken { store: name.clone() }.into()),
+            }
+        })
+    }
+
+    fn root_at(&self, position: Position) -> Option<String> {
+        check::root_at(&self.shared, position)
+    }
+
     fn troubles(&self) -> Vec<Trouble> {
         self.shared.troubles()
     }
@@ -387,6 +441,15 @@ impl Shipper for FilesShipper {
             report.gauges.insert("entries".to_owned(), entries);
         }
         report
+    }
+}
+
+/// Stops a scrub when the future that waits for it ends or is dropped.
+struct Stopping(Arc<check::Done>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.is_stopped.store(true, Ordering::Release);
     }
 }
 
