@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from tests.outside import network
 from tests.outside.binary import REPOSITORY, Binary
 
-from . import floors, report
+from . import disk, floors, report
 from .cases import CASES, SCENES, NotMeasurable
 from .generator import small_files
 from .report import Result
@@ -21,15 +22,18 @@ from .sizes import FULL, QUICK
 
 def main() -> int:
     arguments = _arguments()
-    has_own_network = network.enter_own("benches.files")
+    has_own_network = network.enter_own_namespaces("benches.files")
     # A terminated run cleans up as one that ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    say_unless_own(has_own_network)
     binary = Binary()
     started = time.strftime("%Y%m%d-%H%M%S")
     folder = arguments.dir / f"files-{started}"
     folder.mkdir(parents=True)
     sizes = QUICK if arguments.quick else FULL
+    if not has_own_network:
+        say("without root, the loopback and the file system are shared with whatever else uses them")
+    elif not (arguments.keep or arguments.shared_disk):
+        disk.mount_own(folder, sizes.disk_bytes)
     bench = Bench(binary, folder, sizes, arguments.seed, has_own_network, arguments.verify)
     facts = {"machine": report.machine(folder, binary), "quick": arguments.quick, "seed": arguments.seed,
              "own_network": has_own_network}
@@ -41,7 +45,7 @@ def main() -> int:
         results = _run_cases(bench, arguments)
     finally:
         if not arguments.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     facts["machine"]["load_after"] = report.machine(REPOSITORY, binary)["load"]
     kept = arguments.dir / f"files-{started}.json"
     kept.write_text(report.raw(results, facts))
@@ -66,8 +70,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, help="how often each case is run (default: 5, quick 2)")
     parser.add_argument("--seed", type=int, default=1, help="of trees and changes (default: 1)")
     parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench", help="work in this folder, on a real disk")
+    parser.add_argument("--shared-disk", action="store_true",
+                        help="use that folder's file system as it is, not a fresh one in an image there")
     parser.add_argument("--verify", action="store_true", help="compare all content after each case, not a sample")
-    parser.add_argument("--keep", action="store_true", help="keep the trees and the nodes' folders")
+    parser.add_argument("--keep", action="store_true", help="keep the trees and the nodes' folders; implies --shared-disk")
     parser.add_argument("--gate", action="store_true", help="exit with 1 unless every target is met")
     arguments = parser.parse_args()
     if arguments.gate and arguments.quick:
@@ -154,9 +160,10 @@ def _print(results: list[Result], facts: dict, kept: Path, is_full_size: bool) -
     print(f"every run: {kept}")
 
 
-def say_unless_own(has_own_network: bool) -> None:
-    if not has_own_network:
-        say("no network namespace of its own (that needs root): whatever else uses the loopback is counted on the wire")
+def _remove(folder: Path) -> None:
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def say(line: str) -> None:

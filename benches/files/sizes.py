@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from .generator import MIB
 
+GIB = 1024 * MIB
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -25,6 +27,7 @@ class Sizes:
     idle_seconds: int
     million: int
     floor_bytes: int
+    disk_bytes: int
     # What takes longer than this has hung.
     patience: float
 
@@ -32,11 +35,11 @@ class Sizes:
 FULL = Sizes(
     rounds=5,
     small_files=200_000, small_mean=5100, few=200,
-    big_bytes=4096 * MIB, inserted_bytes=MIB, appended_bytes=64 * MIB,
+    big_bytes=4 * GIB, inserted_bytes=MIB, appended_bytes=64 * MIB,
     moved_files=20_000, moved_mean=53_700,
     logs=5000, log_mean=64 * 1024, logged_bytes=200,
     stream_seconds=60, stream_files=5000, changes_per_second=1000,
-    idle_seconds=10, million=1_000_000, floor_bytes=1024 * MIB, patience=900,
+    idle_seconds=10, million=1_000_000, floor_bytes=GIB, disk_bytes=48 * GIB, patience=900,
 )
 QUICK = Sizes(
     rounds=2,
@@ -45,5 +48,5 @@ QUICK = Sizes(
     moved_files=2000, moved_mean=53_700,
     logs=500, log_mean=64 * 1024, logged_bytes=200,
     stream_seconds=10, stream_files=5000, changes_per_second=1000,
-    idle_seconds=5, million=100_000, floor_bytes=256 * MIB, patience=60,
+    idle_seconds=5, million=100_000, floor_bytes=256 * MIB, disk_bytes=8 * GIB, patience=60,
 )

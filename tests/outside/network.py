@@ -1,4 +1,4 @@
-"""A loopback of one's own, so that nothing else is counted and nobody else is cut off."""
+"""Namespaces of one's own, so that nothing else is counted and nobody else is cut off."""
 
 import os
 import shutil
@@ -7,22 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENTERED = "UNDERSTUDY_OWN_NETWORK"
+ENTERED = "UNDERSTUDY_OWN_NAMESPACES"
+UNSHARE = ["unshare", "--net", "--mount", "--"]
 
 
-def enter_own(module: str) -> bool:
-    """Starts this program again in a fresh network namespace; returns whether it is in one.
+def enter_own_namespaces(module: str) -> bool:
+    """Starts this program again in fresh namespaces of network and mounts; returns whether it is in them.
 
     Does not return from the first call where namespaces may be made.
     """
     if ENTERED in os.environ:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return True
-    may = shutil.which("ip") and subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL).returncode == 0
+    may = shutil.which("ip") and subprocess.run([*UNSHARE, "true"], stderr=subprocess.DEVNULL).returncode == 0
     if not may:
         return False
     os.environ[ENTERED] = "1"
-    os.execvp("unshare", ["unshare", "-n", "--", sys.executable, "-m", module, *sys.argv[1:]])
+    os.execvp("unshare", [*UNSHARE, sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def lo_bytes(pid: int | str = "self") -> int:
