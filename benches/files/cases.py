@@ -75,7 +75,7 @@ def _initial(scene: Scene, _: int) -> Round:
     begun = time.monotonic()
     scene.pair.start_primary()
     scene.pair.join()
-    scene.pair.wait_joined(scene.bench.sizes.patience)
+    scene.pair.wait_equal(scene.bench.sizes.patience)
     ours = scene.read_meters(begun, {"flushed": None, "applied": time.monotonic()})
     return scene.round(ours, scene.content_bytes)
 
@@ -85,7 +85,7 @@ def _arrival(scene: Scene, _: int) -> Round:
     scene.begin(with_data=False)
     scene.pair.start_primary()
     scene.pair.join()
-    scene.pair.wait_joined(scene.bench.sizes.patience)
+    scene.pair.wait_equal(scene.bench.sizes.patience)
 
     def change() -> int:
         scene.bring_data()
@@ -225,7 +225,7 @@ def _million(scene: Scene, _: int) -> Round:
     begun = time.monotonic()
     scene.pair.start_primary()
     scene.pair.join()
-    scene.pair.wait_joined(scene.bench.sizes.patience * 4)
+    scene.pair.wait_equal(scene.bench.sizes.patience * 4)
     applied = time.monotonic()
     _rewrite_few(scene, "million")()
     scene.pair.wait(scene.bench.sizes.patience)

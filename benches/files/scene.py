@@ -41,7 +41,7 @@ class Bench:
         try:
             pair.start_primary()
             pair.join()
-            pair.wait_joined(self.sizes.patience)
+            pair.wait_equal(self.sizes.patience)
             cpu, wire = idle(pair, self.sizes.idle_seconds)
         finally:
             pair.remove()
@@ -84,7 +84,7 @@ class Scene:
             self.begin(with_data=True)
             self.pair.start_primary()
             self.pair.join()
-            self.pair.wait_joined(self.bench.sizes.patience)
+            self.pair.wait_equal(self.bench.sizes.patience)
             self.rsync.push(self.pair.source)
         self.pair.settle()
 

@@ -17,6 +17,8 @@ STORE = "files"
 TREE = "tree"
 
 STOP_PATIENCE = 30
+# Then the daemons are looked at, and it is waited for again.
+WAIT_PATIENCE = 20
 # A daemon that does nothing but send its heartbeats stays below this share of a processor.
 QUIET_SHARE = 0.04
 QUIET_WINDOW = 0.25
@@ -112,9 +114,9 @@ class Pair:
         invited = json.loads(self.a.run("invite", "b", "--json"))
         self.b.start_anew("join", invited["url"], "--token", invited["token"])
 
-    def wait_joined(self, patience: float) -> None:
-        """Waits until the new standby has applied everything."""
-        self._until("the standby has everything", lambda: self.wait(patience), patience)
+    def wait_equal(self, patience: float) -> None:
+        """Waits until the standby has applied everything; both may be about to start."""
+        self._until("the standby has everything", lambda: self.wait(min(patience, WAIT_PATIENCE)), patience)
 
     def wait(self, patience: float, until: str = "applied") -> None:
         """Waits until all that the primary has now is `flushed` or `applied` on the standby."""

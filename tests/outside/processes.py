@@ -1,19 +1,14 @@
 """What a running process has used, and a child that does not outlive us."""
 
-import ctypes
-import signal
 import subprocess
 import time
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def spawn(command: list, **options) -> subprocess.Popen:
     """Starts a daemon that the kernel kills when this program dies, however it dies."""
-    die_with_parent = lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return subprocess.Popen(command, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, **options)
+    mortal = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    return subprocess.Popen(mortal, stdin=subprocess.DEVNULL, **options)
 
 
 def cpu_seconds(pid: int) -> float:
