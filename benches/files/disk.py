@@ -25,5 +25,8 @@ def mount_own(folder: Path, size: int) -> None:
         # What is cached twice would be written twice; where the disk cannot do without, it has to be.
         subprocess.run(["losetup", "--direct-io=on", device.strip()], stderr=subprocess.DEVNULL)
         os.rmdir(folder / "lost+found")
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        folder.rmdir()
+        raise SystemExit(f"no file system of its own can be made here ({error}); --shared-disk does without") from error
     finally:
         image.unlink()

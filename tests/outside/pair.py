@@ -74,6 +74,10 @@ class Node:
             self.daemon.wait()
         self.daemon = None
 
+    def assert_socket(self) -> None:
+        if not (self.folder / "run/understudy.sock").exists():
+            raise Failed(f"{self.folder.name} has no admin socket")
+
     def ended(self) -> str | None:
         """Returns how the daemon ended by itself; `None` while it runs or when it was stopped."""
         if self.daemon is None or self.daemon.poll() is None:
@@ -116,6 +120,8 @@ class Pair:
 
     def wait_equal(self, patience: float) -> None:
         """Waits until the standby has applied everything; both may be about to start."""
+        # A look at a file costs nothing, and seeding is timed.
+        self._until("the standby serves", self.b.assert_socket, patience, interval=0.005)
         self._until("the standby has everything", lambda: self.wait(min(patience, WAIT_PATIENCE)), patience)
 
     def wait(self, patience: float, until: str = "applied") -> None:
@@ -169,7 +175,7 @@ class Pair:
             os.rename(self.source, keep_source_as)
         shutil.rmtree(self.folder)
 
-    def _until(self, what: str, attempt, patience: float = 60) -> None:
+    def _until(self, what: str, attempt, patience: float = 60, interval: float = 0.02) -> None:
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -181,4 +187,4 @@ class Pair:
                         raise Failed(ended) from failed
                 if time.monotonic() > deadline:
                     raise Failed(f"not within {patience:.0f} s: {what}; {failed}") from failed
-            time.sleep(0.02)
+            time.sleep(interval)

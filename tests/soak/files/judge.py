@@ -6,6 +6,7 @@ import stat
 from dataclasses import dataclass
 
 DIFFERENCES_TOLD = 10
+VALUE_TOLD = 60
 
 # A copy may keep more of a sparse file than its source, by what it takes to work in larger blocks.
 HOLE_GRAIN = 64 * 1024
@@ -25,6 +26,7 @@ class Entry:
     size: int | None
     digest: str | None
     xattrs: dict[str, bytes]
+    acls: dict[str, bytes]
 
 
 def differences(source: bytes, copy: bytes, without: set[str]) -> list[str]:
@@ -37,7 +39,8 @@ def differences(source: bytes, copy: bytes, without: set[str]) -> list[str]:
     for path in both:
         for name, value in vars(ours[path]).items():
             if name not in without and value != getattr(theirs[path], name):
-                found.append(f"{name} of {path!r}: {value!r} on the primary, {getattr(theirs[path], name)!r} on the standby")
+                found.append(f"{name} of {path!r}: {_short(value)} on the primary, "
+                             f"{_short(getattr(theirs[path], name))} on the standby")
     if "hardlinks" not in without:
         found += [f"names of one file on one side only: {sorted(group)!r}" for group in ours_links ^ theirs_links]
     if "holes" not in without:
@@ -48,6 +51,11 @@ def differences(source: bytes, copy: bytes, without: set[str]) -> list[str]:
     if len(found) > DIFFERENCES_TOLD:
         found = found[:DIFFERENCES_TOLD] + [f"and {len(found) - DIFFERENCES_TOLD} more"]
     return found
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= VALUE_TOLD else text[:VALUE_TOLD] + "…"
 
 
 def _look(top: bytes) -> tuple[dict[bytes, Entry], set[frozenset[bytes]], dict[bytes, list[tuple[int, int]]]]:
@@ -92,8 +100,9 @@ def _entry(path: bytes) -> tuple[Entry | None, int]:
         return None, 0
     xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
               for name in os.listxattr(path, follow_symlinks=False)}
+    acls = {name: xattrs.pop(name) for name in list(xattrs) if name.startswith("system.posix_acl_")}
     return Entry(kind, stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid), status.st_mtime_ns,
-                 target, size, digest, xattrs), status.st_ino
+                 target, size, digest, xattrs, acls), status.st_ino
 
 
 def _data_ranges(path: bytes, size: int) -> list[tuple[int, int]]:

@@ -10,12 +10,13 @@ import os
 import random
 import shutil
 import stat
+import struct
 import threading
 import time
 
 from .tagged import PREFIX as TAGGED, Ledger
 
-CAPABILITIES = ("hardlinks", "xattrs", "holes", "owners")
+CAPABILITIES = ("hardlinks", "xattrs", "acls", "holes", "owners")
 
 ENTRIES_MAX = 1200
 DEPTH_MAX = 8
@@ -350,10 +351,18 @@ class Mutator:
         path = self._any(lambda mode: not stat.S_ISLNK(mode))
         os.setxattr(path, b"user.%d" % self._rng.randrange(4), self._bytes(200))
 
+    def set_acl(self) -> None:
+        """Lets a further user in, in the kernel's own form (linux/posix_acl_xattr.h)."""
+        tags = [(0x01, 6, -1), (0x02, self._rng.randrange(8), self._rng.randrange(3000)), (0x04, 4, -1), (0x10, 7, -1),
+                (0x20, 4, -1)]
+        acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *tag) for tag in tags)
+        os.setxattr(self._any(lambda mode: not stat.S_ISLNK(mode)), b"system.posix_acl_access", acl)
+
     def remove_xattr(self) -> None:
         path = self._any(lambda mode: not stat.S_ISLNK(mode))
         for name in os.listxattr(path):
-            os.removexattr(path, name)
+            if name.startswith("user."):
+                os.removexattr(path, name)
 
     def make_sparse(self) -> None:
         path = self._new(LOOSE)
@@ -409,6 +418,7 @@ _OPERATIONS = (
     (Mutator.break_hard_link, 2, "hardlinks"),
     (Mutator.set_xattr, 4, "xattrs"),
     (Mutator.remove_xattr, 2, "xattrs"),
+    (Mutator.set_acl, 2, "acls"),
     (Mutator.make_sparse, 3, "holes"),
     (Mutator.punch_hole, 3, "holes"),
 )
