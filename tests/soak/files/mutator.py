@@ -16,7 +16,7 @@ import time
 
 from .tagged import PREFIX as TAGGED, Ledger
 
-CAPABILITIES = ("hardlinks", "xattrs", "acls", "holes", "owners")
+CAPABILITIES = ("hardlinks", "xattrs", "acls", "holes")
 
 ENTRIES_MAX = 1200
 DEPTH_MAX = 8
@@ -412,7 +412,7 @@ _OPERATIONS = (
     (Mutator.replace_link, 2, None),
     (Mutator.make_pipe, 1, None),
     (Mutator.change_mode, 4, None),
-    (Mutator.change_owner, 3, "owners"),
+    (Mutator.change_owner, 3, None),
     (Mutator.set_time_back, 4, None),
     (Mutator.hard_link, 4, "hardlinks"),
     (Mutator.break_hard_link, 2, "hardlinks"),
