@@ -29,6 +29,7 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
+use crate::wait;
 
 /// How much news may wait for a slow terminal.
 const NEWS_WAITING_MAX: usize = 256;
@@ -55,11 +56,6 @@ pub(crate) struct Invitation {
 pub(crate) struct Invite {
     pub(crate) node: NodeName,
     pub(crate) lifetime_seconds: u64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Wait {
-    pub(crate) seconds: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,7 +98,7 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
         .route("/status", get(status))
         .route("/events", get(events))
         .route("/invite", post(invite))
-        .route("/wait", post(wait))
+        .route("/wait", post(wait_for_standbys))
         .route("/promote", post(promote))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
@@ -170,10 +166,11 @@ async fn events(State(node): State<Arc<Node>>, Query(asked): Query<EventCount>) 
     stream(move |_| async move { Ok::<Vec<Event>, Failure>(node.events.newest(asked.count)) })
 }
 
-async fn wait(State(node): State<Arc<Node>>, Json(asked): Json<Wait>) -> Response {
-    stream(
-        move |_| async move { crate::wait::wait(&node, Duration::from_secs(asked.seconds)).await },
-    )
+async fn wait_for_standbys(
+    State(node): State<Arc<Node>>,
+    Json(order): Json<wait::Order>,
+) -> Response {
+    stream(move |_| async move { wait::wait(&node, &order).await })
 }
 
 async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {

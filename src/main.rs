@@ -26,6 +26,7 @@ mod promote;
 mod promotion;
 mod report;
 mod role_file;
+mod selection;
 mod serve;
 mod services;
 mod settings;
@@ -96,7 +97,7 @@ enum Verb {
     Serve(serve::Serve),
     /// Show how the node and its stores are
     Status(status::Status),
-    /// Wait until the standby has applied everything that the primary has now
+    /// Wait until the standbys have everything that the primary has now
     Wait(wait_verb::Wait),
     /// Make this standby the primary
     Promote(promote::Promote),

@@ -24,6 +24,7 @@ use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
 use crate::node::Node;
+use crate::selection::Selection;
 use crate::supervise::supervise;
 
 /// A mark waits this long for the slowest store.
@@ -37,6 +38,8 @@ pub(crate) struct PrimaryRun {
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
+    /// Changes with every report.
+    reported: watch::Sender<()>,
     started: Instant,
     is_fenced: AtomicBool,
     waiting: AtomicUsize,
@@ -72,6 +75,7 @@ impl PrimaryRun {
             marks: Mutex::new(Marks::default()),
             newest: watch::Sender::new(None),
             reports: Mutex::new(BTreeMap::new()),
+            reported: watch::Sender::new(()),
             started: Instant::now(),
             is_fenced: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
@@ -148,7 +152,7 @@ impl PrimaryRun {
                 number,
                 epoch: self.epoch.clone(),
                 time,
-                positions: self.positions(MARK_PATIENCE).await,
+                positions: self.positions(&Selection::default(), MARK_PATIENCE).await,
                 is_awaited: self.waiting.load(Ordering::Relaxed) > 0,
             };
             self.marks
@@ -160,9 +164,13 @@ impl PrimaryRun {
         }
     }
 
-    /// Returns where every store is that can tell so within `patience`.
-    pub(crate) async fn positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
-        let asked = self.shippers.iter().map(|shipper| async move {
+    /// Returns where every one of `stores` is that can tell so within `patience`.
+    async fn positions(
+        &self,
+        stores: &Selection,
+        patience: Duration,
+    ) -> BTreeMap<StoreName, Position> {
+        let asked = self.selected(stores).map(|shipper| async move {
             let position = tokio::time::timeout(patience, shipper.mark())
                 .await
                 .ok()
@@ -172,13 +180,26 @@ impl PrimaryRun {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Returns where every store is, asking again those that cannot tell at once (a store may be reading
-    /// a large file), until all have told or `patience` is over.
-    pub(crate) async fn all_positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
+    fn selected<'a>(
+        &'a self,
+        stores: &'a Selection,
+    ) -> impl Iterator<Item = &'a Arc<dyn Shipper>> + 'a {
+        let is_meant = |shipper: &&Arc<dyn Shipper>| stores.has(&shipper.id().name);
+        self.shippers.iter().filter(is_meant)
+    }
+
+    /// Returns where each of `stores` is, asking again those that cannot tell at once (a store may be
+    /// reading a large file), until all have told or `patience` is over.
+    pub(crate) async fn all_positions(
+        &self,
+        stores: &Selection,
+        patience: Duration,
+    ) -> BTreeMap<StoreName, Position> {
         let until = Instant::now() + patience;
+        let asked = self.selected(stores).count();
         loop {
-            let positions = self.positions(patience).await;
-            if positions.len() == self.shippers.len() || Instant::now() >= until {
+            let positions = self.positions(stores, patience).await;
+            if positions.len() == asked || Instant::now() >= until {
                 return positions;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -212,6 +233,12 @@ impl PrimaryRun {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(node, heard);
+        self.reported.send_replace(());
+    }
+
+    /// Returns what changes with every report of a standby.
+    pub(crate) fn reports(&self) -> watch::Receiver<()> {
+        self.reported.subscribe()
     }
 
     /// Returns whether `standby` has reported after `moment`.
