@@ -29,7 +29,7 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
-use crate::wait;
+use crate::{status_source, wait};
 
 /// How much news may wait for a slow terminal.
 const NEWS_WAITING_MAX: usize = 256;
@@ -76,6 +76,11 @@ pub(crate) struct Rollback {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoreAsked {
+    pub(crate) store: StoreName,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct EventCount {
     pub(crate) count: usize,
 }
@@ -96,6 +101,7 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/status", get(status))
+        .route("/status/store", get(store_status))
         .route("/events", get(events))
         .route("/invite", post(invite))
         .route("/wait", post(wait_for_standbys))
@@ -160,6 +166,13 @@ where
 
 async fn status(State(node): State<Arc<Node>>) -> Response {
     stream(|_| async move { Ok::<Status, Failure>(node.status()) })
+}
+
+async fn store_status(
+    State(node): State<Arc<Node>>,
+    Query(asked): Query<StoreAsked>,
+) -> Response {
+    stream(move |_| async move { status_source::detail(&node, &asked.store) })
 }
 
 async fn events(State(node): State<Arc<Node>>, Query(asked): Query<EventCount>) -> Response {

@@ -11,6 +11,11 @@ use crate::failure::Failure;
 pub(crate) struct Selection(pub(crate) Vec<StoreName>);
 
 impl Selection {
+    /// Returns one store.
+    pub(crate) fn one(store: StoreName) -> Self {
+        Self(vec![store])
+    }
+
     /// Returns whether `store` is one of them.
     pub(crate) fn has(&self, store: &StoreName) -> bool {
         self.0.is_empty() || self.0.contains(store)
