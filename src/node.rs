@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use understudy_config::{Config, Local, NodeName};
+use understudy_config::{Config, Local, NodeName, StoreName};
 use understudy_primary::services::Services;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
@@ -62,6 +62,8 @@ pub(crate) struct Node {
     config: RwLock<Arc<Config>>,
     stage: Mutex<Stage>,
     clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
+    /// The stores that are being checked, and how.
+    pub(crate) checking: Mutex<BTreeMap<StoreName, &'static str>>,
     shell: mpsc::Sender<Asked>,
 }
 
@@ -103,6 +105,7 @@ impl Node {
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
             clients: Mutex::default(),
+            checking: Mutex::default(),
             shell: parts.shell,
         })
     }

@@ -10,7 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use understudy_replication::link::{
-    AwaitAnswer, AwaitRequest, BarrierRequest, FenceAnswer, FenceRequest, Hello, StandbyReport,
+    AwaitAnswer, AwaitRequest, BarrierRequest, CheckRequest, FenceAnswer, FenceRequest, Hello,
+    RootRequest, StandbyReport,
 };
 use understudy_replication::role::{Event, Role};
 use understudy_replication::store::Stop;
@@ -69,6 +70,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
             .route("/peer/marks", get(marks))
             .route("/peer/report", post(report))
             .route("/peer/barrier", post(barrier))
+            .route("/peer/root", post(root))
             .with_state(node.clone());
         stores = routes.merge(run.routes());
     }
@@ -76,6 +78,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/hello", get(say_hello))
         .route("/peer/fence", post(fence))
         .route("/peer/await", post(await_positions))
+        .route("/peer/check", post(check))
         .with_state(node.clone())
         .merge(stores)
         .fallback_service(axum::handler::Handler::with_state(not_here, node.clone()))
@@ -229,6 +232,17 @@ async fn barrier(
     let stores = Selection(request.map(|it| it.stores).unwrap_or_default());
     match primary(&node) {
         Ok(run) => Json(run.all_positions(&stores, POSITION_PATIENCE).await).into_response(),
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn check(State(node): State<Arc<Node>>, Json(request): Json<CheckRequest>) -> Response {
+    crate::check::answer(node, request)
+}
+
+async fn root(State(node): State<Arc<Node>>, Json(request): Json<RootRequest>) -> Response {
+    match primary(&node) {
+        Ok(_) => Json(crate::check::root(&node, &request)).into_response(),
         Err(refusal) => *refusal,
     }
 }

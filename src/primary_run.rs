@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
 use understudy_primary::settings::SettingsShipper;
@@ -45,6 +45,8 @@ pub(crate) struct PrimaryRun {
     waiting: AtomicUsize,
     marking: Stopper,
     shipping: Stopper,
+    /// Shared by the checks that run; whoever stops the stores takes it alone.
+    checks: Arc<RwLock<()>>,
     /// Held while a store is opened or fenced: an opening under way must not undo a fence.
     opening: tokio::sync::Mutex<()>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -81,6 +83,7 @@ impl PrimaryRun {
             waiting: AtomicUsize::new(0),
             marking,
             shipping,
+            checks: Arc::default(),
             opening: tokio::sync::Mutex::new(()),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
             leading: tokio::sync::Mutex::new(JoinSet::new()),
@@ -204,6 +207,13 @@ impl PrimaryRun {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Returns the word to stop, which a check heeds, and the place that it holds until it has: the stores
+    /// are not given to another role before.
+    pub(crate) async fn begin_check(&self) -> (Stop, OwnedRwLockReadGuard<()>) {
+        let stop = self.shipping.subscribe();
+        (stop, self.checks.clone().read_owned().await)
     }
 
     /// Makes the marks say that somebody waits, until the returned guard is dropped.
@@ -354,6 +364,7 @@ impl PrimaryRun {
     pub(crate) async fn stop(&self) {
         self.stop_leading().await;
         self.shipping.stop();
+        let _no_checks = self.checks.write().await;
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
     }

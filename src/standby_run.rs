@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::error_chain;
@@ -41,6 +42,8 @@ pub(crate) struct StandbyRun {
     started: Instant,
     events: Events,
     stopper: Stopper,
+    /// Shared by the checks that run; whoever stops the stores takes it alone.
+    checks: Arc<RwLock<()>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -69,6 +72,7 @@ impl StandbyRun {
             started: Instant::now(),
             events: node.events.clone(),
             stopper,
+            checks: Arc::default(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         }))
     }
@@ -308,9 +312,17 @@ impl StandbyRun {
         link.marks.newest().map(|(_, mark)| mark.time)
     }
 
+    /// Returns the word to stop, which a check heeds, and the place that it holds until it has: the stores
+    /// are not given to another role before.
+    pub(crate) async fn begin_check(&self) -> (Stop, OwnedRwLockReadGuard<()>) {
+        let stop = self.stopper.subscribe();
+        (stop, self.checks.clone().read_owned().await)
+    }
+
     /// Stops receiving; what is durable here stays so.
     pub(crate) async fn stop(&self) {
         self.stopper.stop();
+        let _no_checks = self.checks.write().await;
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
     }

@@ -52,6 +52,15 @@ pub(crate) struct Order {
     pub(crate) patience: Duration,
 }
 
+impl Order {
+    /// The primary's stores are not given longer to tell where they are than the whole may take, but the
+    /// second that the slowest needs.
+    fn position_patience(&self) -> Duration {
+        self.patience
+            .clamp(Duration::from_secs(1), POSITION_PATIENCE)
+    }
+}
+
 /// How a waiting ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Waited {
@@ -119,7 +128,7 @@ pub(crate) async fn wait(node: &Arc<Node>, order: &Order) -> Result<Waited, Fail
             };
             let positions: BTreeMap<StoreName, Position> = run
                 .client()
-                .call("/peer/barrier", &request, POSITION_PATIENCE * 2)
+                .call("/peer/barrier", &request, order.position_patience() * 2)
                 .await?;
             all_told(node, &order.stores, &positions)?;
             let left = order.patience.saturating_sub(begun.elapsed());
@@ -143,7 +152,8 @@ pub(crate) async fn wait(node: &Arc<Node>, order: &Order) -> Result<Waited, Fail
                 return Err(Failure::failed("no standby follows this node")
                     .hint("see `understudy status`; make one with `understudy invite`"));
             }
-            let positions = run.all_positions(&order.stores, POSITION_PATIENCE).await;
+            let patience = order.position_patience();
+            let positions = run.all_positions(&order.stores, patience).await;
             all_told(node, &order.stores, &positions)?;
             let left = order.patience.saturating_sub(begun.elapsed());
             let missing = until_reached(node, &run, &standbys, &positions, level, left).await;

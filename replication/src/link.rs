@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 
+use crate::check::Depth;
 use crate::epoch::Epoch;
 use crate::position::Position;
 use crate::status::RoleName;
@@ -86,6 +87,31 @@ pub struct AwaitRequest {
 pub struct AwaitAnswer {
     /// The stores that are not so far yet.
     pub missing: Vec<StoreName>,
+}
+
+/// The version of [`CheckRequest`] and of what is answered to it.
+pub const CHECK_VERSION: u32 = 1;
+
+/// Asks a peer to check its side of a store: posted to `/peer/check`. The answer is a stream of frames
+/// that tell how far it is and then what was found; closing it stops the check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// [`CHECK_VERSION`].
+    pub version: u32,
+    /// The store.
+    pub store: StoreName,
+    /// How deep.
+    pub depth: Depth,
+}
+
+/// Asks the primary what the root of a store was at a position: posted to `/peer/root`. The answer is
+/// the root, or `null` when that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRequest {
+    /// The store.
+    pub store: StoreName,
+    /// The position.
+    pub position: Position,
 }
 
 /// Asks a peer to fence itself: posted to `/peer/fence`.
