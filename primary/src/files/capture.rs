@@ -640,7 +640,7 @@ impl Capture {
     fn drain(&mut self) {
         let Some(tree) = &self.tree else { return };
         // What is told now happened after it was last asked for, and nobody knows when.
-        let since = Some(std::mem::replace(&mut self.drained, Instant::now()));
+        let since = std::mem::replace(&mut self.drained, Instant::now());
         let happenings = tree
             .watch
             .lock()
@@ -652,7 +652,7 @@ impl Capture {
                 for happening in happenings {
                     match happening {
                         Happening::At(path, is_deep) => {
-                            self.dirty.mark_since(path, is_deep, since, now);
+                            self.dirty.mark_since(path, is_deep, Some(since), now);
                         }
                         Happening::Moved { from, to, .. } => self.moves.push((from, to)),
                         Happening::Anywhere => {
@@ -665,7 +665,7 @@ impl Capture {
                                     self.shared.id.name
                                 ),
                             );
-                            self.dirty.mark_all(since.unwrap_or(now));
+                            self.dirty.mark_all(since);
                         }
                     }
                 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::FileType;
 use understudy_replication::files::{
-    Blocks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath, Xattrs,
+    Blocks, Chunks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath, Xattrs,
     data_ranges, identity, punch, stat_fd, xattrs,
 };
 
@@ -16,6 +16,9 @@ const GROWN_FROM: u64 = 1 << 10;
 
 /// A patch is made if it saves at least this share of the file.
 const SAVED_SHARE: u64 = 10;
+
+/// If more than this share of a file would come along, its content is looked for in other places.
+const SHIFTED_SHARE: u64 = 4;
 
 /// What was there, as far as it is known.
 pub(super) struct Former<'a> {
@@ -148,10 +151,25 @@ fn read_large(
         .content
         .filter(|(size, _)| *size >= OUTBOARD_FROM)
         .and_then(|(size, base)| Some((base, former.blocks.get(size, base)?)));
-    let pieces = match &old {
+    let mut pieces = match &old {
         Some((_, old)) => outboard.pieces_from(old, file)?,
         None => None,
     };
+    if let Some((base, old)) = &old {
+        let literal = pieces.as_deref().map_or(size, literal_bytes);
+        if literal > size / SHIFTED_SHARE {
+            // Cut from now on: the next time it is known what was where.
+            let chunks = Chunks::read(file, size)?;
+            if let Some(chunks) = &chunks {
+                former.blocks.put_chunks(hash, chunks);
+            }
+            let known = former.blocks.chunks(old.size(), *base);
+            let found = chunks.zip(known).and_then(|(new, old)| new.pieces_from(&old));
+            if let Some(found) = found.filter(|found| literal_bytes(found) < literal) {
+                pieces = Some(found);
+            }
+        }
+    }
     let whole = || vec![Piece::Literal(size)];
     let pieces = match data {
         Some(data) => punch(pieces.unwrap_or_else(whole), data),
@@ -175,6 +193,11 @@ fn read_large(
     let ranges: Vec<_> = patch.literals().collect();
     patch.literal = hash_ranges(file, &ranges)?;
     Ok((hash, Content::Patch(patch)))
+}
+
+fn literal_bytes(pieces: &[Piece]) -> u64 {
+    let literal = pieces.iter().filter(|piece| matches!(piece, Piece::Literal(_)));
+    literal.map(Piece::bytes).sum()
 }
 
 /// A file that consists of what comes along, and of holes.

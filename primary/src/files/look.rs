@@ -89,12 +89,14 @@ pub(super) enum LookError {
     Empty,
 }
 
+type Inodes = Arc<HashMap<u64, NodeId>>;
+
 /// The tree while it is where it should be.
 pub(super) struct Tree {
     pub(super) root: Root,
     pub(super) watch: Mutex<Watch>,
     /// Which node had which inode, made when something new is found, and when.
-    inodes: Mutex<Option<(Arc<HashMap<u64, NodeId>>, Instant)>>,
+    inodes: Mutex<Option<(Inodes, Instant)>>,
 }
 
 impl Tree {
@@ -111,7 +113,7 @@ impl Tree {
         *self.inodes.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn inodes(&self, shared: &Shared, fresh: Duration) -> Arc<HashMap<u64, NodeId>> {
+    fn inodes(&self, shared: &Shared, fresh: Duration) -> Inodes {
         let mut held = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_some_and(|(_, made)| made.elapsed() > fresh) {
             *held = None;

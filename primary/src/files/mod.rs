@@ -17,6 +17,7 @@ mod dirty;
 mod jobs;
 mod limit;
 mod look;
+mod press;
 mod shared;
 mod ship;
 mod watch;

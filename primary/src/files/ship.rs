@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::{Extension, Router};
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 use understudy_replication::files::wire::{
     CHUNK_BYTES_MAX, HEARTBEAT_INTERVAL, Note, Packer, Part, WANTED_BYTES_MAX, WANTED_MAX, Wanted,
-    WireError,
+    WireError, compress,
 };
 use understudy_replication::files::{
     Batch, Content, Digest, Local, LogEntry, LogEntryError, Operation, RelPath, Root, TOP,
@@ -31,6 +31,7 @@ use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, FrameSender, frames};
 
 use super::limit::{Lane, Limit};
+use super::press::Press;
 use super::shared::Shared;
 
 /// A content that is longer does not come along: it is asked for by itself, so that what is fresh does
@@ -81,6 +82,7 @@ struct Sender {
     handle: Handle,
     limit: Option<Arc<Limit>>,
     lane: Lane,
+    press: Press,
     buffer: Vec<u8>,
 }
 
@@ -93,6 +95,7 @@ impl Sender {
             handle: Handle::current(),
             limit: shop.shared.limits.of(&caller.node),
             lane,
+            press: Press::default(),
             buffer: Vec::new(),
         }
     }
@@ -106,9 +109,15 @@ impl Sender {
     }
 
     fn flush(&mut self) -> Result<(), ShipError> {
-        let Some(frame) = self.packer.take() else {
+        let Some(mut frame) = self.packer.take() else {
             return Ok(());
         };
+        if self.press.is_worth_trying() {
+            let packed = compress(&frame);
+            self.press.tried(packed.is_some());
+            frame = packed.unwrap_or(frame);
+        }
+        let begun = Instant::now();
         let (frames, stop) = (&self.frames, &self.stop);
         self.handle.block_on(async {
             let send = async {
@@ -121,7 +130,9 @@ impl Sender {
                 sent = send => sent.map_err(|_| ShipError::Gone),
                 () = stop.wait() => Err(ShipError::Closed),
             }
-        })
+        })?;
+        self.press.sent(frame.len(), begun.elapsed());
+        Ok(())
     }
 }
 

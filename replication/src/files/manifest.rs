@@ -1121,7 +1121,8 @@ mod tests {
 
     #[test]
     fn a_list_that_is_no_tree_is_refused() {
-        let table: [(&[(u32, &[u8])], LoadError); 7] = [
+        type List<'a> = &'a [(u32, &'a [u8])];
+        let table: [(List<'_>, LoadError); 7] = [
             (&[(0, b"a")], LoadError::Depth),
             (&[(2, b"a")], LoadError::Depth),
             (&[(1, b"d"), (3, b"a")], LoadError::Depth),
