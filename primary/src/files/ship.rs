@@ -83,7 +83,6 @@ struct Sender {
     limit: Option<Arc<Limit>>,
     lane: Lane,
     press: Press,
-    buffer: Vec<u8>,
 }
 
 impl Sender {
@@ -96,7 +95,6 @@ impl Sender {
             limit: shop.shared.limits.of(&caller.node),
             lane,
             press: Press::default(),
-            buffer: Vec::new(),
         }
     }
 
@@ -109,7 +107,7 @@ impl Sender {
     }
 
     fn flush(&mut self) -> Result<(), ShipError> {
-        let Some(mut frame) = self.packer.take() else {
+        let Some(mut frame) = self.packer.take_with_room() else {
             return Ok(());
         };
         if self.press.is_worth_trying() {
@@ -117,21 +115,21 @@ impl Sender {
             self.press.tried(packed.is_some());
             frame = packed.unwrap_or(frame);
         }
-        let begun = Instant::now();
+        let (begun, bytes) = (Instant::now(), frame.len());
         let (frames, stop) = (&self.frames, &self.stop);
         self.handle.block_on(async {
             let send = async {
                 if let Some(limit) = &self.limit {
-                    limit.wait(frame.len(), self.lane).await;
+                    limit.wait(bytes, self.lane).await;
                 }
-                frames.send(&frame).await
+                frames.send_with_room(frame).await
             };
             tokio::select! {
                 sent = send => sent.map_err(|_| ShipError::Gone),
                 () = stop.wait() => Err(ShipError::Closed),
             }
         })?;
-        self.press.sent(frame.len(), begun.elapsed());
+        self.press.sent(bytes, begun.elapsed());
         Ok(())
     }
 }
@@ -544,21 +542,16 @@ fn send_file(
 
 fn send_bytes(sender: &mut Sender, file: &File, from: u64, to: u64) -> Result<bool, ShipError> {
     let mut at = from;
-    let mut buffer = std::mem::take(&mut sender.buffer);
-    buffer.resize(CHUNK_BYTES_MAX, 0);
     while at < to {
-        let wanted = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(room) = buffer.get_mut(..wanted) else {
-            return Ok(false);
-        };
-        if file.read_exact_at(room, at).is_err() {
-            sender.buffer = buffer;
+        let wanted = usize::try_from(to - at)
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_BYTES_MAX);
+        let read = |room: &mut [u8]| file.read_exact_at(room, at);
+        if sender.packer.chunk_from(wanted, read).is_err() {
             return Ok(false);
         }
-        sender.packer.chunk(room);
         sender.flush_if_full()?;
         at = at.saturating_add(u64::try_from(wanted).unwrap_or(u64::MAX));
     }
-    sender.buffer = buffer;
     Ok(true)
 }
