@@ -117,6 +117,7 @@ class Tags(unittest.TestCase):
 class Histories(unittest.TestCase):
     """A seed repeats its history."""
 
+    @unittest.skipIf(os.geteuid(), "changing owners needs root")
     def test_the_same_seed_makes_the_same_tree(self) -> None:
         tops = [Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())]
         for top in tops:
@@ -124,7 +125,7 @@ class Histories(unittest.TestCase):
             mutator = Mutator(os.fsencode(top), random.Random(7), Ledger(), 300, {*CAPABILITIES})
             mutator.start()
             self.assertTrue(mutator.has_ended())
-        self.assertEqual(judge.differences(*map(os.fsencode, tops), {*CAPABILITIES, "owner", "mtime"}), [])
+        self.assertEqual(judge.differences(*map(os.fsencode, tops), {*CAPABILITIES, "mtime"}), [])
 
 
 class Figures(unittest.TestCase):

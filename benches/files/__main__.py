@@ -162,7 +162,8 @@ def _print(results: list[Result], facts: dict, kept: Path, is_full_size: bool) -
 
 def _remove(folder: Path) -> None:
     if folder.is_mount():
-        subprocess.run(["umount", folder], check=True)
+        # Whoever still has it open keeps it no longer than it lives.
+        subprocess.run(["umount", "--lazy", folder], check=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -25,8 +25,10 @@ class Rsync:
         self.has_own_network = has_own_network
         [self.port] = free_ports(1)
         config = folder / "rsyncd.conf"
+        # As root it would otherwise serve as nobody; anybody else can only be who they are.
+        keeps_owners = "" if os.geteuid() else "uid = 0\ngid = 0\n"
         config.write_text(
-            f"use chroot = no\nuid = {os.getuid()}\ngid = {os.getgid()}\nlog file = {folder}/log\n"
+            f"use chroot = no\n{keeps_owners}log file = {folder}/log\n"
             f"address = 127.0.0.1\n[{MODULE}]\npath = {self.mirror}\nread only = no\n"
         )
         daemon = ["rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={self.port}"]
@@ -53,7 +55,8 @@ class Rsync:
         peaks.stop()
         self._wait_reaped()
         if client.returncode:
-            raise RuntimeError(f"rsync ended with {client.returncode}: {errors.strip()}")
+            reason = "; ".join(errors.strip().splitlines())
+            raise RuntimeError(f"rsync ended with {client.returncode}: {reason}")
         return Run(
             seconds={"wall": wall, "durable": durable},
             cpu_seconds=usage.ru_utime + usage.ru_stime + self._cpu() - cpu,

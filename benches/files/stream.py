@@ -17,6 +17,7 @@ import statistics
 import struct
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .generator import files_beneath
@@ -47,7 +48,7 @@ def run(scene, _: int) -> Round:
     scene.pair.wait(sizes.patience)
     ours = scene.read_meters(begun, {})
     visible = _latencies(changes, observer.end())
-    ours.seconds = _percentiles("visible", visible) | _percentiles("flushed", probes.seconds)
+    ours.seconds = _percentiles("visible", visible) | _percentiles("flushed", probes.seconds())
     ours.seconds["flushed probe when quiet"] = None if None in quiet_probe else statistics.median(quiet_probe)
     # Either bounds from above how long it took to flushed.
     for share in ("p50", "p99"):
@@ -125,28 +126,36 @@ def _probe(scene, number: int) -> float | None:
 
 
 class _Probes:
-    """Probes one after the other while the changes go on."""
+    """Probes at fixed moments while the changes go on.
+
+    Each begins when it is due, however long those before it take: one after the other, they would look
+    mostly when all is well.
+    """
 
     def __init__(self, scene) -> None:
         self._scene = scene
-        self.seconds: list[float] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._pace = threading.Thread(target=self._begin_each)
+        self._waiting: list[Future] = []
+        self._threads = ThreadPoolExecutor(scene.bench.sizes.stream_seconds * round(1 / PROBE_INTERVAL))
 
     def __enter__(self):
-        self._thread.start()
+        self._pace.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._ended.set()
-        self._thread.join()
+        self._pace.join()
 
-    def _run(self) -> None:
+    def seconds(self) -> list[float]:
+        """Waits for all of them; returns how long each took, none where this build cannot tell."""
+        with self._threads:
+            taken = [probe.result() for probe in self._waiting]
+        return [seconds for seconds in taken if seconds is not None]
+
+    def _begin_each(self) -> None:
         while not self._ended.wait(PROBE_INTERVAL):
-            taken = _probe(self._scene, len(self.seconds))
-            if taken is None:
-                return
-            self.seconds.append(taken)
+            self._waiting.append(self._threads.submit(_probe, self._scene, len(self._waiting)))
 
 
 class _Observer:
