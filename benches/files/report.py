@@ -49,11 +49,11 @@ def machine(folder: Path, binary) -> dict:
     return {
         "cores": os.cpu_count(),
         "kernel": platform.release(),
-        "file_system": first_line("stat", "-f", "-c", "%T", str(folder)),
+        "file_system": first_line("findmnt", "-no", "FSTYPE", "-T", str(folder)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": os.getloadavg(),
-        "rsync": first_line("rsync", "--version"),
-        "understudy": binary.version(),
+        "rsync": first_line("rsync", "--version").removeprefix("rsync  "),
+        "understudy": binary.version().removeprefix("understudy "),
     }
 
 

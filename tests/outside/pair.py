@@ -1,7 +1,6 @@
 """A primary and a standby of one files store, on this machine's loopback."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,9 @@ from .processes import cpu_seconds, spawn
 STORE = "files"
 TREE = "tree"
 
+# The exit status of a command that was not understood.
+USAGE = 2
+
 STOP_PATIENCE = 30
 # Then the daemons are looked at, and it is waited for again.
 WAIT_PATIENCE = 20
@@ -26,6 +28,10 @@ QUIET_WINDOW = 0.25
 
 class Failed(Exception):
     """A command of understudy failed, or the pair did not get where it should."""
+
+
+class Misused(Exception):
+    """understudy does not take the command as it was given; trying again would not help."""
 
 
 class Node:
@@ -46,7 +52,8 @@ class Node:
         """Runs a verb to its end; returns what it printed."""
         ended = subprocess.run(self.command(verb, *arguments), capture_output=True, text=True, timeout=timeout)
         if ended.returncode:
-            raise Failed(f"`understudy {verb}` on {self.folder.name}: {ended.stderr.strip() or ended.returncode}")
+            kind = Misused if ended.returncode == USAGE else Failed
+            raise kind(f"`understudy {verb}` on {self.folder.name}: {ended.stderr.strip() or ended.returncode}")
         return ended.stdout
 
     def start(self, verb: str, *arguments: str) -> None:
@@ -89,13 +96,9 @@ class Node:
 class Pair:
     """Node `a` ships the tree, node `b` keeps its copy."""
 
-    def __init__(self, binary: Binary, folder: Path, source: Path | None = None) -> None:
-        """`source`: a tree of the same file system, which is moved to where the primary keeps it."""
+    def __init__(self, binary: Binary, folder: Path) -> None:
         self.binary, self.folder = binary, folder
         self.a, self.b = Node(binary, folder / "a"), Node(binary, folder / "b")
-        if source:
-            self.a.tree.rmdir()
-            os.rename(source, self.a.tree)
 
     @property
     def source(self) -> Path:
@@ -111,6 +114,7 @@ class Pair:
 
     def start_primary(self) -> None:
         self.a.start_anew("init", "--name", "a", "--files", f"{STORE}=/{TREE}")
+        self._until("the primary serves", self.a.assert_socket)
         self._until("the primary answers", lambda: self.a.run("status", "--json"))
 
     def join(self) -> None:
@@ -122,18 +126,21 @@ class Pair:
         """Waits until the standby has applied everything; both may be about to start."""
         # A look at a file costs nothing, and seeding is timed.
         self._until("the standby serves", self.b.assert_socket, patience, interval=0.005)
-        self._until("the standby has everything", lambda: self.wait(min(patience, WAIT_PATIENCE)), patience)
+        self.wait(patience)
 
     def wait(self, patience: float, until: str = "applied") -> None:
-        """Waits until all that the primary has now is `flushed` or `applied` on the standby."""
-        arguments = ["--timeout", str(int(patience))]
+        """Waits until all that the primary has now is `flushed` or `applied` on the standby.
+
+        A primary that is busy or has just started may be unable to tell what it has; it is asked again.
+        """
+        arguments = ["--timeout", str(int(min(patience, WAIT_PATIENCE)))]
         if self.binary.has_store:
             arguments += ["--store", STORE]
         if self.binary.has_flushed:
             arguments += [f"--{until}"]
         elif until != "applied":
-            raise Failed(f"this build cannot wait for {until}")
-        self.a.run("wait", *arguments, timeout=patience + 30)
+            raise Misused(f"this build cannot wait for {until}")
+        self._until(f"everything is {until} on the standby", lambda: self.a.run("wait", *arguments), patience)
 
     def wait_both(self, patience: float) -> dict[str, float | None]:
         """Waits for flushed and for applied at once; returns the moments (`time.monotonic`) of each."""
@@ -168,11 +175,9 @@ class Pair:
         for node in (self.b, self.a):
             node.stop()
 
-    def remove(self, keep_source_as: Path | None = None) -> None:
-        """Stops both and removes all that they had; the source may be kept."""
+    def remove(self) -> None:
+        """Stops both and removes all that they had."""
         self.stop()
-        if keep_source_as:
-            os.rename(self.source, keep_source_as)
         shutil.rmtree(self.folder)
 
     def _until(self, what: str, attempt, patience: float = 60, interval: float = 0.02) -> None:

@@ -154,7 +154,7 @@ def _try(trial: Trial, seed: int, rounds: int, outcome: Outcome) -> None:
             number += 1
             outcome.rounds += 1
             say(f"seed {seed}, round {number}: {trial.round(number)}")
-    except Violation as violation:
+    except (Violation, Failed) as violation:
         outcome.violations += 1
         outcome.seeds.append(seed)
         say(f"VIOLATION with seed {seed} in round {number}: {violation}")

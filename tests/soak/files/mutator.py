@@ -310,8 +310,9 @@ class Mutator:
     # Links and attributes.
 
     def make_link(self) -> None:
-        target = self._rng.choice([b"nowhere", b"../..", b"/etc/passwd", b"\xff\n", self._any(stat.S_ISREG)])
-        os.symlink(target, self._new(LINK))
+        link = self._new(LINK)
+        inside = os.path.relpath(self._any(stat.S_ISREG), os.path.dirname(link))
+        os.symlink(self._rng.choice([b"nowhere", b"../..", b"/etc/passwd", b"\xff\n", inside]), link)
 
     def replace_link(self) -> None:
         beside = self._new(LINK)
