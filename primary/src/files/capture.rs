@@ -343,11 +343,19 @@ impl Capture {
         };
         // What was found before is told under the paths of before.
         self.commit()?;
+        let mut directories = Vec::new();
+        for (_, to) in &moves {
+            directories.extend(self.make_known(&tree, to, now)?);
+        }
         let judge = |manifest: &Manifest, from: &RelPath, to: &RelPath| {
             confirm(&tree, manifest, from, to)
         };
         let moved =
             commit_moves(&self.shared, &moves, judge).map_err(|source| self.failed(source))?;
+        for directory in directories {
+            // What has been moved there is known by now.
+            self.dirty.mark_since(directory, true, Some(self.drained), now);
+        }
         for (from, to) in moves {
             for path in [from.parent(), to.parent()].into_iter().flatten() {
                 self.dirty.mark(path, false, now);
@@ -369,6 +377,39 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// Commits the directories above `path` that are not known yet, so that something can be moved
+    /// there, and returns them: what else they hold has still to be looked at.
+    fn make_known(
+        &mut self,
+        tree: &Tree,
+        path: &RelPath,
+        now: Instant,
+    ) -> Result<Vec<RelPath>, FilesError> {
+        let mut above = Vec::new();
+        let mut at = path.parent();
+        while let Some(directory) = at {
+            let is_known = self.shared.ledger().as_ref().is_some_and(|ledger| {
+                let id = ledger.manifest.lookup(&directory);
+                id.is_some_and(|id| ledger.manifest.is_directory(id))
+            });
+            if is_known {
+                break;
+            }
+            at = directory.parent();
+            above.push(directory);
+        }
+        above.reverse();
+        for directory in &above {
+            let mut looker = Looker::new(&self.shared, tree);
+            looker.look(directory, false);
+            for (path, change) in looker.found.changes {
+                self.pending.add(path, change, now);
+            }
+            self.commit()?;
+        }
+        Ok(above)
     }
 
     fn begin_scan(&mut self, why: Why, since: Option<Instant>, now: Instant) {
@@ -637,42 +678,50 @@ impl Capture {
         }
     }
 
+    /// Takes all that has been told: a mark is answered by what was told before the look that follows.
     fn drain(&mut self) {
-        let Some(tree) = &self.tree else { return };
         // What is told now happened after it was last asked for, and nobody knows when.
         let since = std::mem::replace(&mut self.drained, Instant::now());
-        let happenings = tree
-            .watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain();
-        let now = Instant::now();
-        match happenings {
-            Ok(happenings) => {
-                for happening in happenings {
-                    match happening {
-                        Happening::At(path, is_deep) => {
-                            self.dirty.mark_since(path, is_deep, Some(since), now);
-                        }
-                        Happening::Moved { from, to, .. } => self.moves.push((from, to)),
-                        Happening::Anywhere => {
-                            self.shared.events.record(
-                                Severity::Warning,
-                                "files_overflow",
-                                format!(
-                                    "store {}: more happened than the kernel could tell; looking at \
-                                     everything",
-                                    self.shared.id.name
-                                ),
-                            );
-                            self.dirty.mark_all(since);
-                        }
-                    }
+        loop {
+            let Some(tree) = &self.tree else { return };
+            let (happenings, has_more) = {
+                let mut watch = tree.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                (watch.drain(), watch.has_more())
+            };
+            match happenings {
+                Ok(happenings) => self.hear(happenings, since),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the events of the tree");
+                    self.tree = None;
+                    return;
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the events of the tree");
-                self.tree = None;
+            if !has_more {
+                return;
+            }
+        }
+    }
+
+    fn hear(&mut self, happenings: Vec<Happening>, since: Instant) {
+        let now = Instant::now();
+        for happening in happenings {
+            match happening {
+                Happening::At(path, is_deep) => {
+                    self.dirty.mark_since(path, is_deep, Some(since), now);
+                }
+                Happening::Moved { from, to, .. } => self.moves.push((from, to)),
+                Happening::Anywhere => {
+                    self.shared.events.record(
+                        Severity::Warning,
+                        "files_overflow",
+                        format!(
+                            "store {}: more happened than the kernel could tell; looking at \
+                             everything",
+                            self.shared.id.name
+                        ),
+                    );
+                    self.dirty.mark_all(since);
+                }
             }
         }
     }
