@@ -10,16 +10,17 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::response::{IntoResponse, Response};
 use futures_util::future::join_all;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use understudy_config::StoreName;
+use understudy_config::{NodeName, StoreName};
 use understudy_replication::check::{Checked, Depth};
 use understudy_replication::event::Severity;
+use understudy_replication::lag::Now;
 use understudy_replication::link::{CHECK_VERSION, CheckRequest, Level, RootRequest};
 use understudy_replication::position::Position;
 use understudy_replication::store::{BoxFuture, Progress, Stop, Stopper, StoreFailure, StoreId};
@@ -31,7 +32,7 @@ use crate::failure::Failure;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::selection::Selection;
-use crate::wait::{self, Order as WaitOrder};
+use crate::wait;
 
 /// A side that checks says at least so often that it does.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -143,32 +144,52 @@ async fn check_store(
     }
 }
 
-/// Waits until every standby has what the primary has now; returns why one has not.
+/// Waits until every standby that is connected has what the primary has now; returns why one has not.
 async fn barrier(
     node: &Arc<Node>,
     store: &StoreName,
     stop: &Stop,
 ) -> Result<Option<String>, Failure> {
-    let is_alone = match node.stage() {
-        Stage::Primary(_) => wait::standbys(node).is_empty(),
-        Stage::Standby(_) | Stage::Idle => false,
+    // Who is away is not waited for: its own side will tell.
+    let waited = async {
+        let run = match node.stage() {
+            Stage::Primary(run) => run,
+            Stage::Standby(run) if run.upstream(Now::read()).is_connected => {
+                let order = wait::Order {
+                    stores: Selection::one(store.clone()),
+                    level: Level::Applied,
+                    patience: BARRIER_PATIENCE,
+                };
+                return wait::wait(node, &order)
+                    .await?
+                    .in_time(BARRIER_PATIENCE)
+                    .map(drop);
+            }
+            Stage::Standby(_) | Stage::Idle => return Ok(()),
+        };
+        let begun = Instant::now();
+        let is_connected =
+            |name: &NodeName| run.standby(name, String::new(), Now::read()).is_connected;
+        let mut standbys = wait::standbys(node);
+        standbys.retain(is_connected);
+        let stores = Selection::one(store.clone());
+        let positions = run.all_positions(&stores, wait::POSITION_PATIENCE).await;
+        let level = Level::Applied;
+        let missing =
+            wait::until_reached(node, &run, &standbys, &positions, level, BARRIER_PATIENCE).await;
+        let waited = wait::Waited {
+            level,
+            positions,
+            standbys,
+            seconds: begun.elapsed().as_secs_f64(),
+            missing,
+        };
+        waited.in_time(BARRIER_PATIENCE).map(drop)
     };
-    if is_alone {
-        return Ok(None);
+    tokio::select! {
+        waited = waited => Ok(waited.err().map(|failure: Failure| failure.message)),
+        () = stop.wait() => Err(stopped()),
     }
-    let order = WaitOrder {
-        stores: Selection::one(store.clone()),
-        level: Level::Applied,
-        patience: BARRIER_PATIENCE,
-    };
-    let waited = tokio::select! {
-        waited = wait::wait(node, &order) => waited,
-        () = stop.wait() => return Err(stopped()),
-    };
-    Ok(waited
-        .and_then(|waited| waited.in_time(order.patience))
-        .err()
-        .map(|failure| failure.message))
 }
 
 async fn check_sides(
@@ -263,6 +284,10 @@ async fn check_here(
     let result = match node.stage() {
         Stage::Primary(run) => {
             let (stage_stop, _place) = run.begin_check().await;
+            // The stores may be another role's by now.
+            if stage_stop.is_stopped() {
+                return Err(stopped());
+            }
             let shipper = run.shippers.iter().find(|it| it.id().name == *store);
             let shipper = shipper.ok_or_else(no_store)?;
             let check = shipper.check(depth, progress, &either_stop);
@@ -270,6 +295,9 @@ async fn check_here(
         }
         Stage::Standby(run) => {
             let (stage_stop, _place) = run.begin_check().await;
+            if stage_stop.is_stopped() {
+                return Err(stopped());
+            }
             let receiver = run.receivers.iter().find(|it| it.id().name == *store);
             let receiver = receiver.ok_or_else(no_store)?;
             let check = receiver.check(run.client(), depth, progress, &either_stop);

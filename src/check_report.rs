@@ -167,6 +167,15 @@ pub(crate) fn verdict(primary: &Outcome, standby: &Outcome, root_there: Option<&
 }
 
 impl StoreChecked {
+    /// Returns how many differences are left on all sides.
+    fn unrepaired(&self) -> u64 {
+        let unrepaired = |side: &Side| match &side.outcome {
+            Outcome::Checked(checked) => checked.unrepaired(),
+            Outcome::Failed(_) => 0,
+        };
+        self.sides.iter().map(unrepaired).sum()
+    }
+
     fn summary(&self) -> &'static str {
         let verdicts = || self.sides.iter().filter_map(|side| side.verdict.as_ref());
         let has = |wanted: fn(&Verdict) -> bool| verdicts().any(wanted);
@@ -179,6 +188,8 @@ impl StoreChecked {
             "the sides cannot be compared"
         } else if has(|it| matches!(it, Verdict::Moved { .. })) {
             "not compared: the store is written to faster than it can be compared"
+        } else if self.unrepaired() > 0 {
+            "not every entry is what it should be"
         } else if verdicts().next().is_none() {
             "there is no copy to compare with"
         } else {
@@ -216,28 +227,29 @@ impl Report {
             });
         }
         let is_ill = |store: &&StoreChecked| !store.sides.iter().all(|it| it.is_well(store.depth));
-        let ill = self.stores.iter().filter(is_ill);
-        let ill: Vec<String> = ill
-            .map(|store| {
-                let unrepaired = |side: &Side| match &side.outcome {
-                    Outcome::Checked(checked) => checked.unrepaired(),
-                    Outcome::Failed(_) => 0,
-                };
-                let left: u64 = store.sides.iter().map(unrepaired).sum();
-                match left {
-                    0 => format!("store {}: {}", store.id.name, store.summary()),
-                    _ => format!(
-                        "store {}: {}; {left} differences are left",
-                        store.id.name,
-                        store.summary()
-                    ),
-                }
+        let ill: Vec<&StoreChecked> = self.stores.iter().filter(is_ill).collect();
+        let told: Vec<String> = ill
+            .iter()
+            .map(|store| match store.unrepaired() {
+                0 => format!("store {}: {}", store.id.name, store.summary()),
+                left => format!(
+                    "store {}: {}; {} left",
+                    store.id.name,
+                    store.summary(),
+                    count(left)
+                ),
             })
             .collect();
-        Err(Failure::failed(ill.join("; ")).hint(
+        let has_moved = |side: &Side| matches!(side.verdict, Some(Verdict::Moved { .. }));
+        let has_only_moved = ill
+            .iter()
+            .all(|store| store.unrepaired() == 0 && store.sides.iter().any(has_moved));
+        Err(Failure::failed(told.join("; ")).hint(if has_only_moved {
+            "run it again when less is written"
+        } else {
             "a standby is repaired by `understudy scrub`; what is rotten on the primary has to come from \
-             a standby or a backup: see `What verify and scrub find` in the operations guide",
-        ))
+             a standby or a backup: see `What verify and scrub find` in the operations guide"
+        }))
     }
 
     /// Renders the report for people.
@@ -318,6 +330,13 @@ fn show(text: &mut String, side: &Side, depth: Depth) {
             text,
             format_args!("    … and {} more", checked.differences_total - told),
         );
+    }
+}
+
+fn count(differences: u64) -> String {
+    match differences {
+        1 => "1 difference is".to_owned(),
+        more => format!("{more} differences are"),
     }
 }
 
@@ -441,6 +460,34 @@ mod tests {
                 report(Depth::Verify, sides()).is_well
             ),
             (true, false)
+        );
+    }
+
+    #[test]
+    fn a_store_that_moves_is_to_be_verified_again() {
+        let sides = sides(Ok(checked("x", 1)), Ok(checked("y", 2)));
+        assert_eq!(
+            report(Depth::Verify, sides).end().unwrap_err().to_string(),
+            "error: store docs: not compared: the store is written to faster than it can be compared\n\
+             hint: run it again when less is written"
+        );
+    }
+
+    #[test]
+    fn equal_roots_do_not_hide_what_is_rotten() {
+        let mut original = checked("x", 1);
+        original.add(Difference {
+            what: "a".to_owned(),
+            kind: DifferenceKind::Rotten,
+            is_repaired: false,
+            detail: String::new(),
+        });
+        let failure = report(SCRUB, sides(Ok(original), Ok(checked("x", 1))))
+            .end()
+            .unwrap_err();
+        assert_eq!(
+            failure.message,
+            "store docs: not every entry is what it should be; 1 difference is left"
         );
     }
 

@@ -25,8 +25,11 @@ use crate::supervise::supervise;
 /// How soon a change of position is reported, between marks.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often a store that does not tell when its positions move is asked, while somebody waits.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// How soon a store that does not tell when its positions move is asked again, while somebody waits: at
+/// first,
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
+/// and at the latest.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(20);
 
 /// How soon a broken stream of marks is opened again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -208,6 +211,7 @@ impl StandbyRun {
         let reached = self.receivers.iter().map(async |receiver| {
             let name = &receiver.id().name;
             let end = until.get(name)?;
+            let begun = Instant::now();
             // Subscribed to before the first look: no move is missed in between.
             let mut moves = receiver.moves();
             let there = async {
@@ -218,7 +222,12 @@ impl StandbyRun {
                                 moves = None;
                             }
                         }
-                        None => tokio::time::sleep(LOOK_INTERVAL).await,
+                        // What it adds is little beside what has been waited already.
+                        None => {
+                            let pause =
+                                (begun.elapsed() / 50).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
+                            tokio::time::sleep(pause).await;
+                        }
                     }
                 }
             };
