@@ -53,7 +53,8 @@ pub(super) struct Capture {
     jobs: Jobs,
     tree: Option<Arc<Tree>>,
     dirty: Dirty,
-    moves: Vec<(RelPath, RelPath)>,
+    /// What seems to have moved, from where to where, and since when.
+    moves: Vec<(RelPath, RelPath, Option<Instant>)>,
     pending: Pending,
     scan: Option<Scan>,
     marks: Vec<MarkRequest>,
@@ -322,7 +323,8 @@ impl Capture {
                 self.jobs.begin(Job::Large(path), since, &tree);
             }
         }
-        self.moves.extend(found.moved);
+        let moved = found.moved.into_iter();
+        self.moves.extend(moved.map(|(from, to)| (from, to, since)));
         if why == Why::New {
             for path in found.directories {
                 let job = Job::Directories(vec![Some(path)], Why::New);
@@ -344,26 +346,28 @@ impl Capture {
         // What was found before is told under the paths of before.
         self.commit()?;
         let mut directories = Vec::new();
-        for (_, to) in &moves {
-            directories.extend(self.make_known(&tree, to, now)?);
+        for (_, to, since) in &moves {
+            let made = self.make_known(&tree, to, now)?;
+            directories.extend(made.into_iter().map(|made| (made, *since)));
         }
         let judge = |manifest: &Manifest, from: &RelPath, to: &RelPath| {
             confirm(&tree, manifest, from, to)
         };
+        let told = moves.iter().map(|(from, to, _)| (from.clone(), to.clone()));
         let moved =
-            commit_moves(&self.shared, &moves, judge).map_err(|source| self.failed(source))?;
-        for directory in directories {
+            commit_moves(&self.shared, told, judge).map_err(|source| self.failed(source))?;
+        for (directory, since) in directories {
             // What has been moved there is known by now.
-            self.dirty.mark_since(directory, true, Some(self.drained), now);
+            self.dirty.mark_since(directory, true, since, now);
         }
-        for (from, to) in moves {
+        for (from, to, since) in moves {
             for path in [from.parent(), to.parent()].into_iter().flatten() {
-                self.dirty.mark(path, false, now);
+                self.dirty.mark_since(path, false, since, now);
             }
             // A move that was not confirmed is something that has gone, and something new.
             let is_deep = !moved.contains(&to);
-            self.dirty.mark(from, is_deep, now);
-            self.dirty.mark(to.clone(), is_deep, now);
+            self.dirty.mark_since(from, is_deep, since, now);
+            self.dirty.mark_since(to.clone(), is_deep, since, now);
             let is_directory = || {
                 let found = tree.root.stat(&to).map(|stat| identity(&stat));
                 found.is_ok_and(|found| found.file_type() == FileType::Directory)
@@ -709,7 +713,7 @@ impl Capture {
                 Happening::At(path, is_deep) => {
                     self.dirty.mark_since(path, is_deep, Some(since), now);
                 }
-                Happening::Moved { from, to, .. } => self.moves.push((from, to)),
+                Happening::Moved { from, to, .. } => self.moves.push((from, to, Some(since))),
                 Happening::Anywhere => {
                     self.shared.events.record(
                         Severity::Warning,

@@ -136,16 +136,16 @@ pub(super) fn commit(
 /// then visible to those who ship. Returns where to they went.
 pub(super) fn commit_moves(
     shared: &Shared,
-    moves: &[(RelPath, RelPath)],
+    moves: impl Iterator<Item = (RelPath, RelPath)>,
     confirm: impl Fn(&Manifest, &RelPath, &RelPath) -> Option<Operation>,
 ) -> Result<Vec<RelPath>, CommitError> {
     let mut moved = Vec::new();
     within(shared, |ledger, log| {
         let mut writer = Writer::new(ledger, log);
         for (from, to) in moves {
-            if let Some(operation) = confirm(&writer.ledger.manifest, from, to) {
+            if let Some(operation) = confirm(&writer.ledger.manifest, &from, &to) {
                 writer.push(operation, None)?;
-                moved.push(to.clone());
+                moved.push(to);
             }
         }
         writer.finish()
