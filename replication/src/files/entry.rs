@@ -264,6 +264,11 @@ pub enum Local {
 }
 
 impl Local {
+    /// Returns whether it is still to come.
+    pub fn is_awaited(self) -> bool {
+        matches!(self, Self::Awaited)
+    }
+
     /// Returns how it looked.
     pub fn seen(self) -> Option<Identity> {
         match self {

@@ -245,6 +245,26 @@ impl Manifest {
         RelPath::new(names.join(&b'/')).ok()
     }
 
+    /// Returns whether a node is still there. One that took the place of a removed one is.
+    pub fn is_listed(&self, id: NodeId) -> bool {
+        id != TOP && self.child(self.parent(id), self.name(id)) == Some(id)
+    }
+
+    /// Returns whether a node's content is still to come.
+    pub fn is_awaited(&self, id: NodeId) -> bool {
+        self.node(id).seen == Seen::Awaited
+    }
+
+    /// Returns which file a node is a name of, where that has several; 0 where it has one.
+    pub fn link(&self, id: NodeId) -> u64 {
+        self.extra(id).map_or(0, |extra| extra.link)
+    }
+
+    /// Returns when a node was last changed, as its entry says.
+    pub fn mtime_ns(&self, id: NodeId) -> i64 {
+        self.node(id).mtime_ns
+    }
+
     /// Returns whether a node is a directory.
     pub fn is_directory(&self, id: NodeId) -> bool {
         self.node(id).kind == NodeKind::Directory

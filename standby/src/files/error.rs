@@ -1,11 +1,12 @@
 //! Why a copy cannot be kept.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use understudy_config::StoreName;
 use understudy_replication::files::wire::WireError;
-use understudy_replication::files::{BatchError, LedgerError, LogEntryError, Misfit, RelPath};
+use understudy_replication::files::{BatchError, LedgerError, LoadError, LogEntryError, Misfit};
 use understudy_replication::log::LogError;
 use understudy_replication::position::Position;
 use understudy_replication::transport::PeerError;
@@ -71,12 +72,9 @@ pub enum FilesError {
         /// Why not.
         source: io::Error,
     },
-    /// What came is not what was announced. It is thrown away.
-    #[error("the content of {path} does not have the hash that was announced")]
-    Damaged {
-        /// The file.
-        path: RelPath,
-    },
+    /// The list of a snapshot is none.
+    #[error("the primary sent a snapshot that is none")]
+    List(#[from] LoadError),
     /// A change lies in something that is no directory.
     #[error("the primary sent a change that does not fit")]
     Misfit(#[from] Misfit),
@@ -94,6 +92,9 @@ pub enum FilesError {
     /// The work broke off.
     #[error("the work broke off")]
     Broken,
+    /// It was told to stop.
+    #[error("it was told to stop")]
+    Stopped,
     /// There is no copy yet.
     #[error("there is no whole copy of store {store} to take over; seed it first")]
     NoCopy {
@@ -102,7 +103,87 @@ pub enum FilesError {
     },
 }
 
+/// Why one entry, or the whole store, could not be brought up to date.
+#[derive(Debug)]
+pub(super) enum Setback {
+    /// Nothing goes on.
+    Store(FilesError),
+    /// The others go on; this one is tried again.
+    Entry(String),
+}
+
+impl From<FilesError> for Setback {
+    fn from(error: FilesError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Setback {
+    /// Returns the constructor for what a system call on `path` says, for `map_err`.
+    pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            if concerns_all(&source) {
+                Self::Store(FilesError::tree(action, path)(source))
+            } else {
+                Self::Entry(format!("cannot {action} it: {source}"))
+            }
+        }
+    }
+}
+
+/// Returns whether an error says nothing of the path but of the disk or the process.
+pub(super) fn concerns_all(error: &io::Error) -> bool {
+    [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::ROFS,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::STALE,
+    ]
+    .iter()
+    .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 impl FilesError {
+    /// Returns whether the disk is full.
+    pub(super) fn is_full(&self) -> bool {
+        let mut at: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = at {
+            let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if errno.is_some_and(|errno| {
+                [Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error).contains(&errno)
+            }) {
+                return true;
+            }
+            at = error.source();
+        }
+        false
+    }
+
+    /// Returns whether only the link to the primary has failed.
+    pub(super) fn is_of_link(&self) -> bool {
+        match self {
+            Self::Peer(_) | Self::Wire(_) | Self::Silent { .. } | Self::Ended => true,
+            Self::NotEmpty { .. }
+            | Self::NotMounted { .. }
+            | Self::Ledger(_)
+            | Self::Log(_)
+            | Self::Record(_)
+            | Self::Batch(_)
+            | Self::Encode(_)
+            | Self::Tree { .. }
+            | Self::Misfit(_)
+            | Self::List(_)
+            | Self::Diverged { .. }
+            | Self::Snapshot
+            | Self::Broken
+            | Self::Stopped
+            | Self::NoCopy { .. } => false,
+        }
+    }
+
     /// Returns the constructor of [`FilesError::Tree`], for `map_err`.
     pub(super) fn tree<E: Into<io::Error>>(
         action: &'static str,

@@ -1,21 +1,31 @@
 //! Following the primary's log.
+//!
+//! ```text
+//! connection ─▶ logger (thread) ─▶ log ─▶ applier (thread) ─▶ tree
+//!                                           fetcher ─▶ what did not come along
+//! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
-use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
+use understudy_replication::files::wire::SILENCE_MAX;
+use understudy_replication::files::Digest;
+use understudy_replication::position::Position;
 use understudy_replication::store::{NoProgress, Stop};
-use understudy_replication::transport::{PeerClient, PeerError};
+use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::error::FilesError;
-use super::incoming::{Assembly, Progressed};
-use super::{Inner, blocking, seed};
+use super::logger::Logger;
+use super::{Inner, blocking, fetch, seed};
 
 /// Frames between the connection and the thread that writes.
-const FRAMES_WAITING_MAX: usize = 4;
+pub(super) const FRAMES_WAITING_MAX: usize = 4;
+
+/// How often the trash is looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Follows until told to stop or until it fails. A copy that cannot follow is compared whole.
 pub(super) async fn follow(
@@ -39,68 +49,123 @@ pub(super) async fn follow(
             response = primary.get(&path) => response,
             () = stop.wait() => return Ok(()),
         };
-        let mut frames = match response {
+        let frames = match response {
             Ok(response) => response.frames(),
             Err(PeerError::Refused { status, reason, .. }) if status.as_u16() == 410 => {
                 must_compare(inner, &reason);
-                tokio::select! {
-                    seeded = seed::seed(inner, primary, &NoProgress) => seeded?,
-                    () = stop.wait() => return Ok(()),
-                }
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
-        let writing = inner.clone();
-        let writer = tokio::task::spawn_blocking(move || write(&writing, receiver));
-        let received = loop {
-            let frame = tokio::select! {
-                frame = tokio::time::timeout(SILENCE_MAX, frames.next()) => frame,
-                () = stop.wait() => break Ok(true),
-            };
-            let frame = match frame {
-                Ok(Ok(Some(frame))) => frame,
-                Ok(Ok(None)) => break Err(FilesError::Ended),
-                Ok(Err(error)) => break Err(error.into()),
-                Err(_) => {
-                    break Err(FilesError::Silent {
-                        seconds: SILENCE_MAX.as_secs(),
-                    });
-                }
-            };
-            tokio::select! {
-                sent = sender.send(frame) => if sent.is_err() {
-                    break Ok(false);
-                },
-                () = stop.wait() => break Ok(true),
-            }
-        };
-        // What has come whole is still applied.
-        drop(sender);
-        let written = writer.await.map_err(|_| FilesError::Broken)?;
-        match written {
-            Ok(()) => {}
-            Err(FilesError::Diverged { position }) => {
-                let error = FilesError::Diverged { position };
-                must_compare(inner, &error.to_string());
                 let forgotten = inner.clone();
                 blocking(move || Ok(forgotten.replica().ledger.forget_head()?)).await?;
                 continue;
             }
-            Err(error) => {
-                let text = format!("store {}: {}", inner.id.name, error_chain(&error));
-                inner.told(|told| told.stalled = Some(text.clone()));
-                if let FilesError::Damaged { .. } = error {
-                    inner.events.record(Severity::Error, "files_damaged", text);
+            Err(error) => return Err(error.into()),
+        };
+        return stream(inner, primary, stop, frames, (position, root)).await;
+    }
+}
+
+/// Receives, applies and fetches beside each other, until one of them cannot go on.
+async fn stream(
+    inner: &Arc<Inner>,
+    primary: &PeerClient,
+    stop: &Stop,
+    mut frames: FrameReader,
+    (position, root): (Position, Digest),
+) -> Result<(), FilesError> {
+    let opened = inner.clone();
+    let logger = blocking(move || {
+        let mut replica = opened.replica();
+        let parts = (replica.log.clone(), replica.blocks());
+        drop(replica);
+        Logger::new(&opened, parts, root)
+    })
+    .await?;
+    inner.flow.change(|state| {
+        state.logged = position;
+        state.applied = position;
+        state.held = None;
+        state.is_ended = false;
+        state.is_stopped = false;
+        state.has_failed = false;
+    });
+    let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (logging, applying) = (inner.clone(), inner.clone());
+    let logger = tokio::task::spawn_blocking(move || {
+        let logged = logger.run(receiver);
+        if logged.as_ref().is_err_and(|error| !error.is_of_link()) {
+            logging.suspect();
+        }
+        logging.flow.change(|state| state.is_ended = true);
+        logged
+    });
+    let applier = tokio::task::spawn_blocking(move || applying.apply_all());
+    let receive = async {
+        loop {
+            let frame = match tokio::time::timeout(SILENCE_MAX, frames.next()).await {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Ok(None)) => return Err(FilesError::Ended),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    return Err(FilesError::Silent {
+                        seconds: SILENCE_MAX.as_secs(),
+                    });
                 }
-                return Err(error);
+            };
+            if sender.send(frame).await.is_err() {
+                // The logger has failed, and says why.
+                return Ok(());
             }
         }
-        if received? {
-            return Ok(());
+    };
+    let sweep = async {
+        loop {
+            let swept = inner.clone();
+            if let Err(error) = blocking(move || swept.sweep(false)).await {
+                tracing::warn!(error = error_chain(&error), "cannot empty the trash");
+            }
+            tokio::time::sleep(SWEEP_INTERVAL).await;
         }
+    };
+    let received = tokio::select! {
+        received = receive => received,
+        fetched = fetch::fetch_always(inner, primary) => fetched,
+        () = inner.failed() => Ok(()),
+        () = sweep => Ok(()),
+        () = stop.wait() => {
+            inner.flow.change(|state| state.is_stopped = true);
+            Ok(())
+        }
+    };
+    drop(sender);
+    let logged = logger.await.map_err(|_| FilesError::Broken)?;
+    // What has come whole is still applied, unless this is to end.
+    let applied = applier.await.map_err(|_| FilesError::Broken)?;
+    let is_unfit = |error: &FilesError| {
+        matches!(
+            error,
+            FilesError::Diverged { .. } | FilesError::Misfit(_) | FilesError::Record(_)
+        )
+    };
+    if let Some(error) = [&logged, &applied]
+        .into_iter()
+        .filter_map(|done| done.as_ref().err())
+        .find(|error| is_unfit(error))
+    {
+        let text = error_chain(error);
+        let forgotten = inner.clone();
+        blocking(move || {
+            forgotten.reload()?;
+            Ok(forgotten.replica().ledger.forget_head()?)
+        })
+        .await?;
+        must_compare(inner, &text);
     }
+    // A mistake of the applier is the reason of what the others then say.
+    applied?;
+    match logged {
+        Err(FilesError::Stopped) if stop.is_stopped() => {}
+        logged => logged?,
+    }
+    if stop.is_stopped() { Ok(()) } else { received }
 }
 
 fn must_compare(inner: &Inner, reason: &str) {
@@ -115,14 +180,15 @@ fn must_compare(inner: &Inner, reason: &str) {
     );
 }
 
-/// Reads the copy's state from the disk (an attempt that failed may have left it ahead of the log),
-/// applies what is durable, and returns where to go on; `None` if everything has to be compared.
-fn reopen(inner: &Inner) -> Result<Option<(String, String)>, FilesError> {
-    inner.reload()?;
+/// Makes sure that what is held is what is on the disk (an attempt that failed may have left it ahead of
+/// the log), applies what is durable, and returns where to go on; `None` if everything has to be
+/// compared.
+fn reopen(inner: &Inner) -> Result<Option<(Position, Digest)>, FilesError> {
+    inner.reload_if_suspect()?;
     let mut replica = inner.replica();
-    let Some(head) = replica.ledger.head().cloned() else {
+    if replica.ledger.head().is_none() {
         return Ok(None);
-    };
+    }
     // Never made: a top that is missing is a disk that is not mounted.
     std::fs::metadata(&inner.root).map_err(FilesError::tree("open", &inner.root))?;
     let is_gone = !inner.root.join(".understudy").exists() && !replica.ledger.manifest.is_empty();
@@ -132,47 +198,26 @@ fn reopen(inner: &Inner) -> Result<Option<(String, String)>, FilesError> {
         });
     }
     replica.open_tree()?;
-    match replica.recover() {
+    match inner.recover(&mut replica) {
         Ok(()) => {}
-        Err(error @ (FilesError::Diverged { .. } | FilesError::Log(_) | FilesError::Record(_))) => {
+        Err(
+            error @ (FilesError::Diverged { .. }
+            | FilesError::Misfit(_)
+            | FilesError::Log(_)
+            | FilesError::Record(_)),
+        ) if !error.is_full() => {
             must_compare(inner, &error_chain(&error));
-            replica.ledger.forget_head()?;
+            drop(replica);
+            inner.reload()?;
+            inner.replica().ledger.forget_head()?;
             return Ok(None);
         }
-        Err(error) => return Err(error),
-    }
-    inner.tell(&replica);
-    let head = replica.ledger.head().cloned().unwrap_or(head);
-    Ok(Some((head.position.to_string(), head.root.to_string())))
-}
-
-/// Makes durable and visible what comes.
-fn write(inner: &Inner, mut frames: mpsc::Receiver<Bytes>) -> Result<(), FilesError> {
-    let mut replica = inner.replica();
-    let mut assembly = Assembly::default();
-    while let Some(mut frame) = frames.blocking_recv() {
-        while let Some(message) = unpack(&mut frame)? {
-            match message {
-                Message::Note(Note::Hello { epoch, .. }) => {
-                    replica.set_epoch(&epoch)?;
-                    inner.told(|told| told.must_reseed = false);
-                }
-                // Only what has been done shows that it can be done.
-                Message::Note(Note::Heartbeat { .. }) => inner.told(|told| told.stalled = None),
-                message @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
-                    match assembly.take(&mut replica, message)? {
-                        Progressed::No => {}
-                        Progressed::Flushed(flushed) => {
-                            if flushed.is_some() {
-                                inner.told(|told| told.flushed = flushed);
-                            }
-                            assembly.apply(&mut replica)?;
-                            inner.tell(&replica);
-                        }
-                    }
-                }
-            }
+        Err(error) => {
+            inner.suspect();
+            return Err(error);
         }
     }
-    Ok(())
+    inner.tell(&replica);
+    let head = replica.ledger.head().cloned().ok_or(FilesError::Broken)?;
+    Ok(Some((head.position, head.root)))
 }

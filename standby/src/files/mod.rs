@@ -1,27 +1,46 @@
 //! The standby's end of a files store.
 //!
 //! ```text
-//! /log ─▶ Assembly: staged contents, log, one fdatasync ─▶ flushed
-//!                              └▶ Replica::apply: rename into place, syncfs, table ─▶ applied
+//! /log ─▶ Logger: log, one fdatasync ─▶ flushed
+//!           └▶ Applier: into the tree, one syncfs, commit ─▶ applied
+//! /content ─▶ fetcher: what did not come along, or could not be placed
 //! seed: snapshot, survey, fetch what differs
 //! ```
-//! Read first: [`FilesReceiver`], then `replica` and `incoming`.
+//! Read first: [`FilesReceiver`], then `logger`, `applier` and `place`.
 
+mod applier;
+mod attributes;
+mod awaiting;
+mod check;
+mod content;
 mod error;
+mod fetch;
+mod flow;
 mod follow;
-mod incoming;
+mod logger;
 mod origin;
+mod patching;
+mod place;
 mod replica;
 mod seed;
+mod seed_fetch;
 mod survey;
+#[cfg(test)]
+mod tests;
+mod trash;
 mod tree;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use understudy_config::{Files, Globs};
+use understudy_replication::check::{Checked, Depth, Trouble};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
+use understudy_replication::files::{Local, RelPath};
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind,
 };
@@ -29,7 +48,10 @@ use understudy_replication::transport::PeerClient;
 
 pub use error::FilesError;
 
+use awaiting::Awaiting;
+use flow::Flow;
 use replica::Replica;
+use trash::Trash;
 
 /// Keeps a copy of a tree of files.
 pub struct FilesReceiver {
@@ -42,9 +64,20 @@ struct Inner {
     state: PathBuf,
     exclude: Globs,
     events: Events,
+    /// How long what was deleted is kept.
+    trash: Duration,
     /// `None` only while it is opened anew.
     replica: Mutex<Option<Replica>>,
     told: Mutex<Received>,
+    moves: watch::Sender<()>,
+    flow: Flow,
+    awaiting: Awaiting,
+    /// What is in memory may be ahead of what is on the disk.
+    is_suspect: AtomicBool,
+    /// How many wait for the replica.
+    waiting: AtomicUsize,
+    /// There is something to fetch.
+    work: Notify,
 }
 
 /// A replica that is locked.
@@ -90,21 +123,24 @@ impl FilesReceiver {
             name: config.name.clone(),
             kind: StoreKind::Files,
         };
-        let replica = Replica::open(&id.name, &root, state)?;
-        for damage in &replica.ledger.damage {
-            events.record(Severity::Warning, "files_ledger", damage.clone());
-        }
         let inner = Inner {
             id,
             root,
             state: state.to_owned(),
             exclude: config.exclude.clone(),
             events,
+            trash: config.trash,
             replica: Mutex::new(None),
             told: Mutex::default(),
+            moves: watch::Sender::default(),
+            flow: Flow::default(),
+            awaiting: Awaiting::default(),
+            is_suspect: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            work: Notify::new(),
         };
-        inner.tell(&replica);
-        *inner.replica.lock().unwrap_or_else(PoisonError::into_inner) = Some(replica);
+        inner.reload()?;
+        inner.tell(&inner.replica());
         Ok(Self {
             inner: Arc::new(inner),
         })
@@ -113,21 +149,48 @@ impl FilesReceiver {
 
 impl Inner {
     fn replica(&self) -> Locked<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         Locked(guard)
+    }
+
+    /// Lets those who wait for the replica have it before it is taken again: a lock is not fair.
+    fn give_way(&self) {
+        for _ in 0..50 {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// From now on what is in memory is not believed.
+    fn suspect(&self) {
+        self.is_suspect.store(true, Ordering::Relaxed);
+    }
+
+    fn reload_if_suspect(&self) -> Result<(), FilesError> {
+        if self.is_suspect.load(Ordering::Relaxed) {
+            self.reload()?;
+        }
+        Ok(())
     }
 
     /// Reads everything from the disk again.
     fn reload(&self) -> Result<(), FilesError> {
         let mut guard = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
-        // The table is closed before it is opened.
-        *guard = None;
+        // What is open is closed before it is opened; a failure leaves what can be asked.
+        if let Some(replica) = guard.as_mut() {
+            replica.close();
+        }
         let replica = Replica::open(&self.id.name, &self.root, &self.state)?;
         for damage in &replica.ledger.damage {
             self.events
                 .record(Severity::Warning, "files_ledger", damage.clone());
         }
         *guard = Some(replica);
+        self.is_suspect.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -139,18 +202,79 @@ impl Inner {
     fn tell(&self, replica: &Replica) {
         let complete = replica.complete();
         let entries = u64::try_from(replica.ledger.manifest.len()).unwrap_or(u64::MAX);
-        let awaited = u64::try_from(replica.awaited.len()).unwrap_or(u64::MAX);
-        let log_bytes = replica.ledger.log_view().bytes();
+        let awaited = replica.ledger.manifest.awaited_count();
+        let log_bytes = replica.log.lock().bytes();
+        let failed = self.awaiting.count();
+        let position = replica.ledger.head().map(|head| head.position);
+        self.flow.change(|state| {
+            state.awaited = awaited;
+            state.applied = position.unwrap_or_default();
+        });
         self.told(|told| {
             told.applied = complete;
-            told.flushed = complete;
             told.must_reseed = replica.ledger.head().is_none();
-            told.report.gauges.insert("entries".to_owned(), entries);
-            told.report
-                .gauges
-                .insert("awaited_entries".to_owned(), awaited);
-            told.report.gauges.insert("log_bytes".to_owned(), log_bytes);
+            let gauges = [
+                ("entries", entries),
+                ("awaited_entries", u64::try_from(awaited).unwrap_or(u64::MAX)),
+                ("failed_entries", failed),
+                ("log_bytes", log_bytes),
+            ];
+            for (name, value) in gauges {
+                told.report.gauges.insert(name.to_owned(), value);
+            }
         });
+        if awaited > 0 {
+            self.work.notify_waiters();
+        }
+        self.tell_flushed();
+    }
+
+    /// Tells what is durable: everything in the log, as long as nothing is missing up to there.
+    fn tell_flushed(&self) {
+        let state = self.flow.lock().clone();
+        self.told(|told| {
+            told.flushed = match told.applied {
+                Some(applied) if state.is_free() => Some(applied.max(state.logged)),
+                complete => complete,
+            };
+        });
+        self.moves.send_replace(());
+    }
+
+    /// Waits until nothing is applied any more.
+    async fn failed(&self) {
+        let mut moves = self.moves.subscribe();
+        loop {
+            let state = self.flow.lock().clone();
+            if state.has_failed || state.is_ended {
+                return;
+            }
+            let limit = tokio::time::timeout(Duration::from_millis(200), moves.changed());
+            let _either = limit.await.is_ok();
+        }
+    }
+
+    /// Removes for good what has been deleted long enough.
+    fn sweep(&self, is_full: bool) -> Result<(), FilesError> {
+        // Without the replica, which nobody waits for while a large directory is removed.
+        if !self.root.join(".understudy").exists() {
+            return Ok(());
+        }
+        let failed = || FilesError::tree("empty the trash of", &self.root);
+        let tree = tree::Tree::open(&self.root).map_err(failed())?;
+        let kept = trash::sweep(&tree, self.trash, is_full).map_err(failed())?;
+        self.told(|told| {
+            told.report.gauges.insert("trash_deletions".to_owned(), kept);
+        });
+        Ok(())
+    }
+
+    /// The disk is full: what was deleted is in the way.
+    fn empty_trash(&self) {
+        if let Err(error) = self.sweep(true) {
+            let error = understudy_replication::error_chain(&error);
+            tracing::warn!(error, "cannot empty the trash");
+        }
     }
 
     fn take_over(&self, epoch: &Epoch) -> Result<(), FilesError> {
@@ -163,34 +287,65 @@ impl Inner {
             return Err(no_copy());
         }
         replica.open_tree()?;
-        replica.recover()?;
+        let recovered = self.recover(&mut replica);
+        if recovered.is_err() {
+            self.suspect();
+        }
+        recovered?;
+        self.adopt_awaited(&mut replica)?;
         let head = replica.ledger.head().cloned().ok_or_else(no_copy)?;
-        if !replica.awaited.is_empty() {
-            let names: Vec<String> = replica
-                .awaited
-                .iter()
-                .take(5)
-                .map(ToString::to_string)
-                .collect();
+        let manifest = &replica.ledger.manifest;
+        if manifest.awaited_count() > 0 {
+            let names = manifest.awaited().filter_map(|id| manifest.path(id));
+            let names: Vec<String> = names.take(5).map(|path| path.to_string()).collect();
             self.events.record(
                 Severity::Warning,
                 "files_behind",
                 format!(
-                    "store {}: {} files changed while they were sent, and keep their version before \
+                    "store {}: {} entries are not what they should be, and keep their version before \
                      that: {}",
                     self.id.name,
-                    replica.awaited.len(),
+                    manifest.awaited_count(),
                     names.join(", ")
                 ),
             );
         }
-        replica.ledger.log().reset(head.position)?;
+        replica.log.lock().reset(head.position)?;
         replica.set_epoch(epoch)?;
         replica.ledger.sync()?;
         origin::Origin::forget(&self.state)?;
-        replica.tree = None;
+        replica.close();
         self.tell(&replica);
         Ok(())
+    }
+
+    /// Uses what is there already of what is awaited: a crash can have taken nothing but the knowledge.
+    fn adopt_awaited(&self, replica: &mut Replica) -> Result<(), FilesError> {
+        let manifest = &replica.ledger.manifest;
+        let awaited: Vec<_> = manifest.awaited().collect();
+        let mut learned: Vec<(RelPath, Local)> = Vec::new();
+        let blocks = replica.blocks();
+        let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
+        let mut trash = Trash::of(Duration::ZERO, Default::default());
+        let placing = place::Placing::new(tree, &blocks, &mut trash, false);
+        let manifest = &mut replica.ledger.manifest;
+        for id in awaited {
+            let Some(path) = manifest.path(id) else { continue };
+            match placing.adopt(&path, &manifest.entry(id)) {
+                Ok(local) if !local.is_awaited() => {
+                    manifest.learn(id, local);
+                    learned.push((path, local));
+                }
+                Ok(_) | Err(error::Setback::Entry(_)) => {}
+                Err(error::Setback::Store(error)) => return Err(error),
+            }
+        }
+        if learned.is_empty() {
+            return Ok(());
+        }
+        let synced = tree.sync();
+        synced.map_err(FilesError::tree("sync", &self.root))?;
+        replica.commit_learned(learned)
     }
 }
 
@@ -226,6 +381,7 @@ impl Receiver for FilesReceiver {
             if let Err(error) = &followed {
                 let text = understudy_replication::error_chain(error);
                 self.inner.told(|told| told.stalled = Some(text));
+                self.inner.moves.send_replace(());
             }
             Ok(followed?)
         })
@@ -237,6 +393,24 @@ impl Receiver for FilesReceiver {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    fn moves(&self) -> Option<watch::Receiver<()>> {
+        Some(self.inner.moves.subscribe())
+    }
+
+    fn check<'a>(
+        &'a self,
+        _: &'a PeerClient,
+        depth: Depth,
+        progress: &'a dyn Progress,
+        stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<Checked, StoreFailure>> {
+        Box::pin(async move { Ok(check::check(&self.inner, depth, progress, stop).await?) })
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        self.inner.awaiting.troubles()
     }
 
     fn take_over<'a>(

@@ -1,43 +1,56 @@
 //! Seeding: makes the tree equal to the primary's, from whatever is there.
 //!
 //! ```text
-//! may we? ─▶ snapshot ─▶ walk, compare ─▶ directories, links ─▶ contents: stage, sync, rename
-//!                                    ─▶ what the primary does not have ─▶ table, position
+//! may we? ─▶ snapshot ─▶ survey: directories, links ─▶ contents ─▶ what the primary does not have
+//!                                                    ─▶ times, one syncfs ─▶ manifest, position
 //! ```
-//! The table stands for nothing meanwhile. What was fetched is remembered on the way, so that an
-//! interrupted seeding goes on where it was: the tree itself tells what is done.
+//! The manifest stands for nothing meanwhile. What was fetched is remembered on the way, so that an
+//! interrupted seeding goes on where it was. Directories at the top that are not there yet are built out
+//! of sight, where files can be made under their names, and appear when they are whole.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use rustix::fs::{AtFlags, OFlags, fsync, linkat, renameat};
 use understudy_replication::event::Severity;
-use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, WANTED_MAX, Wanted, unpack};
-use understudy_replication::files::{Entry, Head, Kind, Known, Manifest, RelPath};
+use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
+use understudy_replication::files::{
+    Head, Known, Loader, Local, Manifest, NodeId, RelPath, TOP, identity, open_in, stat_fd,
+};
 use understudy_replication::position::Position;
 use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
-use super::error::FilesError;
-use super::incoming::Incoming;
+use super::attributes::dress;
+use super::error::{FilesError, Setback};
 use super::origin::Origin;
-use super::survey::{self, Plan};
+use super::seed_fetch;
+use super::survey::{Found, Places, Survey};
+use super::tree::{Guarded, is_absent};
 use super::{Inner, blocking};
 
-/// Contents are asked for in groups of this many bytes, or of one file.
-const GROUP_BYTES_MAX: u64 = 16 << 20;
-
 /// A primary that has to read a cold disk may take this long for the next piece.
-const CONTENT_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const CONTENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a primary that is still looking at its files is asked again.
 const READY_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Frames between the connection and the thread that writes.
-const FRAMES_WAITING_MAX: usize = 4;
+/// A seeding that is under way.
+pub(super) struct Seeding {
+    pub(super) places: Places,
+    target: Mutex<Manifest>,
+    head: Head,
+}
+
+impl Seeding {
+    pub(super) fn target(&self) -> MutexGuard<'_, Manifest> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 pub(super) async fn seed(
     inner: &Arc<Inner>,
@@ -46,37 +59,39 @@ pub(super) async fn seed(
 ) -> Result<(), FilesError> {
     let checked = inner.clone();
     blocking(move || begin(&checked)).await?;
-    let (mut target, head) = snapshot(inner, primary).await?;
-    let surveyed = inner.clone();
+    // Until it is done: it may be broken off anywhere.
+    inner.suspect();
+    progress.start("listing files", None, Unit::Items);
+    let (target, head) = snapshot(inner, primary).await?;
+    progress.end(&format!("{} files", target.len()));
     progress.start("comparing files", None, Unit::Items);
-    let (manifest, plan) = blocking(move || {
-        let plan = shape(&surveyed, &target);
-        plan.map(|plan| (std::mem::take(&mut target), plan))
+    let surveyed = inner.clone();
+    let (seeding, mut found) = blocking(move || survey(&surveyed, target, head)).await?;
+    let seeding = Arc::new(seeding);
+    let copied = (inner.clone(), seeding.clone());
+    found = blocking(move || {
+        let (inner, seeding) = copied;
+        seed_fetch::copy_known(&inner, &seeding, &mut found)?;
+        Ok(found)
     })
     .await?;
+    let wanted = std::mem::take(&mut found.wanted);
     progress.end(&format!(
         "{} of {} files to fetch",
-        plan.fetched.len(),
-        manifest.len()
+        wanted.len(),
+        seeding.target().len()
     ));
-    let mut target = manifest;
-    let total = plan.bytes();
-    progress.start("fetching files", Some(total), Unit::Bytes);
-    let mut done = 0_u64;
-    let Plan { fetched, extra, .. } = plan;
-    for group in groups(fetched) {
-        let placed = fetch(inner, primary, group, &mut done, total, progress).await?;
-        for (path, known) in placed {
-            target.learn(&path, known.local);
-        }
-    }
-    progress.end("done");
+    seed_fetch::fetch(inner, primary, &seeding, wanted, progress).await?;
+    progress.start("making it durable", None, Unit::Items);
     let finished = inner.clone();
-    blocking(move || finish(&finished, target, head, &extra)).await
+    blocking(move || finish(&finished, seeding, &found)).await?;
+    progress.end("done");
+    Ok(())
 }
 
 /// Makes sure that nothing is harmed which no seeding has made.
 fn begin(inner: &Inner) -> Result<(), FilesError> {
+    inner.reload_if_suspect()?;
     let mut replica = inner.replica();
     let device = std::fs::metadata(&inner.root).ok().map(|found| found.dev());
     let is_empty = match std::fs::read_dir(&inner.root) {
@@ -157,8 +172,9 @@ async fn snapshot(
         }
     };
     let mut frames = response.frames();
-    let mut manifest = Manifest::default();
+    let mut loader = Loader::default();
     let mut announced = None;
+    let mut count = 0_u64;
     loop {
         let mut frame = next(&mut frames, CONTENT_PATIENCE).await?;
         while let Some(message) = unpack(&mut frame)? {
@@ -181,14 +197,16 @@ async fn snapshot(
                     };
                     announced = Some((head, entries));
                 }
-                (Message::Note(Note::Entry(path, entry)), Some(_)) => {
-                    if !entry.is_valid() || manifest.get(&path).is_some() {
+                (Message::Note(Note::Listed(depth, name, entry)), Some((_, entries))) => {
+                    let local = Local::Unknown;
+                    loader.push(depth, &name, Known { entry, local })?;
+                    count = count.saturating_add(1);
+                    if count > *entries {
                         return Err(FilesError::Snapshot);
                     }
-                    let _none = manifest.insert(&path, Known { entry, local: None })?;
                 }
                 (Message::Note(Note::End), Some((head, entries))) => {
-                    let count = u64::try_from(manifest.len()).unwrap_or(u64::MAX);
+                    let mut manifest = loader.finish();
                     if count != *entries || manifest.root() != head.root {
                         return Err(FilesError::Snapshot);
                     }
@@ -200,7 +218,10 @@ async fn snapshot(
     }
 }
 
-async fn next(frames: &mut FrameReader, patience: Duration) -> Result<Bytes, FilesError> {
+pub(super) async fn next(
+    frames: &mut FrameReader,
+    patience: Duration,
+) -> Result<Bytes, FilesError> {
     match tokio::time::timeout(patience, frames.next()).await {
         Ok(frame) => frame?.ok_or(FilesError::Ended),
         Err(_) => Err(FilesError::Silent {
@@ -210,260 +231,198 @@ async fn next(frames: &mut FrameReader, patience: Duration) -> Result<Bytes, Fil
 }
 
 /// Compares, makes directories and links, and adjusts what is held already.
-fn shape(inner: &Inner, target: &Manifest) -> Result<Plan, FilesError> {
-    let mut replica = inner.replica();
-    replica.open_tree()?;
-    let found = survey::walk(&inner.root, &inner.exclude)?;
-    let plan = {
-        let tree = replica.tree()?;
-        tree.clear_staging()
-            .map_err(FilesError::tree("clear the staging of", &inner.root))?;
-        survey::plan(tree, &found, &replica.ledger.manifest, target)?
-    };
-    let tree = replica.tree()?;
-    let mut known = Vec::new();
-    for (path, entry) in &plan.shapes {
-        let place = || inner.root.join(path.as_path());
-        match &entry.kind {
-            Kind::Directory => {
-                tree.place_directory(path, entry)
-                    .map_err(FilesError::tree("make", place()))?;
-            }
-            Kind::Symlink { target } => {
-                let placed = tree.place_symlink(path, entry, target);
-                placed.map_err(FilesError::tree("link", place()))?;
-            }
-            Kind::File { .. } => {}
-        }
-        known.push((
-            path.clone(),
-            Known {
-                entry: entry.clone(),
-                local: None,
-            },
-        ));
-    }
-    for (path, entry) in &plan.held {
-        let place = inner.root.join(path.as_path());
-        let local = tree
-            .set_attributes(path, entry)
-            .map_err(FilesError::tree("change", place))?;
-        known.push((
-            path.clone(),
-            Known {
-                entry: entry.clone(),
-                local: Some(local),
-            },
-        ));
-    }
-    for some in known.chunks(1000) {
-        replica.ledger.keep_aside(some)?;
-    }
-    // What is held is known from here on by the manifest: `finish` asks it.
-    let mut manifest = Manifest::default();
-    for (path, known) in known {
-        // A file in a directory that is not there yet is looked at again at the end.
-        let _misfit = manifest.insert(&path, known).is_err();
-    }
-    replica.ledger.manifest = manifest;
-    Ok(plan)
-}
-
-fn groups(fetched: Vec<(RelPath, Entry)>) -> Vec<Vec<(RelPath, Entry)>> {
-    let mut groups = Vec::new();
-    let mut group = Vec::new();
-    let mut bytes = 0_u64;
-    for (path, entry) in fetched {
-        let size = entry.content().map_or(0, |(size, _)| size);
-        if !group.is_empty()
-            && (bytes.saturating_add(size) > GROUP_BYTES_MAX || group.len() >= WANTED_MAX / 4)
-        {
-            groups.push(std::mem::take(&mut group));
-            bytes = 0;
-        }
-        bytes = bytes.saturating_add(size);
-        group.push((path, entry));
-    }
-    if !group.is_empty() {
-        groups.push(group);
-    }
-    groups
-}
-
-/// Fetches a group of contents and puts them into their places.
-async fn fetch(
-    inner: &Arc<Inner>,
-    primary: &PeerClient,
-    group: Vec<(RelPath, Entry)>,
-    done: &mut u64,
-    total: u64,
-    progress: &dyn Progress,
-) -> Result<Vec<(RelPath, Known)>, FilesError> {
-    let wanted: Vec<Wanted> = group
-        .iter()
-        .filter_map(|(path, entry)| {
-            let (size, hash) = entry.content()?;
-            Some(Wanted {
-                path: path.clone(),
-                size,
-                hash,
-            })
-        })
-        .collect();
-    let body = postcard::to_stdvec(&wanted)?;
-    let path = format!("/store/{}/content", inner.id.name);
-    let mut frames = primary
-        .post(&path, body.into(), CONTENT_PATIENCE)
-        .await?
-        .frames();
-    let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
-    let writing = inner.clone();
-    let writer = tokio::task::spawn_blocking(move || write(&writing, group, receiver));
-    let received = loop {
-        let frame = match tokio::time::timeout(CONTENT_PATIENCE, frames.next()).await {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => break Ok(()),
-            Ok(Err(error)) => break Err(error.into()),
-            Err(_) => {
-                break Err(FilesError::Silent {
-                    seconds: CONTENT_PATIENCE.as_secs(),
-                });
-            }
-        };
-        *done = done
-            .saturating_add(u64::try_from(frame.len()).unwrap_or(0))
-            .min(total);
-        progress.at(*done);
-        if sender.send(frame).await.is_err() {
-            // The writer has failed, and says why.
-            break Ok(());
-        }
-    };
-    drop(sender);
-    let written = writer.await.map_err(|_| FilesError::Broken)?;
-    received.and(written)
-}
-
-/// Stages what comes, syncs it, and only then renames it into place.
-fn write(
-    inner: &Inner,
-    group: Vec<(RelPath, Entry)>,
-    mut frames: mpsc::Receiver<Bytes>,
-) -> Result<Vec<(RelPath, Known)>, FilesError> {
-    let mut replica = inner.replica();
-    let tree = replica.tree()?;
-    let mut staged = Vec::new();
-    let mut waiting = group.into_iter();
-    let mut current: Option<((RelPath, Entry), String, Incoming)> = None;
-    let mut is_whole = false;
-    let open = |file: Option<(RelPath, Entry)>, number: usize| match file {
-        Some((path, entry)) => {
-            let (size, hash) = entry.content().ok_or(FilesError::Broken)?;
-            let name = format!("seed-{number}");
-            let staged = tree
-                .stage(&name)
-                .map_err(FilesError::tree("stage", path.as_path()))?;
-            let incoming = Incoming::new(path.clone(), size, hash, staged);
-            Ok(Some(((path, entry), name, incoming)))
-        }
-        None => Ok::<_, FilesError>(None),
-    };
-    let mut number = 0_usize;
-    let mut opened = false;
-    while let Some(mut frame) = frames.blocking_recv() {
-        while let Some(message) = unpack(&mut frame)? {
-            if !opened {
-                current = open(waiting.next(), number)?;
-                opened = true;
-            }
-            match (message, current.take()) {
-                (Message::Chunk(bytes), Some((file, name, mut incoming))) => {
-                    incoming.add(&bytes)?;
-                    current = Some((file, name, incoming));
-                }
-                (Message::Note(Note::Complete), Some((file, name, incoming))) => {
-                    drop(incoming.finish()?);
-                    staged.push((file, name));
-                    number = number.saturating_add(1);
-                    current = open(waiting.next(), number)?;
-                }
-                (Message::Note(Note::Superseded), Some((_, name, _))) => {
-                    tree.unstage(&name);
-                    number = number.saturating_add(1);
-                    current = open(waiting.next(), number)?;
-                }
-                (Message::Note(Note::End), None) => is_whole = true,
-                (other, _) => return Err(other.unexpected("a content").into()),
-            }
-        }
-    }
-    if !is_whole {
-        return Err(FilesError::Ended);
-    }
-    let names: Vec<String> = staged.iter().map(|(_, name)| name.clone()).collect();
-    tree.sync_staged(&names)
-        .map_err(FilesError::tree("sync", &inner.root))?;
-    let mut placed = Vec::with_capacity(staged.len());
-    for ((path, entry), name) in staged {
-        let place = inner.root.join(path.as_path());
-        let local = tree
-            .place_file(&name, &path, &entry)
-            .map_err(FilesError::tree("write", place))?;
-        placed.push((path, Known { entry, local }));
-    }
-    replica.ledger.keep_aside(&placed)?;
-    Ok(placed)
-}
-
-/// Removes what the primary does not have, and lets the table stand for the snapshot.
-fn finish(
+fn survey(
     inner: &Inner,
     mut target: Manifest,
     head: Head,
-    extra: &[RelPath],
-) -> Result<(), FilesError> {
+) -> Result<(Seeding, Found), FilesError> {
     let mut replica = inner.replica();
-    for path in extra {
-        let place = inner.root.join(path.as_path());
-        replica
-            .tree()?
-            .remove(path)
-            .map_err(FilesError::tree("remove", place))?;
+    replica.open_tree()?;
+    let tree = replica.tree.take().ok_or(FilesError::Broken)?;
+    let place = || FilesError::tree("clear the staging of", &inner.root);
+    tree.clear_staging(|name| name == super::tree::FRESH).map_err(place())?;
+    let mut places = Places::new(tree).map_err(place())?;
+    let known = std::mem::take(&mut replica.ledger.manifest);
+    let survey = Survey {
+        places: &mut places,
+        known: &known,
+        target: &mut target,
+        ledger: &mut replica.ledger,
+        exclude: &inner.exclude,
+    };
+    let found = survey.run()?;
+    for (path, reason) in &found.failed {
+        inner.entry_failed(path, None, reason.clone());
     }
-    let held: Vec<(RelPath, Known)> = replica.ledger.manifest.entries();
-    for (path, known) in held {
-        if target
-            .get(&path)
-            .is_some_and(|wanted| wanted.local.is_none() && wanted.entry == known.entry)
-        {
-            target.learn(&path, known.local);
-        }
+    let seeding = Seeding {
+        places,
+        target: Mutex::new(target),
+        head,
+    };
+    Ok((seeding, found))
+}
+
+/// Removes what the primary does not have, and lets the manifest stand for the snapshot.
+fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), FilesError> {
+    let Ok(seeding) = Arc::try_unwrap(seeding) else {
+        return Err(FilesError::Broken);
+    };
+    let Seeding {
+        places,
+        target,
+        head,
+    } = seeding;
+    let mut target = target.into_inner().unwrap_or_else(PoisonError::into_inner);
+    link_names(inner, &places, &mut target)?;
+    for path in &found.extra {
+        let removed = places.tree.remove(path);
+        removed.map_err(FilesError::tree("remove", inner.root.join(path.as_path())))?;
     }
-    let entries = target.entries();
-    let is_complete = !entries.iter().any(|(_, known)| known.is_awaited());
-    let directories: BTreeSet<RelPath> = entries
-        .into_iter()
-        .filter(|(_, known)| known.entry.is_directory())
-        .map(|(path, _)| path)
-        .collect();
-    let complete = if is_complete {
+    dress_directories(inner, &places, &mut target)?;
+    appear(inner, &places, &mut target)?;
+    await_the_rest(&mut target);
+    let complete = if target.awaited_count() == 0 {
         head.position
     } else {
         Position(0)
     };
-    let old = std::mem::replace(&mut replica.ledger.manifest, target.clone());
-    replica.set_directory_times(&directories)?;
-    let tree = replica.tree()?;
-    tree.sync().map_err(FilesError::tree("sync", &inner.root))?;
-    replica.ledger.manifest = old;
+    let mut replica = inner.replica();
+    // The log first: without a head nobody asks it.
+    replica.log.lock().reset(head.position)?;
     replica.ledger.replace(target, Head { complete, ..head })?;
-    replica.find_awaited();
     // From here on it is a copy that a seeding has made, whatever it was.
     let device = std::fs::metadata(&inner.root)
         .map_err(FilesError::tree("read", &inner.root))?
         .dev();
     Origin { device, kept: None }.store(&inner.state)?;
-    replica.tree = None;
+    replica.close();
+    inner.is_suspect.store(false, std::sync::atomic::Ordering::Relaxed);
+    inner.flow.change(|state| {
+        state.logged = Position(0);
+        state.held = None;
+    });
     inner.tell(&replica);
     Ok(())
+}
+
+fn collect(target: &Manifest, is_meant: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
+    let mut all = Vec::new();
+    let visited: Result<(), std::convert::Infallible> = target.visit(TOP, &mut |_, id| {
+        if is_meant(id) {
+            all.push(id);
+        }
+        Ok(())
+    });
+    match visited {
+        Ok(()) => all,
+        Err(never) => match never {},
+    }
+}
+
+/// Makes the names of each file that has several lead to one.
+fn link_names(inner: &Inner, places: &Places, target: &mut Manifest) -> Result<(), FilesError> {
+    let mut done = BTreeSet::new();
+    for id in collect(target, |id| target.link(id) != 0) {
+        let link = target.link(id);
+        if !done.insert(link) {
+            continue;
+        }
+        let names: Vec<NodeId> = target.linked(link).collect();
+        let first = names.iter().copied().find(|name| target.inode(*name).is_some());
+        let Some((first, from)) = first.and_then(|id| Some((id, target.path(id)?))) else {
+            continue;
+        };
+        for name in &names {
+            let is_same = target.content(*name) == target.content(first);
+            if target.inode(*name) == target.inode(first) || !is_same {
+                continue;
+            }
+            let Some(path) = target.path(*name) else { continue };
+            let linked = link_name(places, &from, &path);
+            match linked.map_err(Setback::at("link", &places.place(&path))) {
+                Ok(()) => target.learn(*name, target.local(first)),
+                Err(Setback::Store(error)) => return Err(error),
+                Err(Setback::Entry(reason)) => {
+                    target.learn(*name, Local::Awaited);
+                    inner.entry_failed(&path, target.content(*name).map(|(_, hash)| hash), reason);
+                }
+            }
+        }
+        // Each further name shows in how the file looks.
+        let found = places.root_of(&from).stat(&from);
+        let found = identity(&found.map_err(FilesError::tree("read", places.place(&from)))?);
+        for name in names {
+            if target.inode(name) == Some(found.inode) {
+                target.learn(name, Local::Seen(found));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn link_name(places: &Places, from: &RelPath, to: &RelPath) -> std::io::Result<()> {
+    const STAGED: &str = "name";
+    let source = places.root_of(from).parent(from)?;
+    let parent = places.root_of(to).parent(to)?;
+    places.tree.unstage(STAGED);
+    let staging = places.tree.staging();
+    linkat(&source, from.name(), staging, STAGED, AtFlags::empty())?;
+    places.tree.rename_staged(STAGED, parent.as_fd(), to, &Guarded::new())?;
+    places.tree.unstage(STAGED);
+    Ok(())
+}
+
+/// From the bottom up, when nothing is put into them any more.
+fn dress_directories(
+    inner: &Inner,
+    places: &Places,
+    target: &mut Manifest,
+) -> Result<(), FilesError> {
+    let directories = collect(target, |id| target.is_directory(id) && !target.is_awaited(id));
+    for id in directories.into_iter().rev() {
+        let Some(path) = target.path(id) else { continue };
+        let dressed = places.root_of(&path).handle(&path).and_then(|directory| {
+            dress(directory.as_fd(), &target.entry(id))?;
+            Ok(identity(&stat_fd(directory.as_fd())?))
+        });
+        match dressed.map_err(Setback::at("change", &places.place(&path))) {
+            Ok(found) => target.learn(id, Local::Seen(found)),
+            Err(Setback::Store(error)) => return Err(error),
+            Err(Setback::Entry(reason)) => {
+                target.learn(id, Local::Awaited);
+                inner.entry_failed(&path, None, reason);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes all durable, and lets appear what was built out of sight.
+fn appear(inner: &Inner, places: &Places, target: &mut Manifest) -> Result<(), FilesError> {
+    let failed = || FilesError::tree("sync", &inner.root);
+    places.tree.sync().map_err(failed())?;
+    let (fresh, top) = (places.fresh.fd(), places.tree.root().fd());
+    for name in &places.names {
+        let place = inner.root.join(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
+        match renameat(fresh, name.as_slice(), top, name.as_slice()).map_err(std::io::Error::from) {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(FilesError::tree("move to", place)(error)),
+        }
+        // The rename shows in how it looks.
+        let found = open_in(top, name, OFlags::PATH).and_then(|found| stat_fd(found.as_fd()));
+        let found = identity(&found.map_err(FilesError::tree("read", place))?);
+        if let Some(id) = target.child(TOP, name).filter(|id| !target.is_awaited(*id)) {
+            target.learn(id, Local::Seen(found));
+        }
+    }
+    fsync(top).map_err(std::io::Error::from).map_err(failed())?;
+    places.tree.sync().map_err(failed())
+}
+
+/// What is not here now is still to come.
+fn await_the_rest(target: &mut Manifest) {
+    for id in collect(target, |id| target.local(id) == Local::Unknown) {
+        target.learn(id, Local::Awaited);
+    }
 }

@@ -1,0 +1,336 @@
+//! Making a file's new version from the one that is there and what has changed.
+//!
+//! A new file is built beside the old one, checked, made durable and renamed over it. A large file of
+//! which little changes is cloned and changed, where the file system can; elsewhere it is changed in
+//! place, once it is known that the right file comes out. What is written is in the log by then, so that
+//! a crash in the middle only means that it is written again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FileType, OFlags};
+use understudy_replication::files::{
+    Blocks, Digest, Entry, Identity, Known, Outboard, Patch, Piece, RelPath, identity, open_in,
+    stat_fd,
+};
+
+use super::attributes::dress;
+use super::content::{Hashing, punch, read_range};
+use super::tree::{Guarded, Tree, verify};
+
+/// Files from this size on are changed in place.
+const IN_PLACE_FROM: u64 = 16 << 20;
+
+/// Unless more than this share of it changes.
+const IN_PLACE_SHARE: u64 = 4;
+
+/// What came along with a patch.
+pub(super) enum Literal {
+    Memory(Vec<u8>),
+    Staged(File),
+}
+
+impl Literal {
+    fn read_at(&self, offset: u64, room: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Memory(bytes) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let some = bytes.get(from..).and_then(|rest| rest.get(..room.len()));
+                room.copy_from_slice(some.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            Self::Staged(file) => file.read_exact_at(room, offset),
+        }
+    }
+
+    fn read_range(
+        &self,
+        (offset, bytes): (u64, u64),
+        take: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self {
+            Self::Memory(all) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let count = usize::try_from(bytes).unwrap_or(usize::MAX);
+                let some = all.get(from..).and_then(|rest| rest.get(..count));
+                take(0, some.ok_or(io::ErrorKind::UnexpectedEof)?)
+            }
+            Self::Staged(file) => read_range(file, (offset, bytes), take),
+        }
+    }
+}
+
+/// Returns whether a patch may lead to a change in place: then nothing else is applied with it, because
+/// what is applied again after a crash has to begin with just this file.
+pub(super) fn may_be_in_place(patch: &Patch, size: u64) -> bool {
+    size >= IN_PLACE_FROM && patch.literal_bytes() <= size / IN_PLACE_SHARE && patch.is_in_place()
+}
+
+/// A patch that is to be applied.
+pub(super) struct Patching<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) blocks: &'a Blocks,
+    pub(super) patch: &'a Patch,
+    pub(super) literal: Literal,
+    pub(super) path: &'a RelPath,
+    pub(super) entry: &'a Entry,
+    /// What the manifest said of the path.
+    pub(super) was: Option<&'a Known>,
+    /// It may have been begun before.
+    pub(super) is_redo: bool,
+}
+
+impl Patching<'_> {
+    /// Puts the new version into its place; `None` when it cannot be made from what is there.
+    pub(super) fn place(
+        &self,
+        parent: BorrowedFd<'_>,
+        guarded: &Guarded,
+    ) -> io::Result<Option<Identity>> {
+        let Some((size, hash)) = self.entry.content() else {
+            return Ok(None);
+        };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let base = match open_in(parent, self.path.name(), flags) {
+            Ok(base) => File::from(base),
+            Err(error) if super::tree::is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if self.is_redo && verify(&base, size, hash)?.is_some() {
+            // Done by the attempt before.
+            dress(base.as_fd(), self.entry)?;
+            return Ok(Some(identity(&stat_fd(base.as_fd())?)));
+        }
+        let found = identity(&stat_fd(base.as_fd())?);
+        if found.file_type() != FileType::RegularFile {
+            return Ok(None);
+        }
+        if self.is_known(&found)
+            && may_be_in_place(self.patch, size)
+            && let Some(after) = self.outboard_after(&base, (size, hash))?
+        {
+            return self.change(&base, parent, (size, hash), &after, guarded);
+        }
+        if found.size != self.patch.base_size {
+            return Ok(None);
+        }
+        self.build(&base, parent, (size, hash), guarded)
+    }
+
+    /// Returns whether what is there is what the patch was made for. After a crash it may be that in part,
+    /// and is still the same file.
+    fn is_known(&self, found: &Identity) -> bool {
+        self.was.is_some_and(|was| {
+            was.entry.content() == Some((self.patch.base_size, self.patch.base))
+                && was.entry.link == 0
+                && self.entry.link == 0
+                && was.local.seen().is_some_and(|seen| {
+                    seen == *found || (self.is_redo && seen.inode == found.inode)
+                })
+        })
+    }
+
+    /// Returns the outboard of what the file would be; `None` unless it would be right.
+    fn outboard_after(
+        &self,
+        base: &File,
+        (size, hash): (u64, Digest),
+    ) -> io::Result<Option<Outboard>> {
+        let overlay = Overlay::new(self.patch, base, &self.literal);
+        if self.is_redo {
+            // What was there before may be anything by now: all of it is looked at.
+            return overlay.outboard(size, hash);
+        }
+        let Some(former) = self.blocks.get(self.patch.base_size, self.patch.base) else {
+            return Ok(None);
+        };
+        let changed = self.patch.placed().filter_map(|(offset, piece)| match piece {
+            Piece::Literal(bytes) | Piece::Zero(bytes) => Some((offset, bytes)),
+            Piece::Keep { .. } => None,
+        });
+        let after = former.after(size, changed, |offset, room| overlay.read(offset, room));
+        match after {
+            Ok(after) => Ok(after.filter(|after| after.root() == hash)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn change(
+        &self,
+        base: &File,
+        parent: BorrowedFd<'_>,
+        (size, hash): (u64, Digest),
+        after: &Outboard,
+        guarded: &Guarded,
+    ) -> io::Result<Option<Identity>> {
+        const STAGED: &str = "clone";
+        let staged = self.tree.stage(STAGED)?;
+        if self.tree.clone_file(&staged, base) {
+            self.write(&staged, size)?;
+            staged.sync_data()?;
+            self.blocks.put(hash, after);
+            let file = (STAGED, &staged);
+            let placed = self.tree.place_file(file, parent, self.path, self.entry, guarded)?;
+            return Ok(Some(placed));
+        }
+        self.tree.unstage(STAGED);
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(open_in(parent, self.path.name(), flags)?);
+        if identity(&stat_fd(file.as_fd())?).inode != identity(&stat_fd(base.as_fd())?).inode {
+            return Ok(None);
+        }
+        self.write(&file, size)?;
+        dress(file.as_fd(), self.entry)?;
+        self.blocks.put(hash, after);
+        Ok(Some(identity(&stat_fd(file.as_fd())?)))
+    }
+
+    /// Writes what changes over a file that holds the base.
+    fn write(&self, file: &File, size: u64) -> io::Result<()> {
+        let mut taken = 0_u64;
+        for (offset, piece) in self.patch.placed() {
+            match piece {
+                Piece::Keep { .. } => {}
+                Piece::Literal(bytes) => {
+                    self.literal.read_range((taken, bytes), &mut |done, bytes| {
+                        file.write_all_at(bytes, offset.saturating_add(done))
+                    })?;
+                    taken = taken.saturating_add(bytes);
+                }
+                Piece::Zero(bytes) => punch(file, offset, bytes)?,
+            }
+        }
+        file.set_len(size)
+    }
+
+    /// Makes the new version beside the old one.
+    fn build(
+        &self,
+        base: &File,
+        parent: BorrowedFd<'_>,
+        (size, hash): (u64, Digest),
+        guarded: &Guarded,
+    ) -> io::Result<Option<Identity>> {
+        const STAGED: &str = "patch";
+        let staged = self.tree.stage(STAGED)?;
+        let mut hashing = Hashing::of_file(size);
+        let mut taken = 0_u64;
+        for (at, piece) in self.patch.placed() {
+            let mut take = |done: u64, bytes: &[u8]| {
+                hashing.update(bytes);
+                staged.write_all_at(bytes, at.saturating_add(done))
+            };
+            let read = match piece {
+                Piece::Keep { offset, bytes } => read_range(base, (offset, bytes), &mut take),
+                Piece::Literal(bytes) => {
+                    let offset = taken;
+                    taken = taken.saturating_add(bytes);
+                    self.literal.read_range((offset, bytes), &mut take)
+                }
+                Piece::Zero(bytes) => {
+                    hashing.zeros(bytes);
+                    Ok(())
+                }
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.tree.unstage(STAGED);
+                    return Ok(None);
+                }
+                read => read?,
+            }
+        }
+        staged.set_len(size)?;
+        let (found, outboard) = hashing.finish();
+        if found != hash {
+            self.tree.unstage(STAGED);
+            return Ok(None);
+        }
+        // The log has the changes and not the whole: the old version goes only when the new one is safe.
+        staged.sync_data()?;
+        if let Some(outboard) = outboard {
+            self.blocks.put(hash, &outboard);
+        }
+        let file = (STAGED, &staged);
+        let placed = self.tree.place_file(file, parent, self.path, self.entry, guarded)?;
+        Ok(Some(placed))
+    }
+}
+
+/// The new version, before it is there.
+struct Overlay<'a> {
+    base: &'a File,
+    literal: &'a Literal,
+    /// Where each piece begins, and where in what came along its bytes are.
+    pieces: Vec<(u64, Piece, u64)>,
+}
+
+impl<'a> Overlay<'a> {
+    fn new(patch: &Patch, base: &'a File, literal: &'a Literal) -> Self {
+        let mut taken = 0_u64;
+        let pieces = patch.placed().map(|(offset, piece)| {
+            let from = taken;
+            if let Piece::Literal(bytes) = piece {
+                taken = taken.saturating_add(bytes);
+            }
+            (offset, piece, from)
+        });
+        Self {
+            pieces: pieces.collect(),
+            base,
+            literal,
+        }
+    }
+
+    /// Returns the outboard of all of it, if it has this hash.
+    fn outboard(&self, size: u64, hash: Digest) -> io::Result<Option<Outboard>> {
+        let mut hashing = Hashing::of_file(size);
+        let mut room = vec![0; 1 << 20];
+        while hashing.count() < size {
+            let left = usize::try_from(size - hashing.count()).unwrap_or(usize::MAX);
+            let count = room.len().min(left);
+            let some = room.get_mut(..count).unwrap_or_default();
+            match self.read(hashing.count(), some) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                read => read?,
+            }
+            hashing.update(some);
+        }
+        let (found, outboard) = hashing.finish();
+        Ok(outboard.filter(|_| found == hash))
+    }
+
+    fn read(&self, offset: u64, room: &mut [u8]) -> io::Result<()> {
+        let first = self
+            .pieces
+            .partition_point(|(at, piece, _)| at.saturating_add(piece.bytes()) <= offset);
+        let mut rest = room;
+        let mut at = offset;
+        for (start, piece, from) in self.pieces.iter().skip(first) {
+            if rest.is_empty() {
+                break;
+            }
+            let within = at.saturating_sub(*start);
+            let left = piece.bytes().saturating_sub(within);
+            let count = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+            let (some, more) = rest.split_at_mut(count);
+            match piece {
+                Piece::Keep { offset, .. } => {
+                    self.base.read_exact_at(some, offset.saturating_add(within))?;
+                }
+                Piece::Literal(_) => self.literal.read_at(from.saturating_add(within), some)?,
+                Piece::Zero(_) => some.fill(0),
+            }
+            at = at.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+            rest = more;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+}

@@ -1,0 +1,844 @@
+//! One batch: first what it means is planned on the manifest alone, then it is done in the tree.
+//!
+//! A batch that was begun before a crash is done again from its beginning, and whatever of it has been
+//! done already is found to be so: what comes from the log is simply put again; what is moved is known
+//! by its inode, wherever it is by then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use understudy_replication::files::{
+    Batch, Blocks, Content, Digest, Entry, Identity, Kind, Known, Local, Manifest, NodeId,
+    OUTBOARD_FROM, Operation, Patch, RelPath, stat_in, identity,
+};
+use understudy_replication::position::Position;
+
+use super::content;
+use super::error::{FilesError, Setback};
+use super::patching::{Literal, Patching, may_be_in_place};
+use super::trash::Trash;
+use super::tree::{Guarded, Tree, is_absent};
+
+/// Up to this many files are synced one by one. Syncing the file system writes everybody's data.
+pub(super) const SYNCED_SINGLY_MAX: usize = 16;
+
+/// A batch as it is in the log.
+#[derive(Debug)]
+pub(super) struct Logged {
+    pub(super) batch: Batch,
+    pub(super) contents: BTreeMap<u32, Vec<u8>>,
+    /// The operations whose content did not come along.
+    pub(super) awaited: BTreeSet<u32>,
+}
+
+impl Logged {
+    /// Returns whether nothing else is applied with it before the next commit: what it does can only be
+    /// done again from exactly what was there before it.
+    pub(super) fn is_apart(&self) -> bool {
+        (0_u32..).zip(&self.batch.operations).any(|(index, operation)| match operation {
+            Operation::Move { .. } | Operation::Swap { .. } => true,
+            Operation::Put { entry, content, .. } => {
+                let size = entry.content().map_or(0, |(size, _)| size);
+                match content {
+                    Content::Patch(patch) if may_be_in_place(patch, size) => true,
+                    Content::Whole | Content::Patch(_) => self.is_staged(index, operation),
+                    Content::Same | Content::Copy(_) | Content::Link(_) => false,
+                }
+            }
+            Operation::Delete { .. } => false,
+        })
+    }
+
+    /// Returns whether the content of an operation is in a staged file.
+    fn is_staged(&self, index: u32, operation: &Operation) -> bool {
+        let Some((size, _)) = operation.literal() else {
+            return false;
+        };
+        !self.awaited.contains(&index)
+            && size > 0
+            && self.contents.get(&index).is_none_or(Vec::is_empty)
+    }
+
+    /// Returns how many bytes of content it holds in memory.
+    pub(super) fn inline_bytes(&self) -> usize {
+        self.contents.values().map(Vec::len).sum()
+    }
+}
+
+/// The name under which the content for an operation is staged.
+pub(super) fn staged_name(start: Position, index: u32) -> String {
+    format!("lit-{start}-{index}")
+}
+
+/// What a batch means, found out on the manifest while it was folded.
+pub(super) struct Plan {
+    before: Vec<Before>,
+    /// What changes its place, and its inode where that is known.
+    moved: Vec<(NodeId, Option<u64>)>,
+    /// Other names of files that the batch changes: that shows in them.
+    names: Vec<NodeId>,
+    /// Directories whose time has to be set.
+    pub(super) directories: BTreeSet<NodeId>,
+}
+
+/// What was known when an operation's turn came.
+enum Before {
+    Put {
+        was: Option<Box<Known>>,
+        source: Option<Box<Known>>,
+    },
+    Delete {
+        was: Option<u64>,
+    },
+    Move {
+        inode: Option<u64>,
+    },
+    Swap {
+        a: Option<u64>,
+        b: Option<u64>,
+    },
+}
+
+impl Plan {
+    /// Folds a batch into the manifest, and checks that both sides then have the same. After an error the
+    /// manifest has to be read again.
+    pub(super) fn new(manifest: &mut Manifest, batch: &Batch) -> Result<Self, FilesError> {
+        let diverged = |position| FilesError::Diverged { position };
+        if manifest.root() != batch.before {
+            return Err(diverged(batch.start));
+        }
+        let mut plan = Self {
+            before: Vec::with_capacity(batch.operations.len()),
+            moved: Vec::new(),
+            names: Vec::new(),
+            directories: BTreeSet::new(),
+        };
+        let mut links = BTreeSet::new();
+        for operation in &batch.operations {
+            let before = plan.look(manifest, operation, &mut links);
+            plan.before.push(before);
+            manifest.fold(operation)?;
+            if let Operation::Put { path, entry, .. } = operation
+                && entry.is_directory()
+            {
+                plan.directories.extend(manifest.lookup(path));
+            }
+        }
+        if manifest.root() != batch.after {
+            return Err(diverged(batch.end));
+        }
+        plan.names.extend(links.iter().flat_map(|link| manifest.linked(*link)));
+        Ok(plan)
+    }
+
+    fn look(
+        &mut self,
+        manifest: &Manifest,
+        operation: &Operation,
+        links: &mut BTreeSet<u64>,
+    ) -> Before {
+        let mut touch = |path: &RelPath| self.directories.extend(manifest.directory_of(path));
+        let mut changes = |id: Option<NodeId>, names: &mut Vec<NodeId>| {
+            let link = id.map_or(0, |id| manifest.link(id));
+            if link != 0 && links.insert(link) {
+                names.extend(manifest.linked(link));
+            }
+        };
+        match operation {
+            Operation::Put {
+                path,
+                entry,
+                content,
+            } => {
+                touch(path);
+                changes(manifest.lookup(path), &mut self.names);
+                if entry.link != 0 {
+                    links.insert(entry.link);
+                }
+                let source = match content {
+                    Content::Link(from) => manifest.get(from).map(Box::new),
+                    Content::Same | Content::Whole | Content::Patch(_) | Content::Copy(_) => None,
+                };
+                Before::Put {
+                    was: manifest.get(path).map(Box::new),
+                    source,
+                }
+            }
+            Operation::Delete { path } => {
+                touch(path);
+                let id = manifest.lookup(path);
+                changes(id, &mut self.names);
+                Before::Delete {
+                    was: id.and_then(|id| manifest.inode(id)),
+                }
+            }
+            Operation::Move { from, to } => {
+                touch(from);
+                touch(to);
+                changes(manifest.lookup(to), &mut self.names);
+                let id = manifest.lookup(from);
+                changes(id, &mut self.names);
+                let inode = id.and_then(|id| manifest.inode(id));
+                self.moved.extend(id.map(|id| (id, inode)));
+                Before::Move { inode }
+            }
+            Operation::Swap { a, b } => {
+                touch(a);
+                touch(b);
+                let mut side = |path| {
+                    let id = manifest.lookup(path);
+                    changes(id, &mut self.names);
+                    let inode = id.and_then(|id| manifest.inode(id));
+                    self.moved.extend(id.map(|id| (id, inode)));
+                    inode
+                };
+                Before::Swap {
+                    a: side(a),
+                    b: side(b),
+                }
+            }
+        }
+    }
+
+    fn guarded(&self) -> Guarded {
+        self.moved.iter().filter_map(|(_, inode)| *inode).collect()
+    }
+}
+
+/// An entry that could not be brought up to date, and why.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) path: RelPath,
+    pub(super) hash: Option<Digest>,
+    pub(super) reason: String,
+}
+
+/// Does batches in the tree.
+pub(super) struct Placing<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) blocks: &'a Blocks,
+    /// Where what is deleted goes.
+    pub(super) trash: &'a mut Trash,
+    /// The batch may have been begun before.
+    pub(super) is_redo: bool,
+    pub(super) failed: Vec<Failed>,
+    /// Outboards that nothing needs any more.
+    pub(super) stale: Vec<(u64, Digest)>,
+    /// Staged files that nothing needs any more.
+    pub(super) used: Vec<String>,
+    guarded: Guarded,
+    parents: Parents,
+    puts: Vec<(RelPath, Local)>,
+}
+
+/// The directory that was acted in last: what follows often lies in the same.
+#[derive(Default)]
+struct Parents(Option<(Option<RelPath>, OwnedFd)>);
+
+impl Parents {
+    fn of(&mut self, tree: &Tree, path: &RelPath) -> std::io::Result<BorrowedFd<'_>> {
+        let above = path.parent();
+        if self.0.as_ref().is_none_or(|(held, _)| *held != above) {
+            self.0 = Some((above, tree.root().parent(path)?));
+        }
+        let (_, fd) = self.0.as_ref().expect("it was just opened");
+        Ok(fd.as_fd())
+    }
+}
+
+impl<'a> Placing<'a> {
+    pub(super) fn new(
+        tree: &'a Tree,
+        blocks: &'a Blocks,
+        trash: &'a mut Trash,
+        is_redo: bool,
+    ) -> Self {
+        Self {
+            tree,
+            blocks,
+            trash,
+            is_redo,
+            failed: Vec::new(),
+            stale: Vec::new(),
+            used: Vec::new(),
+            guarded: Guarded::new(),
+            parents: Parents::default(),
+            puts: Vec::new(),
+        }
+    }
+
+    fn place(&self, path: &RelPath) -> PathBuf {
+        self.tree.root().path().join(path.as_path())
+    }
+
+    /// Does what a planned batch says, and returns what was learned of how paths look.
+    pub(super) fn perform(
+        &mut self,
+        manifest: &mut Manifest,
+        logged: &mut Logged,
+        plan: &Plan,
+    ) -> Result<Vec<(RelPath, Local)>, FilesError> {
+        self.guarded = plan.guarded();
+        self.parents = Parents::default();
+        self.puts.clear();
+        let mut missing = BTreeSet::new();
+        let copies = self.copy_first(logged)?;
+        let operations = std::mem::take(&mut logged.batch.operations);
+        for ((index, operation), before) in (0_u32..).zip(&operations).zip(&plan.before) {
+            let done = self.perform_one(logged, (index, operation), before, &copies);
+            match done {
+                Ok(Some(local)) => self.puts.push((operation.path().clone(), local)),
+                Ok(None) => {}
+                Err(Setback::Store(error)) => return Err(error),
+                Err(Setback::Entry(reason)) => {
+                    let path = operation.path().clone();
+                    let hash = match operation {
+                        Operation::Put { entry, .. } => {
+                            self.puts.push((path.clone(), Local::Awaited));
+                            entry.content().map(|(_, hash)| hash)
+                        }
+                        Operation::Delete { .. }
+                        | Operation::Move { .. }
+                        | Operation::Swap { .. } => None,
+                    };
+                    missing.insert(path.clone());
+                    self.failed.push(Failed { path, hash, reason });
+                }
+            }
+        }
+        logged.batch.operations = operations;
+        let mut learned = Vec::new();
+        for (path, local) in std::mem::take(&mut self.puts) {
+            if let Some(id) = manifest.lookup(&path) {
+                manifest.learn(id, local);
+                learned.push((path, local));
+            }
+        }
+        self.look_again(manifest, plan, &mut learned)?;
+        for path in missing {
+            self.lose_parents(manifest, &path, &mut learned)?;
+        }
+        Ok(learned)
+    }
+
+    fn perform_one(
+        &mut self,
+        logged: &mut Logged,
+        (index, operation): (u32, &Operation),
+        before: &Before,
+        copies: &BTreeMap<u32, String>,
+    ) -> Result<Option<Local>, Setback> {
+        match (operation, before) {
+            (
+                Operation::Put {
+                    path,
+                    entry,
+                    content,
+                },
+                Before::Put { was, source },
+            ) => {
+                self.note_stale(entry, was.as_deref());
+                let local = match (&entry.kind, content) {
+                    (Kind::Directory, _) => self.put_shape(path, entry)?,
+                    (Kind::Symlink { .. }, _) => self.put_shape(path, entry)?,
+                    (Kind::File { .. }, _) if logged.awaited.contains(&index) => Local::Awaited,
+                    (Kind::File { .. }, Content::Same) => self.put_same(path, entry, was.as_deref())?,
+                    (Kind::File { .. }, Content::Whole) => {
+                        let literal = logged.contents.remove(&index);
+                        let staged = staged_name(logged.batch.start, index);
+                        self.put_whole(path, entry, literal, staged)?
+                    }
+                    (Kind::File { .. }, Content::Patch(patch)) => {
+                        let literal = logged.contents.remove(&index);
+                        let staged = staged_name(logged.batch.start, index);
+                        self.put_patch(path, entry, patch, literal, staged, was.as_deref())?
+                    }
+                    (Kind::File { .. }, Content::Copy(_)) => {
+                        self.put_copy(path, entry, copies.get(&index))?
+                    }
+                    (Kind::File { .. }, Content::Link(from)) => {
+                        self.put_link(path, entry, from, source.as_deref())?
+                    }
+                };
+                Ok(Some(local))
+            }
+            (Operation::Delete { path }, Before::Delete { was }) => {
+                self.delete(path, *was, index)?;
+                Ok(None)
+            }
+            (Operation::Move { from, to }, Before::Move { inode }) => {
+                self.move_one(from, to, *inode)?;
+                Ok(None)
+            }
+            (Operation::Swap { a, b }, Before::Swap { a: one, b: other }) => {
+                self.swap(a, b, (*one, *other))?;
+                Ok(None)
+            }
+            (
+                Operation::Put { .. }
+                | Operation::Delete { .. }
+                | Operation::Move { .. }
+                | Operation::Swap { .. },
+                _,
+            ) => Err(FilesError::Broken.into()),
+        }
+    }
+
+    fn note_stale(&mut self, entry: &Entry, was: Option<&Known>) {
+        if let Some((size, hash)) = was.and_then(|was| was.entry.content())
+            && size >= OUTBOARD_FROM
+            && entry.content() != Some((size, hash))
+        {
+            self.stale.push((size, hash));
+        }
+    }
+
+    /// Puts a directory or a link.
+    pub(super) fn put_shape(&mut self, path: &RelPath, entry: &Entry) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let placed = match &entry.kind {
+            Kind::Directory => self.tree.place_directory(parent, path, entry, &self.guarded),
+            Kind::Symlink { target } => {
+                self.tree.place_symlink(parent, path, entry, target, &self.guarded)
+            }
+            Kind::File { .. } => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(Local::Seen(placed.map_err(Setback::at("make", &place))?))
+    }
+
+    /// The content stays; all else is set.
+    fn put_same(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        was: Option<&Known>,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let found = self.tree.look(path).map_err(Setback::at("read", &place))?;
+        let seen = was.and_then(|was| was.local.seen());
+        let is_known = match (found, seen) {
+            (Some(found), Some(seen)) => {
+                found == seen
+                    || self.is_redo
+                        && found.inode == seen.inode
+                        && found.size == seen.size
+                        && [seen.mtime_ns, entry.mtime_ns].contains(&found.mtime_ns)
+            }
+            (Some(_) | None, _) => false,
+        };
+        if is_known {
+            let dressed = self.tree.dress(path, entry);
+            return Ok(Local::Seen(dressed.map_err(Setback::at("change", &place))?));
+        }
+        if was.is_some_and(|was| was.local.is_awaited()) {
+            return Ok(Local::Awaited);
+        }
+        self.adopt(path, entry)
+    }
+
+    /// Uses the file that is there, if it holds what it should.
+    pub(super) fn adopt(&self, path: &RelPath, entry: &Entry) -> Result<Local, Setback> {
+        let Some((size, hash)) = entry.content() else {
+            return Ok(Local::Awaited);
+        };
+        let place = self.place(path);
+        let verified = self.tree.verify(path, size, hash);
+        if verified.map_err(Setback::at("read", &place))?.is_none() {
+            return Ok(Local::Awaited);
+        }
+        let dressed = self.tree.dress(path, entry);
+        Ok(Local::Seen(dressed.map_err(Setback::at("change", &place))?))
+    }
+
+    fn put_whole(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        literal: Option<Vec<u8>>,
+        staged: String,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let size = entry.content().map_or(0, |(size, _)| size);
+        let literal = literal.unwrap_or_default();
+        let is_inline = u64::try_from(literal.len()) == Ok(size);
+        let file = if is_inline {
+            let file = self.tree.stage("put").map_err(Setback::at("stage", &place))?;
+            (&file).write_all(&literal).map_err(Setback::at("write", &place))?;
+            file
+        } else {
+            match self.tree.staged(&staged).map_err(Setback::at("open", &place))? {
+                Some(file) => file,
+                // It was renamed into its place by an attempt before.
+                None => return self.adopt(path, entry),
+            }
+        };
+        let name = if is_inline { "put" } else { staged.as_str() };
+        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let placed = self.tree.place_file((name, &file), parent, path, entry, &self.guarded);
+        Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
+    }
+
+    /// Puts a staged file whose content has been checked.
+    pub(super) fn put_staged(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        name: &str,
+        file: &std::fs::File,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let placed = self.tree.place_file((name, file), parent, path, entry, &self.guarded);
+        Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
+    }
+
+    fn put_patch(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        patch: &Patch,
+        literal: Option<Vec<u8>>,
+        staged: String,
+        was: Option<&Known>,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let literal = literal.unwrap_or_default();
+        let literal = if u64::try_from(literal.len()) == Ok(patch.literal_bytes()) {
+            Literal::Memory(literal)
+        } else {
+            match self.tree.staged(&staged).map_err(Setback::at("open", &place))? {
+                Some(file) => {
+                    self.used.push(staged);
+                    Literal::Staged(file)
+                }
+                None => return self.adopt(path, entry),
+            }
+        };
+        let patching = Patching {
+            tree: self.tree,
+            blocks: self.blocks,
+            patch,
+            literal,
+            path,
+            entry,
+            was,
+            is_redo: self.is_redo,
+        };
+        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let placed = patching.place(parent, &self.guarded);
+        let placed = placed.map_err(Setback::at("patch", &place))?;
+        Ok(placed.map_or(Local::Awaited, Local::Seen))
+    }
+
+    /// Copies what the batch copies, before it changes anything, and makes that durable: what it was
+    /// copied from may be gone when the batch has to be done again.
+    fn copy_first(&self, logged: &Logged) -> Result<BTreeMap<u32, String>, FilesError> {
+        let mut copies = BTreeMap::new();
+        let mut files = Vec::new();
+        for (index, operation) in (0_u32..).zip(&logged.batch.operations) {
+            let Operation::Put {
+                path,
+                entry,
+                content: Content::Copy(from),
+            } = operation
+            else {
+                continue;
+            };
+            let Some((size, hash)) = entry.content() else {
+                continue;
+            };
+            if self.is_redo && self.tree.verify(path, size, hash).is_ok_and(|held| held.is_some()) {
+                continue;
+            }
+            let name = format!("copy-{index}");
+            let staged = self.tree.stage(&name);
+            let staged = staged.map_err(FilesError::tree("stage", self.place(path)))?;
+            match copy(self.tree, self.blocks, from, &staged, (size, hash)) {
+                Ok(true) => {
+                    copies.insert(index, name);
+                    if files.len() <= SYNCED_SINGLY_MAX {
+                        files.push(staged);
+                    }
+                }
+                Ok(false) => self.tree.unstage(&name),
+                Err(error) if super::error::concerns_all(&error) => {
+                    return Err(FilesError::tree("copy", self.place(from))(error));
+                }
+                Err(error) => {
+                    tracing::debug!(path = %from, %error, "cannot be copied, and is asked for");
+                    self.tree.unstage(&name);
+                }
+            }
+        }
+        if copies.len() > SYNCED_SINGLY_MAX {
+            let synced = self.tree.sync();
+            synced.map_err(FilesError::tree("sync", self.tree.root().path()))?;
+        } else {
+            for file in files {
+                let synced = file.sync_data();
+                synced.map_err(FilesError::tree("sync", self.tree.root().path()))?;
+            }
+        }
+        Ok(copies)
+    }
+
+    fn put_copy(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        copied: Option<&String>,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let Some(name) = copied else {
+            return self.adopt(path, entry);
+        };
+        let staged = self.tree.staged(name).map_err(Setback::at("open", &place))?;
+        let file = staged.ok_or(FilesError::Broken)?;
+        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let placed = self.tree.place_file((name, &file), parent, path, entry, &self.guarded);
+        Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
+    }
+
+    /// One more name of a file.
+    pub(super) fn put_link(
+        &mut self,
+        path: &RelPath,
+        entry: &Entry,
+        from: &RelPath,
+        source: Option<&Known>,
+    ) -> Result<Local, Setback> {
+        let place = self.place(path);
+        let just_put = self.puts.iter().rev().find(|(put, _)| put == from);
+        let local = just_put.map(|(_, local)| *local).or(source.map(|source| source.local));
+        let expected = match local {
+            Some(Local::Seen(identity)) => Some(identity.inode),
+            Some(Local::Unknown) => None,
+            Some(Local::Awaited) | None => return Ok(Local::Awaited),
+        };
+        let look = |path: &RelPath| self.tree.look(path).map_err(Setback::at("read", &place));
+        let is_it = |found: Option<Identity>| {
+            expected.is_some() && found.map(|found| found.inode) == expected
+        };
+        if !is_it(look(path)?) {
+            if !is_it(look(from)?) {
+                let (size, hash) = entry.content().ok_or(FilesError::Broken)?;
+                let verified = self.tree.verify(from, size, hash);
+                if verified.map_err(Setback::at("read", &place))?.is_none() {
+                    return Ok(Local::Awaited);
+                }
+            }
+            let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+            let linked = self.tree.place_link(from, parent, path, &self.guarded);
+            linked.map_err(Setback::at("link", &place))?;
+        }
+        let dressed = self.tree.dress(path, entry);
+        Ok(Local::Seen(dressed.map_err(Setback::at("change", &place))?))
+    }
+
+    fn delete(&mut self, path: &RelPath, was: Option<u64>, index: u32) -> Result<(), Setback> {
+        let place = self.place(path);
+        let parent = match self.parents.of(self.tree, path) {
+            Ok(parent) => parent,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(Setback::at("find", &place)(error)),
+        };
+        let found = match stat_in(parent, path.name()) {
+            Ok(found) => identity(&found),
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(Setback::at("read", &place)(error)),
+        };
+        // What an operation further on has moved there is not what is to be deleted.
+        if self.is_redo && was != Some(found.inode) && self.guarded.contains(&found.inode) {
+            return Ok(());
+        }
+        let removed = self.trash.put(self.tree, parent, path, index);
+        removed.map_err(Setback::at("remove", &place))?;
+        // It may have been the directory that is held open.
+        self.parents = Parents::default();
+        Ok(())
+    }
+
+    fn move_one(&mut self, from: &RelPath, to: &RelPath, inode: Option<u64>) -> Result<(), Setback> {
+        let place = self.place(to);
+        self.parents = Parents::default();
+        let look = |path: &RelPath| self.tree.look(path).map_err(Setback::at("find", &place));
+        let (source, target) = (look(from)?, look(to)?);
+        let is_it = |found: Option<Identity>| {
+            inode.is_some() && found.map(|found| found.inode) == inode
+        };
+        let is_to_do = match inode {
+            Some(_) if is_it(target) => {
+                // Both are names of one file, which a rename would leave as they are.
+                if is_it(source) {
+                    let removed = self.tree.remove(from);
+                    removed.map_err(Setback::at("remove", &place))?;
+                }
+                false
+            }
+            Some(_) => is_it(source),
+            // Never seen here: it is known by its name alone.
+            None => source.is_some() && !(self.is_redo && target.is_some()),
+        };
+        if is_to_do {
+            // What is moved is in nobody's way.
+            let guarded = self.guarded.iter().copied().filter(|held| Some(*held) != inode).collect();
+            let moved = self.tree.rename(from, to, &guarded);
+            moved.map_err(Setback::at("move", &place))?;
+        }
+        for (path, _) in &mut self.puts {
+            if let Some(moved) = moved_with(path, from, to) {
+                *path = moved;
+            }
+        }
+        Ok(())
+    }
+
+    fn swap(
+        &mut self,
+        a: &RelPath,
+        b: &RelPath,
+        (one, other): (Option<u64>, Option<u64>),
+    ) -> Result<(), Setback> {
+        let place = self.place(a);
+        self.parents = Parents::default();
+        let look = |path: &RelPath| {
+            let found = self.tree.look(path).map_err(Setback::at("find", &place))?;
+            Ok::<_, Setback>(found.map(|found| found.inode))
+        };
+        let (at_a, at_b) = (look(a)?, look(b)?);
+        let is_to_do = match (one, other) {
+            (None, None) => at_a.is_some() && at_b.is_some() && !self.is_redo,
+            (one, other) => {
+                (one.is_none() || at_a == one) && (other.is_none() || at_b == other)
+            }
+        };
+        if is_to_do && at_a.is_some() && at_b.is_some() {
+            let swapped = self.tree.exchange(a, b);
+            swapped.map_err(Setback::at("exchange", &place))?;
+        }
+        for (path, _) in &mut self.puts {
+            if let Some(moved) = moved_with(path, a, b).or_else(|| moved_with(path, b, a)) {
+                *path = moved;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what has moved, and at the other names of files that have changed. What is not where it
+    /// should be is lost here, with all that it held.
+    fn look_again(
+        &self,
+        manifest: &mut Manifest,
+        plan: &Plan,
+        learned: &mut Vec<(RelPath, Local)>,
+    ) -> Result<(), FilesError> {
+        let names = plan.names.iter().map(|id| (*id, manifest.inode(*id)));
+        let names: Vec<_> = names.collect();
+        if names.is_empty() && plan.moved.is_empty() {
+            return Ok(());
+        }
+        let put: BTreeSet<RelPath> = learned.iter().map(|(path, _)| path.clone()).collect();
+        let moved = plan.moved.iter().map(|(id, inode)| (*id, *inode, true));
+        let names = names.into_iter().map(|(id, inode)| (id, inode, false));
+        for (id, inode, is_moved) in moved.chain(names) {
+            let is_known = inode.is_some() && manifest.is_listed(id);
+            let path = if is_known { manifest.path(id) } else { None };
+            let Some(path) = path else { continue };
+            if is_moved && put.contains(&path) || manifest.inode(id) != inode {
+                continue;
+            }
+            let found = self.tree.look(&path);
+            let found = found.map_err(FilesError::tree("read", self.place(&path)))?;
+            match found.filter(|found| Some(found.inode) == inode) {
+                Some(found) => {
+                    let local = Local::Seen(found);
+                    manifest.learn(id, local);
+                    learned.push((path, local));
+                }
+                None => lose(manifest, id, learned),
+            }
+        }
+        Ok(())
+    }
+
+    /// A path whose directory is not there shows that all of that directory is lost.
+    pub(super) fn lose_parents(
+        &self,
+        manifest: &mut Manifest,
+        path: &RelPath,
+        learned: &mut Vec<(RelPath, Local)>,
+    ) -> Result<(), FilesError> {
+        let mut above = path.parent();
+        let mut lost = None;
+        while let Some(directory) = above {
+            let found = self.tree.look(&directory);
+            let found = found.map_err(FilesError::tree("read", self.place(&directory)))?;
+            if found.is_none_or(|found| found.file_type() != rustix::fs::FileType::Directory) {
+                lost = manifest.lookup(&directory);
+            }
+            above = directory.parent();
+        }
+        if let Some(id) = lost {
+            lose(manifest, id, learned);
+        }
+        Ok(())
+    }
+}
+
+/// From now on a node is awaited, with all beneath it.
+pub(super) fn lose(manifest: &mut Manifest, id: NodeId, learned: &mut Vec<(RelPath, Local)>) {
+    let mut lost = Vec::new();
+    let visited: Result<(), std::convert::Infallible> = manifest.visit(id, &mut |_, id| {
+        lost.push(id);
+        Ok(())
+    });
+    match visited {
+        Ok(()) => {}
+        Err(never) => match never {},
+    }
+    for id in lost {
+        manifest.learn(id, Local::Awaited);
+        learned.extend(manifest.path(id).map(|path| (path, Local::Awaited)));
+    }
+}
+
+/// Copies the file at `from` if it holds what is asked for.
+pub(super) fn copy(
+    tree: &Tree,
+    blocks: &Blocks,
+    from: &RelPath,
+    target: &std::fs::File,
+    (size, hash): (u64, Digest),
+) -> std::io::Result<bool> {
+    let source = match tree.root().file(from) {
+        Ok(source) => source,
+        Err(error) if is_absent(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let is_cloned = tree.clone_file(target, &source);
+    let Some((found, outboard)) = content::copy(&source, target, size, is_cloned)? else {
+        return Ok(false);
+    };
+    if found != hash {
+        return Ok(false);
+    }
+    if let Some(outboard) = outboard {
+        blocks.put(hash, &outboard);
+    }
+    Ok(true)
+}
+
+/// Returns where a path is when `from` has become `to`.
+fn moved_with(path: &RelPath, from: &RelPath, to: &RelPath) -> Option<RelPath> {
+    if path == from {
+        return Some(to.clone());
+    }
+    if !path.is_beneath(from) {
+        return None;
+    }
+    let rest = path.as_bytes().strip_prefix(from.as_bytes())?;
+    RelPath::new([to.as_bytes(), rest].concat()).ok()
+}
