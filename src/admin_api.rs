@@ -20,7 +20,7 @@ use understudy_config::{NodeName, StoreName};
 use understudy_replication::event::{Event, Severity};
 use understudy_replication::role::Role;
 use understudy_replication::status::{Status, StatusSource};
-use understudy_replication::store::{Progress, Stop};
+use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::trust::{Authority, Token};
 use understudy_replication::wall_time::WallTime;
 
@@ -29,9 +29,10 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
+use crate::{check, status_source, sync, wait};
 
 /// How much news may wait for a slow terminal.
-const NEWS_WAITING_MAX: usize = 256;
+pub(crate) const NEWS_WAITING_MAX: usize = 256;
 
 /// One line of an answer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,11 +59,6 @@ pub(crate) struct Invite {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Wait {
-    pub(crate) seconds: u64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Rebuild {
     pub(crate) index: StoreName,
 }
@@ -77,6 +73,11 @@ pub(crate) struct Search {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Rollback {
     pub(crate) revision: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoreAsked {
+    pub(crate) store: StoreName,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,9 +101,12 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/status", get(status))
+        .route("/status/store", get(store_status))
         .route("/events", get(events))
         .route("/invite", post(invite))
-        .route("/wait", post(wait))
+        .route("/wait", post(wait_for_standbys))
+        .route("/sync", post(synchronize))
+        .route("/check", post(check_stores))
         .route("/promote", post(promote))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
@@ -115,7 +119,52 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
 
 /// Runs `work`, and returns its progress and its result as a stream of lines. The work goes on when the
 /// caller goes away: a promotion must not stop because a terminal was closed.
-fn stream<T: Serialize>(work: impl AsyncFnOnceSend<T>) -> Response {
+fn stream<T, F, R>(work: F) -> Response
+where
+    T: Serialize,
+    F: FnOnce(Sender) -> R + Send + 'static,
+    R: Future<Output = Result<T, Failure>> + Send + 'static,
+{
+    stream_lines(|news, lines| async move {
+        let line = line_of(work(news).await);
+        (line, lines)
+    })
+}
+
+/// Does the same for work that is told to stop when the caller goes away.
+fn stream_while_heard<T, F, R>(work: F) -> Response
+where
+    T: Serialize + Send,
+    F: FnOnce(Sender, Stop) -> R + Send + 'static,
+    R: Future<Output = Result<T, Failure>> + Send + 'static,
+{
+    stream_lines(|news, lines| async move {
+        let (stopper, stop) = Stopper::new();
+        let mut work = Box::pin(work(news, stop));
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = lines.closed() => {
+                stopper.stop();
+                work.await
+            }
+        };
+        (line_of(result), lines)
+    })
+}
+
+fn line_of<T: Serialize>(result: Result<T, Failure>) -> Line {
+    match result.and_then(|value| Ok(serde_json::to_value(value)?)) {
+        Ok(value) => Line::Result(value),
+        Err(failure) => Line::Failure(failure),
+    }
+}
+
+/// Returns an answer of lines: what `work` sends, then what it returns.
+fn stream_lines<F, R>(work: F) -> Response
+where
+    F: FnOnce(Sender, mpsc::Sender<Line>) -> R,
+    R: Future<Output = (Line, mpsc::Sender<Line>)> + Send + 'static,
+{
     let (lines, receiver) = mpsc::channel::<Line>(8);
     let (news, mut news_receiver) = mpsc::channel(NEWS_WAITING_MAX);
     let forward = lines.clone();
@@ -126,12 +175,9 @@ fn stream<T: Serialize>(work: impl AsyncFnOnceSend<T>) -> Response {
             }
         }
     });
+    let work = work(Sender::new(news), lines);
     tokio::spawn(async move {
-        let result = work.run(Box::new(Sender(news))).await;
-        let line = match result.and_then(|value| Ok(serde_json::to_value(value)?)) {
-            Ok(value) => Line::Result(value),
-            Err(failure) => Line::Failure(failure),
-        };
+        let (line, lines) = work.await;
         // All news comes before the result.
         if let Err(error) = forwarding.await {
             tracing::warn!(%error, "news of the progress was cut short");
@@ -147,46 +193,44 @@ fn stream<T: Serialize>(work: impl AsyncFnOnceSend<T>) -> Response {
     Response::new(Body::from_stream(body))
 }
 
-/// A piece of work that tells its progress.
-trait AsyncFnOnceSend<T>: Send + 'static {
-    fn run(self, progress: Box<dyn Progress>) -> impl Future<Output = Result<T, Failure>> + Send;
-}
-
-impl<T, F, R> AsyncFnOnceSend<T> for F
-where
-    F: FnOnce(Box<dyn Progress>) -> R + Send + 'static,
-    R: Future<Output = Result<T, Failure>> + Send,
-{
-    fn run(self, progress: Box<dyn Progress>) -> impl Future<Output = Result<T, Failure>> + Send {
-        self(progress)
-    }
-}
-
 async fn status(State(node): State<Arc<Node>>) -> Response {
     stream(|_| async move { Ok::<Status, Failure>(node.status()) })
+}
+
+async fn store_status(State(node): State<Arc<Node>>, Query(asked): Query<StoreAsked>) -> Response {
+    stream(move |_| async move { status_source::detail(&node, &asked.store) })
 }
 
 async fn events(State(node): State<Arc<Node>>, Query(asked): Query<EventCount>) -> Response {
     stream(move |_| async move { Ok::<Vec<Event>, Failure>(node.events.newest(asked.count)) })
 }
 
-async fn wait(State(node): State<Arc<Node>>, Json(asked): Json<Wait>) -> Response {
-    stream(
-        move |_| async move { crate::wait::wait(&node, Duration::from_secs(asked.seconds)).await },
-    )
+async fn wait_for_standbys(
+    State(node): State<Arc<Node>>,
+    Json(order): Json<wait::Order>,
+) -> Response {
+    stream(move |_| async move { wait::wait(&node, &order).await })
 }
 
-async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
-    stream(move |progress: Box<dyn Progress>| async move {
-        crate::promotion::promote(&node, order, progress.as_ref()).await
+async fn synchronize(State(node): State<Arc<Node>>, Json(order): Json<sync::Order>) -> Response {
+    stream(move |progress| async move { sync::sync(&node, &order, &progress).await })
+}
+
+async fn check_stores(State(node): State<Arc<Node>>, Json(order): Json<check::Order>) -> Response {
+    stream_while_heard(move |progress, stop| async move {
+        check::run(&node, &order, &progress, &stop).await
     })
 }
 
+async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
+    stream(move |progress| async move { crate::promotion::promote(&node, order, &progress).await })
+}
+
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
-    stream(move |progress: Box<dyn Progress>| async move {
+    stream(move |progress| async move {
         acting_primary(&node).map_err(Failure::refused)?;
         node.indexes
-            .rebuild(asked.index.as_str(), progress.as_ref())
+            .rebuild(asked.index.as_str(), &progress)
             .await?;
         Ok(())
     })

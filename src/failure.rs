@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use understudy_replication::error_chain;
+use understudy_replication::store::{StoreFailure, StoreRefusal};
 
 /// What kind of failure it is; decides the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,30 @@ impl Failure {
         Self::failed(error_chain(error))
     }
 
+    /// Tells why a store failed; what a store refuses has a kind of its own.
+    pub(crate) fn of_store(error: &StoreFailure) -> Self {
+        let failure = Self::failed(error_chain(error.as_ref()));
+        let kind = match error.downcast_ref() {
+            Some(StoreRefusal::NoDeleteGuard { .. } | StoreRefusal::NoCheck { .. }) => Kind::Usage,
+            Some(StoreRefusal::DeletesWithheld { id, .. }) => {
+                return Self {
+                    kind: Kind::Refused,
+                    ..failure
+                }
+                .hint(format!(
+                    "if it is meant, run `understudy sync {} --allow-deletes`; if not, put back what \
+                     is missing: the standbys still have it",
+                    id.name
+                ));
+            }
+            Some(StoreRefusal::NoPosition { .. }) => {
+                return failure.hint("see `understudy status`");
+            }
+            None => Kind::Failed,
+        };
+        Self { kind, ..failure }
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -88,5 +113,48 @@ impl fmt::Display for Failure {
             write!(f, "\nhint: {hint}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_replication::guard::Withheld;
+    use understudy_replication::store::{StoreId, StoreKind};
+
+    #[test]
+    fn what_a_store_refuses_has_its_exit_status() {
+        let id = StoreId {
+            name: "docs".parse().unwrap(),
+            kind: StoreKind::Files,
+        };
+        let withheld = Withheld {
+            gone_entries: 90,
+            of_entries: 100,
+            gone_bytes: 0,
+            of_bytes: 0,
+            share: "50%".parse().unwrap(),
+        };
+        let refusals = [
+            StoreRefusal::NoDeleteGuard { id: id.clone() },
+            StoreRefusal::NoCheck { id: id.clone() },
+            StoreRefusal::NoPosition { id: id.clone() },
+            StoreRefusal::DeletesWithheld { id, withheld },
+        ];
+        let told = refusals.map(|refusal| {
+            let failure = Failure::of_store(&refusal.into());
+            format!("{} {failure}", failure.kind.exit_status())
+        });
+        assert_eq!(
+            told,
+            [
+                "2 error: store docs is of kind files, which has no delete guard",
+                "2 error: store docs is of kind files, which cannot be checked",
+                "1 error: store docs cannot tell its position now\nhint: see `understudy status`",
+                "3 error: store docs holds back a deletion: 90 of 100 entries and 0 of 0 bytes would go, \
+                 and no more than 50% may\nhint: if it is meant, run `understudy sync docs \
+                 --allow-deletes`; if not, put back what is missing: the standbys still have it",
+            ]
+        );
     }
 }

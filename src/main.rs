@@ -6,6 +6,8 @@
 
 mod admin;
 mod admin_api;
+mod check;
+mod check_report;
 mod config_check;
 mod demo;
 mod events;
@@ -26,6 +28,8 @@ mod promote;
 mod promotion;
 mod report;
 mod role_file;
+mod scrub;
+mod selection;
 mod serve;
 mod services;
 mod settings;
@@ -35,6 +39,8 @@ mod status;
 mod status_source;
 mod stores;
 mod supervise;
+mod sync;
+mod verify;
 mod wait;
 mod wait_verb;
 
@@ -96,8 +102,14 @@ enum Verb {
     Serve(serve::Serve),
     /// Show how the node and its stores are
     Status(status::Status),
-    /// Wait until the standby has applied everything that the primary has now
+    /// Wait until the standbys have everything that the primary has now
     Wait(wait_verb::Wait),
+    /// Look at everything in a store now, and wait until the standbys have it
+    Sync(sync::Sync),
+    /// Prove that the copies equal the original
+    Verify(verify::Verify),
+    /// Read every byte again, on this node and on its peers, and repair the copies
+    Scrub(scrub::Scrub),
     /// Make this standby the primary
     Promote(promote::Promote),
     /// Show settings by revision, and roll them back
@@ -150,6 +162,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Serve(_) => serve::run(place).await,
         Verb::Status(verb) => verb.run(place).await,
         Verb::Wait(verb) => verb.run(place).await,
+        Verb::Sync(verb) => verb.run(place).await,
+        Verb::Verify(verb) => verb.run(place).await,
+        Verb::Scrub(verb) => verb.run(place).await,
         Verb::Promote(verb) => verb.run(place).await,
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,

@@ -1,11 +1,12 @@
 //! A running node: what its parts share.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use understudy_config::{Config, Local, NodeName};
+use understudy_config::{Config, Local, NodeName, StoreName};
 use understudy_primary::services::Services;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
@@ -60,6 +61,9 @@ pub(crate) struct Node {
     is_alone: AtomicBool,
     config: RwLock<Arc<Config>>,
     stage: Mutex<Stage>,
+    clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
+    /// The stores that are being checked, and how.
+    pub(crate) checking: Mutex<BTreeMap<StoreName, &'static str>>,
     shell: mpsc::Sender<Asked>,
 }
 
@@ -100,6 +104,8 @@ impl Node {
             is_alone: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
+            clients: Mutex::default(),
+            checking: Mutex::default(),
             shell: parts.shell,
         })
     }
@@ -224,6 +230,24 @@ impl Node {
             self.identity.clone(),
             self.clone(),
         ))
+    }
+
+    /// Returns the client that this node keeps of a configured node: its connections are open already.
+    pub(crate) fn client(self: &Arc<Self>, name: &NodeName) -> Option<Arc<PeerClient>> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let config = self.config();
+        // An address may have changed with a reload.
+        clients.retain(|name, client| {
+            config
+                .node(name)
+                .is_some_and(|node| node.address == client.address())
+        });
+        if let Some(client) = clients.get(name) {
+            return Some(client.clone());
+        }
+        let client = Arc::new(self.peer(name)?);
+        clients.insert(name.clone(), client.clone());
+        Some(client)
     }
 
     /// Returns a connection to the local Postgres.

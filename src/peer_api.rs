@@ -1,7 +1,5 @@
 //! What peers can ask of a node.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +9,10 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use understudy_config::NodeName;
-use understudy_replication::link::{FenceAnswer, FenceRequest, Hello, StandbyReport};
+use understudy_replication::link::{
+    AwaitAnswer, AwaitRequest, BarrierRequest, CheckRequest, FenceAnswer, FenceRequest, Hello,
+    RootRequest, StandbyReport,
+};
 use understudy_replication::role::{Event, Role};
 use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
@@ -20,12 +20,11 @@ use understudy_replication::wall_time::WallTime;
 
 use crate::node::{Node, Stage};
 use crate::primary_run::PrimaryRun;
+use crate::selection::Selection;
+use crate::wait::{AWAIT_MAX, POSITION_PATIENCE};
 
 /// A report or a request of a peer is at most this long.
 const BODY_BYTES_MAX: usize = 1 << 20;
-
-/// A fenced node's stores have this long to tell where they ended.
-const POSITION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks `peer` what it is.
 pub(crate) async fn hello(peer: &PeerClient) -> Result<Hello, PeerError> {
@@ -38,7 +37,6 @@ const GREETING_INTERVAL: Duration = Duration::from_secs(2);
 /// Greets every peer now and then, whatever the roles: each side hears the other's epoch. Two nodes
 /// that both served during a partition meet by this, and the lesser fences itself.
 pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
-    let mut clients: BTreeMap<NodeName, PeerClient> = BTreeMap::new();
     let mut tick = tokio::time::interval(GREETING_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -47,21 +45,11 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             () = stop.wait() => return,
         }
         let config = node.config();
-        // An address may have changed with a reload.
-        clients.retain(|name, client| {
-            config
-                .node(name)
-                .is_some_and(|peer| peer.address == client.address())
-        });
-        for peer in config.peers(node.me()) {
-            if let Entry::Vacant(place) = clients.entry(peer.name.clone())
-                && let Some(client) = node.peer(&peer.name)
-            {
-                place.insert(client);
-            }
-        }
-        let greetings = clients.values().map(async |client| {
-            if let Err(error) = hello(client).await {
+        let clients = config
+            .peers(node.me())
+            .filter_map(|peer| node.client(&peer.name));
+        let greetings = clients.map(async |client| {
+            if let Err(error) = hello(&client).await {
                 tracing::debug!(peer = %client.node(), %error, "a peer does not answer a greeting");
             }
         });
@@ -82,12 +70,15 @@ pub(crate) fn refresh(node: &Arc<Node>) {
             .route("/peer/marks", get(marks))
             .route("/peer/report", post(report))
             .route("/peer/barrier", post(barrier))
+            .route("/peer/root", post(root))
             .with_state(node.clone());
         stores = routes.merge(run.routes());
     }
     let router = Router::new()
         .route("/peer/hello", get(say_hello))
         .route("/peer/fence", post(fence))
+        .route("/peer/await", post(await_positions))
+        .route("/peer/check", post(check))
         .with_state(node.clone())
         .merge(stores)
         .fallback_service(axum::handler::Handler::with_state(not_here, node.clone()))
@@ -157,7 +148,10 @@ async fn fence(
         return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
     }
     let positions = match node.stage() {
-        Stage::Primary(run) => run.all_positions(POSITION_PATIENCE).await,
+        Stage::Primary(run) => {
+            run.all_positions(&Selection::default(), POSITION_PATIENCE)
+                .await
+        }
         Stage::Idle | Stage::Standby(_) => Default::default(),
     };
     Json(FenceAnswer { was, positions }).into_response()
@@ -231,9 +225,43 @@ async fn report(
 }
 
 /// Tells where every store is now, for a standby that waits until it has all of it.
-async fn barrier(State(node): State<Arc<Node>>) -> Response {
+async fn barrier(
+    State(node): State<Arc<Node>>,
+    Json(request): Json<Option<BarrierRequest>>,
+) -> Response {
+    let stores = Selection(request.map(|it| it.stores).unwrap_or_default());
     match primary(&node) {
-        Ok(run) => Json(run.all_positions(POSITION_PATIENCE).await).into_response(),
+        Ok(run) => Json(run.all_positions(&stores, POSITION_PATIENCE).await).into_response(),
         Err(refusal) => *refusal,
     }
+}
+
+async fn check(State(node): State<Arc<Node>>, Json(request): Json<CheckRequest>) -> Response {
+    crate::check::answer(node, request)
+}
+
+async fn root(State(node): State<Arc<Node>>, Json(request): Json<RootRequest>) -> Response {
+    match primary(&node) {
+        Ok(_) => Json(crate::check::root(&node, &request)).into_response(),
+        Err(refusal) => *refusal,
+    }
+}
+
+/// Answers the primary as soon as this standby's copies are as far as it asks.
+async fn await_positions(
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
+    Json(request): Json<AwaitRequest>,
+) -> Response {
+    let Stage::Standby(run) = node.stage() else {
+        return not_here(State(node)).await;
+    };
+    // Positions are those of the primary that this node follows, and of nobody else.
+    if *run.primary() != caller.node {
+        let reason = format!("node {} follows node {}", node.me(), run.primary());
+        return (StatusCode::CONFLICT, reason).into_response();
+    }
+    let patience = Duration::from_millis(request.patience_ms).min(AWAIT_MAX);
+    let missing = run.reach(&request.until, request.level, patience).await;
+    Json(AwaitAnswer { missing }).into_response()
 }

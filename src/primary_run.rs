@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
 use understudy_primary::settings::SettingsShipper;
@@ -24,6 +24,7 @@ use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
 use crate::node::Node;
+use crate::selection::Selection;
 use crate::supervise::supervise;
 
 /// A mark waits this long for the slowest store.
@@ -37,11 +38,15 @@ pub(crate) struct PrimaryRun {
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
+    /// Changes with every report.
+    reported: watch::Sender<()>,
     started: Instant,
     is_fenced: AtomicBool,
     waiting: AtomicUsize,
     marking: Stopper,
     shipping: Stopper,
+    /// Shared by the checks that run; whoever stops the stores takes it alone.
+    checks: Arc<RwLock<()>>,
     /// Held while a store is opened or fenced: an opening under way must not undo a fence.
     opening: tokio::sync::Mutex<()>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -72,11 +77,13 @@ impl PrimaryRun {
             marks: Mutex::new(Marks::default()),
             newest: watch::Sender::new(None),
             reports: Mutex::new(BTreeMap::new()),
+            reported: watch::Sender::new(()),
             started: Instant::now(),
             is_fenced: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             marking,
             shipping,
+            checks: Arc::default(),
             opening: tokio::sync::Mutex::new(()),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
             leading: tokio::sync::Mutex::new(JoinSet::new()),
@@ -148,7 +155,7 @@ impl PrimaryRun {
                 number,
                 epoch: self.epoch.clone(),
                 time,
-                positions: self.positions(MARK_PATIENCE).await,
+                positions: self.positions(&Selection::default(), MARK_PATIENCE).await,
                 is_awaited: self.waiting.load(Ordering::Relaxed) > 0,
             };
             self.marks
@@ -160,9 +167,13 @@ impl PrimaryRun {
         }
     }
 
-    /// Returns where every store is that can tell so within `patience`.
-    pub(crate) async fn positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
-        let asked = self.shippers.iter().map(|shipper| async move {
+    /// Returns where every one of `stores` is that can tell so within `patience`.
+    async fn positions(
+        &self,
+        stores: &Selection,
+        patience: Duration,
+    ) -> BTreeMap<StoreName, Position> {
+        let asked = self.selected(stores).map(|shipper| async move {
             let position = tokio::time::timeout(patience, shipper.mark())
                 .await
                 .ok()
@@ -172,17 +183,37 @@ impl PrimaryRun {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Returns where every store is, asking again those that cannot tell at once (a store may be reading
-    /// a large file), until all have told or `patience` is over.
-    pub(crate) async fn all_positions(&self, patience: Duration) -> BTreeMap<StoreName, Position> {
+    fn selected<'a>(
+        &'a self,
+        stores: &'a Selection,
+    ) -> impl Iterator<Item = &'a Arc<dyn Shipper>> + 'a {
+        let is_meant = |shipper: &&Arc<dyn Shipper>| stores.has(&shipper.id().name);
+        self.shippers.iter().filter(is_meant)
+    }
+
+    /// Returns where each of `stores` is, asking again those that cannot tell at once (a store may be
+    /// reading a large file), until all have told or `patience` is over.
+    pub(crate) async fn all_positions(
+        &self,
+        stores: &Selection,
+        patience: Duration,
+    ) -> BTreeMap<StoreName, Position> {
         let until = Instant::now() + patience;
+        let asked = self.selected(stores).count();
         loop {
-            let positions = self.positions(patience).await;
-            if positions.len() == self.shippers.len() || Instant::now() >= until {
+            let positions = self.positions(stores, patience).await;
+            if positions.len() == asked || Instant::now() >= until {
                 return positions;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Returns the word to stop, which a check heeds, and the place that it holds until it has: the stores
+    /// are not given to another role before.
+    pub(crate) async fn begin_check(&self) -> (Stop, OwnedRwLockReadGuard<()>) {
+        let stop = self.shipping.subscribe();
+        (stop, self.checks.clone().read_owned().await)
     }
 
     /// Makes the marks say that somebody waits, until the returned guard is dropped.
@@ -212,6 +243,12 @@ impl PrimaryRun {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(node, heard);
+        self.reported.send_replace(());
+    }
+
+    /// Returns what changes with every report of a standby.
+    pub(crate) fn reports(&self) -> watch::Receiver<()> {
+        self.reported.subscribe()
     }
 
     /// Returns whether `standby` has reported after `moment`.
@@ -327,6 +364,7 @@ impl PrimaryRun {
     pub(crate) async fn stop(&self) {
         self.stop_leading().await;
         self.shipping.stop();
+        let _no_checks = self.checks.write().await;
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
     }

@@ -1,12 +1,14 @@
 //! Progress: made where the work is done, shown where the person is.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use understudy_config::NodeName;
 use understudy_replication::store::{Progress, Unit};
 
 /// Where nobody looks at a terminal, a line is printed this often.
@@ -29,16 +31,51 @@ pub(crate) enum News {
     At(u64),
     /// It has ended.
     End(String),
+    /// News of one of several sides that work at once.
+    Of(NodeName, Box<News>),
+    /// There is nothing new, and the work goes on: so that a dead connection can be told from a long work.
+    Beat,
 }
 
 /// Sends news into a channel; when it is full, what is not new enough is dropped.
-#[derive(Debug)]
-pub(crate) struct Sender(pub(crate) mpsc::Sender<News>);
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    channel: mpsc::Sender<News>,
+    side: Option<NodeName>,
+}
 
 impl Sender {
-    fn send(&self, news: News) {
+    pub(crate) fn new(channel: mpsc::Sender<News>) -> Self {
+        Self {
+            channel,
+            side: None,
+        }
+    }
+
+    /// Returns a sender whose news are of one of several sides that work at once.
+    pub(crate) fn of(&self, side: NodeName) -> Self {
+        Self {
+            channel: self.channel.clone(),
+            side: Some(side),
+        }
+    }
+
+    /// Passes on what another node has told.
+    pub(crate) fn send(&self, news: News) {
+        let news = match &self.side {
+            Some(side) => News::Of(side.clone(), Box::new(news)),
+            None => news,
+        };
         // Nobody listening, or a listener that is slow, must not hold the work up.
-        let _dropped = self.0.try_send(news).is_err();
+        let _dropped = self.channel.try_send(news).is_err();
+    }
+
+    /// Sends how far the work is, unless the listener is slow: half of the places are left for
+    /// beginnings and ends.
+    pub(crate) fn send_amount(&self, done: u64) {
+        if self.channel.capacity() * 2 > self.channel.max_capacity() {
+            self.send(News::At(done));
+        }
     }
 }
 
@@ -52,10 +89,7 @@ impl Progress for Sender {
     }
 
     fn at(&self, done: u64) {
-        // Half of the places are left for beginnings and ends.
-        if self.0.capacity() * 2 > self.0.max_capacity() {
-            self.send(News::At(done));
-        }
+        self.send_amount(done);
     }
 
     fn end(&self, outcome: &str) {
@@ -63,9 +97,10 @@ impl Progress for Sender {
     }
 }
 
-/// Shows progress to a person: a bar on a terminal, plain lines elsewhere.
+/// Shows progress to a person: a bar on a terminal for each side that works, plain lines elsewhere.
 pub(crate) struct Display {
-    state: Mutex<State>,
+    bars: MultiProgress,
+    sides: Mutex<BTreeMap<Option<NodeName>, State>>,
     is_terminal: bool,
 }
 
@@ -77,44 +112,79 @@ struct State {
     told: Instant,
 }
 
+impl State {
+    fn new() -> Self {
+        Self {
+            bar: None,
+            what: String::new(),
+            total: None,
+            is_bytes: false,
+            told: Instant::now(),
+        }
+    }
+}
+
 impl Display {
     pub(crate) fn new() -> Self {
         Self {
-            state: Mutex::new(State {
-                bar: None,
-                what: String::new(),
-                total: None,
-                is_bytes: false,
-                told: Instant::now(),
-            }),
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
+            sides: Mutex::default(),
             is_terminal: std::io::stderr().is_terminal(),
         }
     }
 
     /// Shows news from elsewhere.
     pub(crate) fn show(&self, news: &News) {
+        self.show_of(None, news);
+    }
+
+    fn show_of(&self, side: Option<&NodeName>, news: &News) {
         match news {
             News::Start {
                 what,
                 total,
                 is_bytes,
-            } => self.begin(what, *total, *is_bytes),
-            News::At(done) => self.at(*done),
-            News::End(outcome) => self.end(outcome),
+            } => self.begin(side, what, *total, *is_bytes),
+            News::At(done) => self.advance(side, *done),
+            News::End(outcome) => self.finish(side, outcome),
+            // A side has no sides.
+            News::Of(side, news) => match news.as_ref() {
+                News::Of(..) => {}
+                news @ (News::Start { .. } | News::At(_) | News::End(_) | News::Beat) => {
+                    self.show_of(Some(side), news);
+                }
+            },
+            News::Beat => {}
         }
     }
 
-    fn begin(&self, what: &str, total: Option<u64>, is_bytes: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Does something with what is known of a side.
+    fn with<T>(&self, side: Option<&NodeName>, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+        act(sides.entry(side.cloned()).or_insert_with(State::new))
+    }
+
+    fn begin(&self, side: Option<&NodeName>, what: &str, total: Option<u64>, is_bytes: bool) {
+        let what = match side {
+            Some(side) => format!("{side}: {what}"),
+            None => what.to_owned(),
+        };
+        self.with(side, |state| self.begin_in(state, what, total, is_bytes));
+    }
+
+    fn begin_in(&self, state: &mut State, what: String, total: Option<u64>, is_bytes: bool) {
         if let Some(bar) = state.bar.take() {
             bar.finish_and_clear();
         }
-        what.clone_into(&mut state.what);
+        state.what = what;
         state.total = total;
         state.is_bytes = is_bytes;
         state.told = Instant::now();
         if self.is_terminal {
-            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+            let bar = self.bars.add(ProgressBar::with_draw_target(
+                total,
+                ProgressDrawTarget::stderr(),
+            ));
             let template = match (total, is_bytes) {
                 (Some(_), true) => {
                     "{msg:32} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left"
@@ -126,20 +196,17 @@ impl Display {
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_message(what.to_owned());
+            bar.set_message(state.what.clone());
             bar.enable_steady_tick(Duration::from_millis(200));
             state.bar = Some(bar);
         }
     }
-}
 
-impl Progress for Display {
-    fn start(&self, what: &str, total: Option<u64>, unit: Unit) {
-        self.begin(what, total, unit == Unit::Bytes);
+    fn advance(&self, side: Option<&NodeName>, done: u64) {
+        self.with(side, |state| self.advance_in(state, done));
     }
 
-    fn at(&self, done: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    fn advance_in(&self, state: &mut State, done: u64) {
         if let Some(bar) = &state.bar {
             // What is copied may have grown since it was counted.
             if state.total.is_some_and(|total| done > total) {
@@ -161,14 +228,29 @@ impl Progress for Display {
         }
     }
 
-    fn end(&self, outcome: &str) {
-        let bar = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.bar.take()
-        };
-        if let Some(bar) = bar {
+    fn finish(&self, side: Option<&NodeName>, outcome: &str) {
+        if let Some(bar) = self.with(side, |state| state.bar.take()) {
             bar.finish_and_clear();
         }
-        crate::output::tell(&format!("  {outcome}"));
+        let line = match side {
+            Some(side) => format!("  {side}: {outcome}"),
+            None => format!("  {outcome}"),
+        };
+        // The bars of other sides are taken away and put back around the line.
+        self.bars.suspend(|| crate::output::tell(&line));
+    }
+}
+
+impl Progress for Display {
+    fn start(&self, what: &str, total: Option<u64>, unit: Unit) {
+        self.begin(None, what, total, unit == Unit::Bytes);
+    }
+
+    fn at(&self, done: u64) {
+        self.advance(None, done);
+    }
+
+    fn end(&self, outcome: &str) {
+        self.finish(None, outcome);
     }
 }

@@ -362,10 +362,12 @@ async fn drain(
              give up what may be missing",
         ));
     }
-    if crate::wait::until_received(&run, until, DRAIN_PATIENCE).await {
+    let missing = crate::wait::until_received(&run, until, DRAIN_PATIENCE).await;
+    if missing.is_empty() {
         return Ok(());
     }
-    let missing = crate::wait::missing(&run, until);
+    let missing: Vec<&str> = missing.iter().map(StoreName::as_str).collect();
+    let missing = missing.join(", ");
     Err(Failure::refused(format!(
         "the old primary is fenced, but not all that it had has arrived: {missing}"
     ))

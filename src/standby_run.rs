@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinSet;
-use understudy_config::NodeName;
+use understudy_config::{NodeName, StoreName};
 use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::lag::{Evidence, Now, lag, silence};
-use understudy_replication::link::StandbyReport;
+use understudy_replication::link::{Level, StandbyReport};
 use understudy_replication::mark::{MARK_SILENCE_MAX, Mark, Marks};
+use understudy_replication::position::Position;
 use understudy_replication::status::UpstreamStatus;
 use understudy_replication::store::{Observed, Receiver, Stop, Stopper};
 use understudy_replication::transport::{PeerClient, PeerError};
@@ -21,6 +24,12 @@ use crate::supervise::supervise;
 
 /// How soon a change of position is reported, between marks.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How soon a store that does not tell when its positions move is asked again, while somebody waits: at
+/// first,
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(1);
+/// and at the latest.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(20);
 
 /// How soon a broken stream of marks is opened again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -36,6 +45,8 @@ pub(crate) struct StandbyRun {
     started: Instant,
     events: Events,
     stopper: Stopper,
+    /// Shared by the checks that run; whoever stops the stores takes it alone.
+    checks: Arc<RwLock<()>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -64,6 +75,7 @@ impl StandbyRun {
             started: Instant::now(),
             events: node.events.clone(),
             stopper,
+            checks: Arc::default(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         }))
     }
@@ -186,6 +198,45 @@ impl StandbyRun {
         }
     }
 
+    /// Waits until every position in `until` is reached here, asking for what is missing at once;
+    /// returns the stores that have not reached theirs within `patience`. Stores that are not here are
+    /// not waited for.
+    pub(crate) async fn reach(
+        &self,
+        until: &BTreeMap<StoreName, Position>,
+        level: Level,
+        patience: Duration,
+    ) -> Vec<StoreName> {
+        self.hurry();
+        let reached = self.receivers.iter().map(async |receiver| {
+            let name = &receiver.id().name;
+            let end = until.get(name)?;
+            let begun = Instant::now();
+            // Subscribed to before the first look: no move is missed in between.
+            let mut moves = receiver.moves();
+            let there = async {
+                while level.of(&receiver.received()).is_none_or(|at| at < *end) {
+                    match &mut moves {
+                        Some(told) => {
+                            if told.changed().await.is_err() {
+                                moves = None;
+                            }
+                        }
+                        // What it adds is little beside what has been waited already.
+                        None => {
+                            let pause =
+                                (begun.elapsed() / 50).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
+                            tokio::time::sleep(pause).await;
+                        }
+                    }
+                }
+            };
+            let is_there = tokio::time::timeout(patience, there).await.is_ok();
+            (!is_there).then(|| name.clone())
+        });
+        join_all(reached).await.into_iter().flatten().collect()
+    }
+
     fn positions(&self) -> StandbyReport {
         StandbyReport {
             stores: self
@@ -270,9 +321,17 @@ impl StandbyRun {
         link.marks.newest().map(|(_, mark)| mark.time)
     }
 
+    /// Returns the word to stop, which a check heeds, and the place that it holds until it has: the stores
+    /// are not given to another role before.
+    pub(crate) async fn begin_check(&self) -> (Stop, OwnedRwLockReadGuard<()>) {
+        let stop = self.stopper.subscribe();
+        (stop, self.checks.clone().read_owned().await)
+    }
+
     /// Stops receiving; what is durable here stays so.
     pub(crate) async fn stop(&self) {
         self.stopper.stop();
+        let _no_checks = self.checks.write().await;
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
     }

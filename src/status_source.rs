@@ -2,15 +2,21 @@
 
 use std::sync::PoisonError;
 
+use understudy_config::StoreName;
+use understudy_replication::check::Trouble;
 use understudy_replication::lag::Now;
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::role::Role;
 use understudy_replication::status::{
-    ReplicationMode, STATUS_VERSION, Status, StatusSource, StoreStatus,
+    CopyStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status, StatusSource,
+    StoreDetail, StoreLag, StoreStatus,
 };
-use understudy_replication::store::{StoreId, StoreKind, StoreReport};
+use understudy_replication::store::{Received, Receiver, Shipper, StoreId, StoreKind, StoreReport};
 
+use crate::failure::Failure;
 use crate::node::{Node, Stage};
+use crate::primary_run::PrimaryRun;
+use crate::selection::Selection;
 
 /// How many events a status holds.
 const EVENTS_SHOWN: usize = 50;
@@ -43,19 +49,13 @@ impl StatusSource for Node {
                         })
                         .collect();
                 }
-                stores.extend(run.shippers.iter().map(|shipper| {
-                    let id = shipper.id();
-                    store(id, run.position(&id.name), shipper.report())
-                }));
+                stores.extend(run.shippers.iter().map(|it| shipped(&run, it.as_ref())));
             }
             Stage::Standby(run) => {
                 if matches!(record.role, Role::Standby { .. }) {
                     upstream = Some(run.upstream(now));
                 }
-                stores.extend(run.receivers.iter().map(|receiver| {
-                    let received = receiver.received();
-                    store(receiver.id(), received.applied, received.report)
-                }));
+                stores.extend(run.receivers.iter().map(|it| received(it.as_ref())));
             }
             Stage::Idle => {}
         }
@@ -118,7 +118,73 @@ impl StatusSource for Node {
     }
 }
 
-fn store(id: &StoreId, position: Option<Position>, report: StoreReport) -> StoreStatus {
+/// Tells everything of one store.
+pub(crate) fn detail(node: &Node, store: &StoreName) -> Result<StoreDetail, Failure> {
+    Selection::one(store.clone()).of(&node.config())?;
+    let now = Now::read();
+    let not_open = || {
+        Failure::failed(format!(
+            "node {} is {}, and its stores are not open",
+            node.me(),
+            node.role().name().as_str()
+        ))
+        .hint("see `understudy status`")
+    };
+    let of_store = |lags: Vec<StoreLag>| lags.into_iter().find(|lag| lag.id.name == *store);
+    let (status, copies, troubles) = match node.stage() {
+        Stage::Primary(run) => {
+            let shipper = run.shippers.iter().find(|it| it.id().name == *store);
+            let shipper = shipper.ok_or_else(not_open)?;
+            let copies = crate::wait::standbys(node).into_iter().filter_map(|name| {
+                let lag = of_store(run.standby(&name, String::new(), now).stores)?;
+                Some(CopyStatus { node: name, lag })
+            });
+            let status = shipped(&run, shipper.as_ref());
+            (status, copies.collect(), shipper.troubles())
+        }
+        Stage::Standby(run) => {
+            let receiver = run.receivers.iter().find(|it| it.id().name == *store);
+            let receiver = receiver.ok_or_else(not_open)?;
+            let lag = of_store(run.upstream(now).stores);
+            let copies = lag.map(|lag| CopyStatus {
+                node: node.me().clone(),
+                lag,
+            });
+            let copies = copies.into_iter().collect();
+            (received(receiver.as_ref()), copies, receiver.troubles())
+        }
+        Stage::Idle => return Err(not_open()),
+    };
+    Ok(StoreDetail {
+        version: STORE_DETAIL_VERSION,
+        node: node.me().clone(),
+        role: node.role().name(),
+        time: now.wall,
+        store: status,
+        copies,
+        troubles,
+    })
+}
+
+fn shipped(run: &PrimaryRun, shipper: &dyn Shipper) -> StoreStatus {
+    let id = shipper.id();
+    let position = run.position(&id.name);
+    store(id, position, shipper.report(), &shipper.troubles())
+}
+
+fn received(receiver: &dyn Receiver) -> StoreStatus {
+    let Received {
+        applied, report, ..
+    } = receiver.received();
+    store(receiver.id(), applied, report, &receiver.troubles())
+}
+
+fn store(
+    id: &StoreId,
+    position: Option<Position>,
+    report: StoreReport,
+    troubles: &[Trouble],
+) -> StoreStatus {
     let position_text = position.map(|position| match id.kind {
         StoreKind::Postgres => Lsn(position.0).to_string(),
         StoreKind::Files | StoreKind::Settings => position.to_string(),
@@ -127,9 +193,27 @@ fn store(id: &StoreId, position: Option<Position>, report: StoreReport) -> Store
         id: id.clone(),
         position,
         position_text,
-        problems: report.problems,
+        problems: report
+            .problems
+            .into_iter()
+            .chain(trouble_problem(id, troubles))
+            .collect(),
         gauges: report.gauges,
+        troubles: u64::try_from(troubles.len()).unwrap_or(u64::MAX),
     }
+}
+
+/// Returns what is told of the entries that are not up to date, where there are any.
+fn trouble_problem(id: &StoreId, troubles: &[Trouble]) -> Option<String> {
+    let first = troubles.first()?;
+    Some(format!(
+        "{} entries are not up to date here, the first is {}: {}; `understudy status --store {}` lists \
+         them",
+        troubles.len(),
+        first.path,
+        first.reason,
+        id.name
+    ))
 }
 
 /// Returns what a role itself asks of the operators.

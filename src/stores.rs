@@ -54,6 +54,12 @@ pub(crate) fn ids(config: &Config) -> Vec<StoreId> {
     postgres.chain(files).chain(settings).collect()
 }
 
+/// Returns how many bytes per second a scrub of a store reads, by the configuration.
+pub(crate) fn scrub_rate(config: &Config, id: &StoreId) -> Option<u64> {
+    let files = config.files.iter().find(|files| files.name == id.name)?;
+    Some(files.scrub_rate)
+}
+
 impl Makings {
     fn files_state(&self, name: &StoreName) -> PathBuf {
         self.local.state_dir.join("files").join(name.as_str())

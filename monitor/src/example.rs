@@ -298,6 +298,7 @@ fn stores(positions: [u64; 4]) -> Vec<StoreStatus> {
             position: Some(Position(position)),
             problems: Vec::new(),
             gauges,
+            troubles: 0,
         });
     }
     stores

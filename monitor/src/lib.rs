@@ -22,8 +22,10 @@ mod quantity;
 mod replication;
 mod router;
 mod server;
+mod store_text;
 mod text;
 
 pub use router::router;
 pub use server::serve;
+pub use store_text::store_text;
 pub use text::text;

@@ -154,6 +154,19 @@ pub const TABLE: &[Metric] = &[
         },
     },
     Metric {
+        name: "store_troubles",
+        labels: &["store", "kind"],
+        help: "entries that could not be brought up to date on this node; `understudy status --store` lists them",
+        samples: |status| {
+            let stores = status.stores.iter();
+            let of_store = stores.map(|store| {
+                let labels = [store.id.name.as_str(), store.id.kind.as_str()];
+                Sample::new(labels, Value::Count(store.troubles))
+            });
+            of_store.collect()
+        },
+    },
+    Metric {
         name: "service_state",
         labels: &["service", "state"],
         help: "1 for the state that the service is in, 0 for the others",

@@ -454,26 +454,26 @@ impl Notes {
 }
 
 /// Rows whose first is the heading, shown in columns.
-struct Table<const N: usize>(Vec<[String; N]>);
+pub(crate) struct Table<const N: usize>(Vec<[String; N]>);
 
 impl<const N: usize> Table<N> {
-    fn new(heading: [&str; N]) -> Self {
+    pub(crate) fn new(heading: [&str; N]) -> Self {
         Self(vec![heading.map(str::to_owned)])
     }
 
-    fn row(&mut self, row: [String; N]) {
+    pub(crate) fn row(&mut self, row: [String; N]) {
         self.0.push(row);
     }
 }
 
 /// The lines that are printed.
 #[derive(Default)]
-struct Page(String);
+pub(crate) struct Page(pub(crate) String);
 
 impl Page {
     /// Adds a line. Control characters, which messages of foreign programs may hold, become blanks:
     /// they could rewrite what the terminal shows.
-    fn line(&mut self, line: impl AsRef<str>) {
+    pub(crate) fn line(&mut self, line: impl AsRef<str>) {
         let shown = line.as_ref().trim_end();
         self.0
             .extend(shown.chars().map(|c| if c.is_control() { ' ' } else { c }));
@@ -481,7 +481,7 @@ impl Page {
     }
 
     /// Adds a table after an empty line; one without rows is left out.
-    fn table<const N: usize>(&mut self, Table(rows): &Table<N>) {
+    pub(crate) fn table<const N: usize>(&mut self, Table(rows): &Table<N>) {
         if rows.len() < 2 {
             return;
         }

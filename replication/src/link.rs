@@ -1,10 +1,12 @@
 //! What the two sides of a pair tell each other, beside the stores' own streams.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 
+use crate::check::Depth;
 use crate::epoch::Epoch;
 use crate::position::Position;
 use crate::status::RoleName;
@@ -29,6 +31,87 @@ pub struct Hello {
 pub struct StandbyReport {
     /// How far each store's copy is.
     pub stores: BTreeMap<StoreName, Received>,
+}
+
+/// Which of a standby's positions somebody waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// What is durable there.
+    Flushed,
+    /// What is visible there.
+    #[default]
+    Applied,
+}
+
+impl Level {
+    /// Returns the position of this level.
+    pub fn of(self, received: &Received) -> Option<Position> {
+        match self {
+            Self::Flushed => received.flushed,
+            Self::Applied => received.applied,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flushed => "flushed",
+            Self::Applied => "applied",
+        })
+    }
+}
+
+/// Asks the primary where its stores are now: posted to `/peer/barrier`, which takes `null` for all of
+/// them as well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarrierRequest {
+    /// The stores; none means all.
+    pub stores: Vec<StoreName>,
+}
+
+/// Asks a standby to answer as soon as its copies are so far: posted to `/peer/await`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitRequest {
+    /// How far each store has to be.
+    pub until: BTreeMap<StoreName, Position>,
+    /// By which of its positions.
+    pub level: Level,
+    /// How long it may wait before it answers in any case; it takes less where that is too long.
+    pub patience_ms: u64,
+}
+
+/// What a standby answers to an [`AwaitRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitAnswer {
+    /// The stores that are not so far yet.
+    pub missing: Vec<StoreName>,
+}
+
+/// The version of [`CheckRequest`] and of what is answered to it.
+pub const CHECK_VERSION: u32 = 1;
+
+/// Asks a peer to check its side of a store: posted to `/peer/check`. The answer is a stream of frames
+/// that tell how far it is and then what was found; closing it stops the check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// [`CHECK_VERSION`].
+    pub version: u32,
+    /// The store.
+    pub store: StoreName,
+    /// How deep.
+    pub depth: Depth,
+}
+
+/// Asks the primary what the root of a store was at a position: posted to `/peer/root`. The answer is
+/// the root, or `null` when that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRequest {
+    /// The store.
+    pub store: StoreName,
+    /// The position.
+    pub position: Position,
 }
 
 /// Asks a peer to fence itself: posted to `/peer/fence`.

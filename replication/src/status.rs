@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 
+use crate::check::Trouble;
 use crate::epoch::Epoch;
 use crate::event::Event;
 use crate::position::Position;
@@ -190,6 +191,40 @@ pub struct StoreStatus {
     pub problems: Vec<String>,
     /// Further figures, in base units.
     pub gauges: BTreeMap<String, u64>,
+    /// How many entries could not be brought up to date here.
+    #[serde(default)]
+    pub troubles: u64,
+}
+
+/// The version of [`StoreDetail`] on the wire.
+pub const STORE_DETAIL_VERSION: u32 = 1;
+
+/// Everything that a node tells of one of its stores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoreDetail {
+    /// [`STORE_DETAIL_VERSION`].
+    pub version: u32,
+    /// This node.
+    pub node: NodeName,
+    /// What it is.
+    pub role: RoleName,
+    /// When this was told, by this node's clock.
+    pub time: WallTime,
+    /// What the store tells beside its positions.
+    pub store: StoreStatus,
+    /// How far the copies are behind: on a primary each standby's, on a standby its own.
+    pub copies: Vec<CopyStatus>,
+    /// The entries that could not be brought up to date on this node, oldest first.
+    pub troubles: Vec<Trouble>,
+}
+
+/// How far one node's copy of a store is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The node that has the copy.
+    pub node: NodeName,
+    /// How far it is.
+    pub lag: StoreLag,
 }
 
 /// How a service is.

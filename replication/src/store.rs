@@ -74,6 +74,14 @@ impl StoreKind {
         }
     }
 
+    /// Returns whether stores of this kind can be verified and scrubbed.
+    pub fn is_checkable(self) -> bool {
+        match self {
+            Self::Files => true,
+            Self::Postgres | Self::Settings => false,
+        }
+    }
+
     /// Returns the unit of positions and of lag, in the plural.
     pub fn unit(self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ mod crashes;
 mod daemon;
 mod demo;
 mod disk_full;
+mod files_verbs;
 mod partition;
 mod promotion;
 mod refusals;

@@ -1,23 +1,29 @@
-//! The capture: one thread that learns what happened, looks, and commits.
+//! The capture: one thread that learns what happened, has it looked at, and commits what was found.
+//!
+//! ```text
+//! events ─▶ Dirty ─┬─▶ a look here ──────────┐
+//!  patrol ─▶ Scan ─┴─▶ Jobs on threads ─▶ Found ─▶ commit
+//! ```
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use understudy_replication::event::Severity;
-use understudy_replication::files::{LOST_AND_FOUND, RESERVED, RelPath, Root};
+use understudy_replication::files::{
+    LOST_AND_FOUND, Manifest, Operation, RESERVED, RelPath, Root, identity,
+};
 
-use super::commit::{CommitError, commit, replay};
-use super::dirty::Dirty;
-use super::look::{Again, LookError, Looker, Pending};
+use super::commit::{ABOUT_GUARD, CommitError, commit, commit_moves, replay};
+use super::dirty::{Dirty, Duty};
+use super::jobs::{Job, Jobs, Why};
+use super::look::{Again, Change, Found, LookError, Looker, Tree};
 use super::shared::{MarkRequest, Shared};
 use super::watch::{Happening, Watch};
-use super::{FilesError, open_ledger};
-
-/// Everything is looked at this often: what no event tells (writes through a mapping, events that
-/// were lost) lives no longer than this unseen.
-const SCAN_INTERVAL: Duration = Duration::from_secs(180);
+use super::{FilesError, open_kept};
 
 /// How often everything is looked at where watches do not suffice, unless looking takes longer.
 const BLIND_SCAN_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,8 +31,18 @@ const BLIND_SCAN_INTERVAL: Duration = Duration::from_secs(1);
 /// A tree that cannot be trusted is looked for this often.
 const HALTED_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The table is made durable after this much quiet.
-const SYNC_QUIET: Duration = Duration::from_secs(2);
+/// A schedule that tells no next time is asked again after this.
+const SCAN_INTERVAL: Duration = Duration::from_secs(180);
+
+/// Up to so many paths are looked at by the capture itself, which is quicker than asking others.
+const OWN_PATHS_MAX: usize = 64;
+
+/// How many jobs of a scan are under way at a time.
+const SCAN_JOBS_MAX: usize = 8;
+
+/// What a scan finds is gathered up to this many changes, or this long.
+const PENDING_MAX: usize = 4000;
+const PENDING_TIME: Duration = Duration::from_millis(100);
 
 /// A problem of the whole store, among those of its paths: no path is empty.
 const ABOUT_ROOT: &str = "";
@@ -34,32 +50,94 @@ const ABOUT_ROOT: &str = "";
 pub(super) struct Capture {
     shared: Arc<Shared>,
     is_stopped: Arc<AtomicBool>,
-    tree: Option<Tree>,
+    jobs: Jobs,
+    tree: Option<Arc<Tree>>,
     dirty: Dirty,
+    /// What seems to have moved, from where to where, and since when.
+    moves: Vec<(RelPath, RelPath, Option<Instant>)>,
+    pending: Pending,
+    scan: Option<Scan>,
     marks: Vec<MarkRequest>,
     next_scan: Instant,
+    /// When it was last asked what has happened.
+    drained: Instant,
+    /// When the first look at everything that came to its end was begun.
+    first_scan: Option<Instant>,
     is_blind: bool,
-    is_unsynced: bool,
 }
 
-/// The tree while it is where it should be.
-struct Tree {
-    root: Root,
-    watch: Watch,
+/// A look at everything.
+struct Scan {
+    why: Why,
+    /// All that happened before this is covered when it ends.
+    since: Option<Instant>,
+    begun: Instant,
+    /// Directories that are still to be listed.
+    waiting: Vec<Option<RelPath>>,
+    running: usize,
+    /// What was not there. Told at the end, when it is known what has only moved.
+    gone: Vec<RelPath>,
+    is_blind: bool,
+    /// It was asked for again while it ran.
+    again: Option<(Why, Option<Instant>)>,
+    /// It began at the top.
+    is_whole: bool,
+}
+
+/// Changes that are not committed yet.
+#[derive(Default)]
+struct Pending {
+    changes: BTreeMap<RelPath, Change>,
+    since: Option<Instant>,
+}
+
+impl Pending {
+    fn add(&mut self, path: RelPath, change: Change, now: Instant) {
+        let is_directory = match &change {
+            Change::Put { known, .. } => known.entry.is_directory(),
+            Change::Delete => false,
+            Change::Learn(_) => true,
+        };
+        if !is_directory {
+            // What was seen within it before is void.
+            let beneath: Vec<RelPath> = self
+                .changes
+                .range(path.clone()..)
+                .skip_while(|(at, _)| **at == path)
+                .take_while(|(at, _)| at.is_beneath(&path))
+                .map(|(at, _)| at.clone())
+                .collect();
+            for at in beneath {
+                self.changes.remove(&at);
+            }
+        }
+        self.changes.insert(path, change);
+        self.since.get_or_insert(now);
+    }
 }
 
 impl Capture {
-    pub(super) fn new(shared: Arc<Shared>, is_stopped: Arc<AtomicBool>, now: Instant) -> Self {
-        Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        is_stopped: Arc<AtomicBool>,
+        now: Instant,
+    ) -> Result<Self, FilesError> {
+        let jobs = Jobs::start(&shared).map_err(|source| FilesError::Thread { source })?;
+        Ok(Self {
             shared,
             is_stopped,
+            jobs,
             tree: None,
             dirty: Dirty::default(),
+            moves: Vec::new(),
+            pending: Pending::default(),
+            scan: None,
             marks: Vec::new(),
             next_scan: now,
+            drained: now,
+            first_scan: None,
             is_blind: false,
-            is_unsynced: false,
-        }
+        })
     }
 
     /// Captures until told to stop.
@@ -69,14 +147,12 @@ impl Capture {
             // Read before the last look: what was written before the word to stop is still captured.
             let is_stopped = self.is_stopped.load(Ordering::Acquire);
             let inbox = self.shared.take_inbox();
-            let now = Instant::now();
             self.marks.extend(inbox.marks);
-            for path in inbox.owed {
-                self.dirty.owe(path, now);
+            if let Some(since) = inbox.scan_wanted {
+                self.dirty.mark_all(since);
             }
             if is_stopped {
-                self.step(true)?;
-                return self.sync();
+                return self.finish();
             }
             let hurry = !self.marks.is_empty();
             self.step(hurry)?;
@@ -85,27 +161,51 @@ impl Capture {
         }
     }
 
-    /// One last capture, without waiting for anything.
-    pub(super) fn run_once(mut self) -> Result<(), FilesError> {
+    /// One last capture, without waiting for anything but what is being looked at.
+    pub(super) fn finish(mut self) -> Result<(), FilesError> {
         self.reopen()?;
-        self.step(true)?;
-        self.sync()
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            self.step(true)?;
+            let is_done = self.jobs.is_idle() && self.scan.is_none() && self.dirty.covers(Instant::now());
+            if is_done || self.tree.is_none() || Instant::now() >= until {
+                break;
+            }
+            self.wait()?;
+        }
+        self.commit()?;
+        if let Some(ledger) = self.shared.ledger().as_mut() {
+            ledger.sync().map_err(|error| self.failed(error.into()))?;
+        }
+        Ok(())
     }
 
-    /// Reads the ledger from the disk if a failed commit has closed it.
+    /// Reads what is kept from the disk if a failed commit has closed it.
     fn reopen(&self) -> Result<(), FilesError> {
         let mut guard = self.shared.ledger();
-        if guard.is_none() {
-            let ledger = open_ledger(&self.shared.state, &self.shared.id, &self.shared.epoch)?;
-            *self
-                .shared
-                .log
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = ledger.log_view();
-            *guard = Some(ledger);
-            self.shared.log_generation.fetch_add(1, Ordering::AcqRel);
-        } else if let Some(ledger) = guard.as_mut() {
-            replay(ledger).map_err(|source| self.failed(source))?;
+        let mut shipped = self
+            .shared
+            .shipped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match (guard.as_mut(), shipped.as_mut()) {
+            (Some(ledger), Some(log)) => {
+                replay(ledger, log).map_err(|source| self.failed(source))?;
+            }
+            (_, _) => {
+                *guard = None;
+                *shipped = None;
+                let (ledger, log, _) =
+                    open_kept(&self.shared.state, &self.shared.id, &self.shared.epoch)?;
+                *self
+                    .shared
+                    .log
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = log.view();
+                *guard = Some(ledger);
+                *shipped = Some(log);
+                self.shared.log_generation.fetch_add(1, Ordering::AcqRel);
+            }
         }
         Ok(())
     }
@@ -117,98 +217,299 @@ impl Capture {
         }
         self.drain();
         let now = Instant::now();
+        if let Err(error) = self.take_done(now) {
+            self.halt(&self.reason(&error));
+            return Ok(());
+        }
+        self.make_moves(now)?;
         if now >= self.next_scan || (self.is_blind && hurry) {
-            self.dirty.mark_all(now);
+            let (why, since) = if self.is_blind {
+                (Why::Scan, Some(now))
+            } else {
+                (Why::Patrol, None)
+            };
+            self.begin_scan(why, since, now);
         }
         let due = self.dirty.take_due(now, hurry);
-        if due.is_empty() {
-            return Ok(());
-        }
-        let Some(tree) = &mut self.tree else {
-            return Ok(());
-        };
-        let mut looker = Looker {
-            shared: &self.shared,
-            root: &tree.root,
-            watch: &mut tree.watch,
-            pending: Pending::default(),
-            again: Vec::new(),
-            is_blind: false,
-        };
-        let mut has_scanned = false;
-        let mut result = Ok(());
-        for (path, duty) in &due {
-            result = match path {
-                None => {
-                    has_scanned = true;
-                    looker.look_at_all()
-                }
-                Some(path) => looker.look(path, duty.is_deep, duty.is_owed),
+        self.look(due, now);
+        self.go_on_scanning();
+        self.end_scan(now)?;
+        self.commit_if_due(now)
+    }
+
+    /// Looks at what is due, or has it looked at.
+    fn look(&mut self, due: Vec<(Option<RelPath>, Duty)>, now: Instant) {
+        let Some(tree) = self.tree.clone() else { return };
+        let mut paths = Vec::new();
+        let mut since = None;
+        for (path, duty) in due {
+            let Some(path) = path else {
+                self.begin_scan(Why::Scan, duty.since, now);
+                continue;
             };
-            if result.is_err() {
-                break;
+            if self.jobs.is_at(&path) {
+                self.dirty.put_back(path, duty);
+                continue;
             }
+            since = match (since, duty.since) {
+                (Some(a), Some(b)) => Some(std::cmp::min::<Instant>(a, b)),
+                (a, b) => a.or(b),
+            };
+            paths.push((path, duty.is_deep));
         }
-        let again = std::mem::take(&mut looker.again);
-        let is_blind = looker.is_blind;
-        let pending = looker.pending.take();
-        let now = Instant::now();
-        let duty_of = |path: &RelPath| {
-            let found = due.iter().find(|(at, _)| at.as_ref() == Some(path));
-            found
-                .or_else(|| due.iter().find(|(at, _)| at.is_none()))
-                .or(due.first())
-                .map(|(_, duty)| *duty)
-        };
-        for again in again {
-            match again {
-                Again::Unstable(path, cost) => {
-                    if let Some(duty) = duty_of(&path) {
-                        self.dirty.postpone(path, duty, cost, now);
+        if paths.len() > OWN_PATHS_MAX {
+            for some in paths.chunks(OWN_PATHS_MAX) {
+                self.jobs.begin(Job::Paths(some.to_vec()), since, &tree);
+            }
+            return;
+        }
+        let mut looker = Looker::new(&self.shared, &tree);
+        for (path, is_deep) in &paths {
+            looker.look(path, *is_deep);
+        }
+        let found = looker.found;
+        self.note(found, since, Why::New, now);
+    }
+
+    /// Takes what the threads have found.
+    fn take_done(&mut self, now: Instant) -> Result<(), LookError> {
+        while let Some((job, since, mut found)) = self.jobs.take() {
+            if let Some(error) = found.failure.take() {
+                return Err(error);
+            }
+            let why = match &job {
+                Job::Directories(_, why) => *why,
+                Job::Paths(_) | Job::Large(_) => Why::New,
+            };
+            if why != Why::New
+                && let Some(scan) = &mut self.scan
+            {
+                scan.running = scan.running.saturating_sub(1);
+                scan.is_blind |= found.is_blind;
+                scan.waiting
+                    .extend(std::mem::take(&mut found.directories).into_iter().map(Some));
+                found.changes.retain(|(path, change)| {
+                    let is_gone = *change == Change::Delete;
+                    if is_gone {
+                        scan.gone.push(path.clone());
                     }
-                }
-                Again::Racy(path) => self.dirty.look_again(path, now),
-                Again::Rested(path, cost) => self.dirty.rest(path, cost, now),
+                    !is_gone
+                });
             }
-        }
-        match result {
-            Ok(()) => {}
-            Err(LookError::Commit(source)) => return Err(self.failed(source)),
-            Err(LookError::Empty) => {
-                self.halt(&self.empty_reason());
-                return Ok(());
-            }
-            Err(error @ LookError::Top(_)) => {
-                self.halt(&format!(
-                    "{} cannot be read: {}",
-                    self.place(),
-                    root_cause(&error)
-                ));
-                return Ok(());
-            }
-        }
-        // Looked for after what was found and before it is believed: a tree that has gone away reads
-        // as if everything had been deleted.
-        if let Err(reason) = self.check_tree(&pending) {
-            self.halt(&reason);
-            return Ok(());
-        }
-        commit(&self.shared, pending).map_err(|source| self.failed(source))?;
-        self.is_unsynced = true;
-        if has_scanned {
-            self.has_scanned(is_blind, now);
-        } else if is_blind && !self.is_blind {
-            self.next_scan = now;
-            self.is_blind = true;
+            self.note(found, since, why, now);
         }
         Ok(())
     }
 
-    fn has_scanned(&mut self, is_blind: bool, begun: Instant) {
-        let now = Instant::now();
-        self.is_blind = is_blind;
-        if is_blind {
-            let cost = now.saturating_duration_since(begun);
+    fn note(&mut self, found: Found, since: Option<Instant>, why: Why, now: Instant) {
+        let Some(tree) = self.tree.clone() else { return };
+        for (path, change) in found.changes {
+            self.pending.add(path, change, now);
+        }
+        for again in found.again {
+            match again {
+                Again::Unstable(path, cost) => self.dirty.postpone(path, since, cost, now),
+                Again::Racy(path) => self.dirty.look_again(path, now),
+                Again::Rested(path, cost) => self.dirty.rest(path, cost, now),
+                Again::Linked(path) => self.dirty.mark_since(path, false, since, now),
+                Again::Above(path) => self.dirty.mark_since(path, true, since, now),
+            }
+        }
+        for path in found.large {
+            // One that is being read already, or waits for it, is looked at once more after that.
+            if self.jobs.is_reading(&path) {
+                self.dirty.mark_since(path, false, since, now);
+            } else {
+                self.jobs.begin(Job::Large(path), since, &tree);
+            }
+        }
+        let moved = found.moved.into_iter();
+        self.moves.extend(moved.map(|(from, to)| (from, to, since)));
+        if why == Why::New {
+            for path in found.directories {
+                let job = Job::Directories(vec![Some(path)], Why::New);
+                self.jobs.begin(job, since, &tree);
+            }
+        }
+        if found.is_blind && !self.is_blind {
+            self.next_scan = now;
+            self.is_blind = true;
+        }
+    }
+
+    /// Commits what was moved, where what is there now agrees with what was told.
+    fn make_moves(&mut self, now: Instant) -> Result<(), FilesError> {
+        let moves = std::mem::take(&mut self.moves);
+        let Some(tree) = self.tree.clone().filter(|_| !moves.is_empty()) else {
+            return Ok(());
+        };
+        // What was found before is told under the paths of before.
+        self.commit()?;
+        let mut directories = Vec::new();
+        for (_, to, since) in &moves {
+            let made = self.make_known(&tree, to, now)?;
+            directories.extend(made.into_iter().map(|made| (made, *since)));
+        }
+        let judge = |manifest: &Manifest, from: &RelPath, to: &RelPath| {
+            confirm(&tree, manifest, from, to)
+        };
+        let told = moves.iter().map(|(from, to, _)| (from.clone(), to.clone()));
+        let moved =
+            commit_moves(&self.shared, told, judge).map_err(|source| self.failed(source))?;
+        for (directory, since) in directories {
+            // What has been moved there is known by now.
+            self.dirty.mark_since(directory, true, since, now);
+        }
+        for (from, to, since) in moves {
+            for path in [from.parent(), to.parent()].into_iter().flatten() {
+                self.dirty.mark_since(path, false, since, now);
+            }
+            // A move that was not confirmed is something that has gone, and something new.
+            let is_deep = !moved.contains(&to);
+            self.dirty.mark_since(from, is_deep, since, now);
+            self.dirty.mark_since(to.clone(), is_deep, since, now);
+            let is_directory = || {
+                let found = tree.root.stat(&to).map(|stat| identity(&stat));
+                found.is_ok_and(|found| found.file_type() == FileType::Directory)
+            };
+            if !is_deep && is_directory() {
+                // A look that was under way may have missed something of it.
+                let scan = self
+                    .scan
+                    .get_or_insert_with(|| Scan::new(Why::Patrol, None, now));
+                scan.waiting.push(Some(to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits the directories above `path` that are not known yet, so that something can be moved
+    /// there, and returns them: what else they hold has still to be looked at.
+    fn make_known(
+        &mut self,
+        tree: &Tree,
+        path: &RelPath,
+        now: Instant,
+    ) -> Result<Vec<RelPath>, FilesError> {
+        let mut above = Vec::new();
+        let mut at = path.parent();
+        while let Some(directory) = at {
+            let is_known = self.shared.ledger().as_ref().is_some_and(|ledger| {
+                let id = ledger.manifest.lookup(&directory);
+                id.is_some_and(|id| ledger.manifest.is_directory(id))
+            });
+            if is_known {
+                break;
+            }
+            at = directory.parent();
+            above.push(directory);
+        }
+        above.reverse();
+        for directory in &above {
+            let mut looker = Looker::new(&self.shared, tree);
+            looker.look(directory, false);
+            for (path, change) in looker.found.changes {
+                self.pending.add(path, change, now);
+            }
+            self.commit()?;
+        }
+        Ok(above)
+    }
+
+    fn begin_scan(&mut self, why: Why, since: Option<Instant>, now: Instant) {
+        // Later, if nothing else is heard of it.
+        self.next_scan = now + self.until_next_scan();
+        match &mut self.scan {
+            Some(scan) => scan.again = scan.again.or(Some((why, since))),
+            None => {
+                let mut scan = Scan::new(why, since, now);
+                scan.is_whole = true;
+                scan.waiting.push(None);
+                self.scan = Some(scan);
+            }
+        }
+    }
+
+    fn until_next_scan(&self) -> Duration {
+        if self.is_blind {
+            return BLIND_SCAN_INTERVAL;
+        }
+        let now = SystemTime::now();
+        let next = self.shared.config.scan.next_after(now);
+        next.and_then(|next| next.duration_since(now).ok())
+            .unwrap_or(SCAN_INTERVAL)
+    }
+
+    fn go_on_scanning(&mut self) {
+        let (Some(scan), Some(tree)) = (&mut self.scan, &self.tree) else {
+            return;
+        };
+        // Enough for all threads, and no more than the queue of what is fresh can wait for.
+        while scan.running < SCAN_JOBS_MAX && !scan.waiting.is_empty() {
+            let left = scan.waiting.len();
+            let count = (left / SCAN_JOBS_MAX).clamp(1, 4).min(left);
+            let some = scan.waiting.split_off(left.saturating_sub(count));
+            self.jobs
+                .begin(Job::Directories(some, scan.why), scan.since, tree);
+            scan.running = scan.running.saturating_add(1);
+        }
+    }
+
+    fn end_scan(&mut self, now: Instant) -> Result<(), FilesError> {
+        let is_over = self
+            .scan
+            .as_ref()
+            .is_some_and(|scan| scan.running == 0 && scan.waiting.is_empty());
+        // What was found to have moved is not told as gone.
+        if !is_over || !self.moves.is_empty() {
+            return Ok(());
+        }
+        let (Some(mut scan), Some(tree)) = (self.scan.take(), self.tree.clone()) else {
+            return Ok(());
+        };
+        tree.forget_inodes();
+        for path in std::mem::take(&mut scan.gone) {
+            // It may have come again since it was missed.
+            match tree.root.stat(&path) {
+                Ok(_) => self.dirty.mark_since(path, true, scan.since, now),
+                Err(_) => {
+                    let mut looker = Looker::new(&self.shared, &tree);
+                    looker.look(&path, false);
+                    let found = looker.found;
+                    self.note(found, scan.since, Why::New, now);
+                }
+            }
+        }
+        if scan.is_whole {
+            self.has_scanned(&scan, now);
+        }
+        if let Some((why, since)) = scan.again {
+            self.begin_scan(why, since, now);
+        }
+        let is_halted = self.commit()?;
+        if scan.is_whole && scan.why == Why::Scan && !is_halted {
+            // What an operator has let through is through.
+            let mut guard = self.shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
+            guard.guard_again();
+            drop(guard);
+            self.shared.is_halted.store(false, Ordering::Release);
+            self.shared.mended(ABOUT_ROOT);
+            self.first_scan.get_or_insert(scan.begun);
+        }
+        Ok(())
+    }
+
+    fn has_scanned(&mut self, scan: &Scan, now: Instant) {
+        // What is still missing is told to the guard anew.
+        *self
+            .shared
+            .withheld
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.mended(ABOUT_GUARD);
+        self.is_blind = scan.is_blind;
+        let cost = now.saturating_duration_since(scan.begun);
+        if scan.is_blind {
             self.next_scan = now + BLIND_SCAN_INTERVAL.max(cost * 4);
             self.shared.problem(
                 "watches",
@@ -221,12 +522,51 @@ impl Capture {
                 ),
             );
         } else {
-            self.next_scan = now + SCAN_INTERVAL;
+            self.next_scan = now + self.until_next_scan().max(cost * 4);
             self.shared.mended("watches");
         }
-        self.shared.is_halted.store(false, Ordering::Release);
-        self.shared.mended(ABOUT_ROOT);
-        self.shared.is_ready.send_replace(true);
+        tracing::debug!(store = %self.shared.id.name, ?cost, "looked at everything");
+    }
+
+    fn commit_if_due(&mut self, now: Instant) -> Result<(), FilesError> {
+        let is_gathering = self.scan.is_some()
+            && self.marks.is_empty()
+            && self.pending.changes.len() < PENDING_MAX
+            && self
+                .pending
+                .since
+                .is_none_or(|since| now.saturating_duration_since(since) < PENDING_TIME);
+        if !is_gathering {
+            self.commit()?;
+        }
+        // Files that take long may still be being read when everything has been listed.
+        let is_known = self.first_scan.is_some_and(|begun| self.covers(begun));
+        if is_known && !*self.shared.is_ready.borrow() {
+            self.shared.is_ready.send_replace(true);
+        }
+        Ok(())
+    }
+
+    /// Commits what was found; returns whether the tree cannot be believed.
+    fn commit(&mut self) -> Result<bool, FilesError> {
+        let pending = std::mem::take(&mut self.pending).changes;
+        if pending.is_empty() {
+            return Ok(false);
+        }
+        // Looked for after what was found and before it is believed: a tree that has gone away reads
+        // as if everything had been deleted.
+        if let Err(reason) = self.check_tree(&pending) {
+            self.halt(&reason);
+            return Ok(true);
+        }
+        let again = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
+        // Who waits for a mark waits for what belongs to what was committed, too.
+        let since = self.marks.iter().map(|mark| mark.asked).min();
+        let now = Instant::now();
+        for path in again {
+            self.dirty.mark_since(path, true, since, now);
+        }
+        Ok(false)
     }
 
     /// Makes sure that the tree is open and where it should be.
@@ -239,6 +579,7 @@ impl Capture {
             return Ok(());
         }
         let had_tree = self.tree.take().is_some();
+        self.void();
         let place = self.place();
         let root = Root::open(&self.shared.root)
             .map_err(|error| format!("{place} cannot be opened: {error}"))?;
@@ -248,22 +589,27 @@ impl Capture {
         if self.has_entries() && !names.iter().any(|name| self.is_ours(name)) {
             return Err(self.empty_reason());
         }
-        let watch = Watch::new().map_err(|error| format!("{place} cannot be watched: {error}"))?;
+        let watch =
+            Watch::open(&root, None).map_err(|error| format!("{place} cannot be watched: {error}"))?;
         if had_tree {
             tracing::info!(store = %self.shared.id.name, "the tree was replaced; looking at all of it");
         }
-        self.tree = Some(Tree { root, watch });
+        tracing::info!(store = %self.shared.id.name, backend = ?watch.backend(), "watching the tree");
+        self.tree = Some(Arc::new(Tree::new(root, watch)));
         self.dirty.mark_all(Instant::now());
         Ok(())
     }
 
-    fn check_tree(
-        &self,
-        pending: &std::collections::BTreeMap<RelPath, super::look::Change>,
-    ) -> Result<(), String> {
-        let is_delete =
-            |change: &super::look::Change| matches!(change, super::look::Change::Delete);
-        if !pending.values().any(is_delete) {
+    /// Forgets what was found in a tree that is not there any more, and waits for those who look at it.
+    fn void(&mut self) {
+        while self.jobs.wait().is_some() {}
+        self.scan = None;
+        self.moves.clear();
+        self.pending = Pending::default();
+    }
+
+    fn check_tree(&self, pending: &BTreeMap<RelPath, Change>) -> Result<(), String> {
+        if !pending.values().any(|change| *change == Change::Delete) {
             return Ok(());
         }
         let Some(tree) = &self.tree else {
@@ -285,7 +631,7 @@ impl Capture {
     fn is_ours(&self, name: &[u8]) -> bool {
         name != RESERVED
             && name != LOST_AND_FOUND
-            && RelPath::new(name).is_ok_and(|path| !self.shared.exclude.is_match(path.as_path()))
+            && RelPath::new(name).is_ok_and(|path| !self.shared.exclude().is_match(path.as_path()))
     }
 
     fn has_entries(&self) -> bool {
@@ -297,6 +643,15 @@ impl Capture {
 
     fn place(&self) -> String {
         self.shared.root.display().to_string()
+    }
+
+    fn reason(&self, error: &LookError) -> String {
+        match error {
+            LookError::Empty => self.empty_reason(),
+            LookError::Top(_) => {
+                format!("{} cannot be read: {}", self.place(), root_cause(error))
+            }
+        }
     }
 
     fn empty_reason(&self) -> String {
@@ -311,6 +666,7 @@ impl Capture {
     fn halt(&mut self, reason: &str) {
         self.shared.is_halted.store(true, Ordering::Release);
         self.tree = None;
+        self.void();
         self.shared.problem(
             ABOUT_ROOT,
             Severity::Error,
@@ -326,33 +682,50 @@ impl Capture {
         }
     }
 
+    /// Takes all that has been told: a mark is answered by what was told before the look that follows.
     fn drain(&mut self) {
-        let Some(tree) = &mut self.tree else { return };
-        let happenings = tree.watch.drain();
-        let now = Instant::now();
-        match happenings {
-            Ok(happenings) => {
-                for happening in happenings {
-                    match happening {
-                        Happening::At(path, is_deep) => self.dirty.mark(Some(path), is_deep, now),
-                        Happening::Anywhere => {
-                            self.shared.events.record(
-                                Severity::Warning,
-                                "files_overflow",
-                                format!(
-                                    "store {}: more happened than the kernel could tell; looking at \
-                                     everything",
-                                    self.shared.id.name
-                                ),
-                            );
-                            self.dirty.mark_all(now);
-                        }
-                    }
+        // What is told now happened after it was last asked for, and nobody knows when.
+        let since = std::mem::replace(&mut self.drained, Instant::now());
+        loop {
+            let Some(tree) = &self.tree else { return };
+            let (happenings, has_more) = {
+                let mut watch = tree.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                (watch.drain(), watch.has_more())
+            };
+            match happenings {
+                Ok(happenings) => self.hear(happenings, since),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the events of the tree");
+                    self.tree = None;
+                    return;
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the events of the tree");
-                self.tree = None;
+            if !has_more {
+                return;
+            }
+        }
+    }
+
+    fn hear(&mut self, happenings: Vec<Happening>, since: Instant) {
+        let now = Instant::now();
+        for happening in happenings {
+            match happening {
+                Happening::At(path, is_deep) => {
+                    self.dirty.mark_since(path, is_deep, Some(since), now);
+                }
+                Happening::Moved { from, to, .. } => self.moves.push((from, to, Some(since))),
+                Happening::Anywhere => {
+                    self.shared.events.record(
+                        Severity::Warning,
+                        "files_overflow",
+                        format!(
+                            "store {}: more happened than the kernel could tell; looking at \
+                             everything",
+                            self.shared.id.name
+                        ),
+                    );
+                    self.dirty.mark_all(since);
+                }
             }
         }
     }
@@ -361,11 +734,19 @@ impl Capture {
         let now = Instant::now();
         let is_halted = self.shared.is_halted.load(Ordering::Acquire);
         let is_ready = *self.shared.is_ready.borrow();
+        let is_withheld = self
+            .shared
+            .withheld
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some();
         for mark in std::mem::take(&mut self.marks) {
             let answer = if is_halted || mark.until <= now {
                 Some(None)
-            } else if is_ready && self.dirty.covers(mark.asked) {
-                Some(Some(*self.shared.position.borrow()))
+            } else if is_ready && self.covers(mark.asked) {
+                // What is held back is there no more: no position stands for that.
+                let position = *self.shared.position.borrow();
+                Some((!is_withheld).then_some(position))
             } else {
                 None
             };
@@ -379,51 +760,60 @@ impl Capture {
         }
     }
 
+    /// Returns whether everything that happened before `asked` is committed.
+    fn covers(&self, asked: Instant) -> bool {
+        let is_scanned = self
+            .scan
+            .as_ref()
+            .and_then(|scan| scan.since)
+            .is_none_or(|since| since > asked);
+        is_scanned
+            && self.pending.changes.is_empty()
+            && self.moves.is_empty()
+            && self.dirty.covers(asked)
+            && self.jobs.covers(asked)
+    }
+
     fn wait(&mut self) -> Result<(), FilesError> {
         let now = Instant::now();
         let due = [
             self.tree.is_none().then_some(now + HALTED_INTERVAL),
             Some(self.next_scan).filter(|_| self.tree.is_some()),
             self.dirty.next_due().filter(|_| self.tree.is_some()),
-            (!self.marks.is_empty()).then_some(now + Duration::from_millis(10)),
-            self.is_unsynced.then_some(now + SYNC_QUIET),
+            self.pending.since.map(|since| since + PENDING_TIME),
+            (!self.moves.is_empty()).then_some(now),
+            self.marks.iter().map(|mark| mark.until).min(),
         ];
         let due = due
             .into_iter()
             .flatten()
             .min()
             .unwrap_or(now + SCAN_INTERVAL);
-        let left = due
-            .saturating_duration_since(now)
-            .max(Duration::from_millis(1));
+        let mut left = due.saturating_duration_since(now);
+        // A path that is held back because it is being looked at is woken for by that look's end.
+        if left.is_zero() && !self.jobs.is_idle() {
+            left = Duration::from_millis(1);
+        }
         let timeout = Timespec::try_from(left).ok();
+        let tree = self.tree.clone();
+        let watch = tree
+            .as_ref()
+            .map(|tree| tree.watch.lock().unwrap_or_else(PoisonError::into_inner));
+        // Held only to duplicate what is waited on: others add watches meanwhile.
+        let watched = watch
+            .as_ref()
+            .and_then(|watch| watch.fd().try_clone_to_owned().ok());
+        drop(watch);
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        if let Some(tree) = &self.tree {
-            let fd = tree.watch.fd();
-            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        if let Some(fd) = &watched {
+            fds.push(PollFd::new(fd, PollFlags::IN));
         }
-        let happened = match poll(&mut fds, timeout.as_ref()) {
-            Ok(count) => count > 0,
-            Err(rustix::io::Errno::INTR) => true,
-            Err(errno) => {
-                return Err(FilesError::Wait {
-                    source: errno.into(),
-                });
-            }
-        };
-        let is_quiet = left >= SYNC_QUIET;
-        if !happened && is_quiet && self.is_unsynced {
-            self.sync()?;
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(FilesError::Wait {
+                source: errno.into(),
+            }),
         }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), FilesError> {
-        self.is_unsynced = false;
-        if let Some(ledger) = self.shared.ledger().as_mut() {
-            ledger.sync().map_err(|error| self.failed(error.into()))?;
-        }
-        Ok(())
     }
 
     fn failed(&self, source: CommitError) -> FilesError {
@@ -432,6 +822,56 @@ impl Capture {
             source: Box::new(source),
         }
     }
+}
+
+impl Scan {
+    fn new(why: Why, since: Option<Instant>, now: Instant) -> Self {
+        Self {
+            why,
+            since,
+            begun: now,
+            waiting: Vec::new(),
+            running: 0,
+            gone: Vec::new(),
+            is_blind: false,
+            again: None,
+            is_whole: false,
+        }
+    }
+}
+
+/// Returns the operation of a move that was told, if what is there agrees with it.
+fn confirm(
+    tree: &Tree,
+    manifest: &Manifest,
+    from: &RelPath,
+    to: &RelPath,
+) -> Option<Operation> {
+    let inode_at = |path: &RelPath| tree.root.stat(path).ok().map(|stat| stat.stx_ino);
+    let id = manifest.lookup(from)?;
+    let inode = manifest.inode(id)?;
+    manifest.directory_of(to)?;
+    if inode_at(to) != Some(inode) {
+        return None;
+    }
+    let at_from = inode_at(from);
+    if at_from == Some(inode) {
+        return None;
+    }
+    // What was at the new path may be at the old one now.
+    if let Some(other) = manifest.lookup(to)
+        && at_from.is_some()
+        && manifest.inode(other) == at_from
+    {
+        return Some(Operation::Swap {
+            a: from.clone(),
+            b: to.clone(),
+        });
+    }
+    Some(Operation::Move {
+        from: from.clone(),
+        to: to.clone(),
+    })
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -1,12 +1,16 @@
 //! From what was found to what is shipped: batches, logged durably before anybody is told of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Instant;
 
+use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    BATCH_BYTES_MAX, Batch, BatchError, Ledger, LedgerError, LogEntry, LogEntryError, Misfit,
-    Operation, RelPath,
+    BATCH_BYTES_MAX, Batch, BatchError, Content, Head, Ledger, LedgerError, Local, LogEntry,
+    LogEntryError, Manifest, Misfit, OUTBOARD_FROM, Operation, RelPath,
 };
-use understudy_replication::log::LogError;
+use understudy_replication::guard::{Extent, Judgement};
+use understudy_replication::log::{Log, LogError};
 use understudy_replication::position::Position;
 
 use super::look::Change;
@@ -15,13 +19,19 @@ use super::shared::Shared;
 /// Room for what surrounds the operations of a batch.
 const BATCH_HEAD_BYTES: usize = 1024;
 
+/// A batch has no more operations than this: a standby applies it whole.
+const OPERATIONS_MAX: usize = 4000;
+
+/// The problem that the delete guard holds something back.
+pub(super) const ABOUT_GUARD: &str = "delete_guard";
+
 /// Why what was found cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CommitError {
     /// The log failed.
     #[error("cannot log a batch")]
     Log(#[from] LogError),
-    /// The table failed.
+    /// The manifest cannot be kept.
     #[error("cannot keep the manifest")]
     Ledger(#[from] LedgerError),
     /// A batch is too long.
@@ -38,129 +48,338 @@ pub(super) enum CommitError {
     Closed,
 }
 
-/// Makes `changes` durable and then visible to those who ship.
+/// Makes `changes` durable and then visible to those who ship. Returns the paths that have to be looked
+/// at again: what did not fit, and other names of what has gone.
 ///
 /// After an error the ledger is closed: what is in memory may be ahead of the log.
 pub(super) fn commit(
     shared: &Shared,
     changes: BTreeMap<RelPath, Change>,
-) -> Result<(), CommitError> {
+) -> Result<Vec<RelPath>, CommitError> {
+    let mut again = Vec::new();
     if changes.is_empty() {
-        return Ok(());
+        return Ok(again);
     }
-    let mut guard = shared.ledger();
-    let ledger = guard.as_mut().ok_or(CommitError::Closed)?;
-    let result = commit_to(ledger, changes);
-    match result {
-        Ok(Some(position)) => {
-            drop(guard);
-            shared.position.send_replace(position);
-        }
-        Ok(None) => {}
-        Err(error) => {
-            *guard = None;
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-fn commit_to(
-    ledger: &mut Ledger,
-    changes: BTreeMap<RelPath, Change>,
-) -> Result<Option<Position>, CommitError> {
-    let mut operations = Vec::new();
     let mut deletes = Vec::new();
-    let mut locals = BTreeMap::new();
+    let mut puts = Vec::new();
+    let mut learned = Vec::new();
     for (path, change) in changes {
         match change {
-            Change::Put { known, has_content } => {
-                locals.insert(path.clone(), known.local);
-                operations.push(Operation::Put {
-                    path,
-                    entry: known.entry,
-                    has_content,
-                });
-            }
-            // A directory that held it may have been deleted in the same look.
-            Change::Delete => deletes.push(Operation::Delete { path }),
-            Change::Learn(local) => {
-                locals.insert(path, Some(local));
-            }
+            Change::Put { known, content } => puts.push((path, known, content)),
+            Change::Delete => deletes.push(path),
+            Change::Learn(local) => learned.push((path, local)),
         }
     }
-    operations.append(&mut deletes);
-    let mut learned: BTreeSet<RelPath> = locals.keys().cloned().collect();
-    let mut position = None;
-    let mut operations = operations.into_iter().peekable();
-    while operations.peek().is_some() {
-        let mut room = BATCH_BYTES_MAX - BATCH_HEAD_BYTES;
-        let mut some = Vec::new();
-        while let Some(operation) = operations.next_if(|next| next.metadata_bytes() <= room) {
-            room = room.saturating_sub(operation.metadata_bytes());
-            some.push(operation);
+    // The name that a link is made to has its number by then.
+    puts.sort_by_key(|(_, _, content)| matches!(content, Content::Link(_)));
+    within(shared, |ledger, log| {
+        // A file in the place of a directory takes what that held.
+        let mut gone = deletes.clone();
+        gone.extend(puts.iter().filter_map(|(path, known, _)| {
+            let id = ledger.manifest.lookup(path)?;
+            let is_replaced = ledger.manifest.is_directory(id) && !known.entry.is_directory();
+            is_replaced.then(|| path.clone())
+        }));
+        gone.sort_unstable();
+        if !gone.is_empty() && !is_allowed(shared, &ledger.manifest, &gone) {
+            deletes.clear();
+            puts.retain(|(path, ..)| gone.binary_search(path).is_err());
         }
-        let mut head = ledger.head().cloned().ok_or(CommitError::Closed)?;
-        let before = ledger.manifest.root();
-        let mut touched = BTreeSet::new();
-        for operation in &some {
-            touched.extend(ledger.manifest.fold(operation)?);
-            touched.insert(operation.path().clone());
-            if let Some(local) = locals.get(operation.path()) {
-                ledger.manifest.learn(operation.path(), *local);
+        let mut writer = Writer::new(ledger, log);
+        for (path, known, content) in puts {
+            if writer.ledger.manifest.directory_of(&path).is_none() {
+                // The directory has gone or moved since.
+                again.extend(path.parent());
+                continue;
             }
-            learned.remove(operation.path());
+            let former = writer.ledger.manifest.lookup(&path);
+            let former = former.and_then(|id| writer.ledger.manifest.content(id));
+            let content = fitting(&writer.ledger.manifest, &path, &known.entry, content, former);
+            let replaced = former.filter(|former| Some(*former) != known.entry.content());
+            let local = known.local;
+            let operation = Operation::Put {
+                path: path.clone(),
+                entry: known.entry,
+                content,
+            };
+            writer.push(operation, Some(local))?;
+            shared.note_content(&writer.ledger.manifest, &path);
+            if let Some((size, hash)) = replaced
+                && size >= OUTBOARD_FROM
+                && !shared.is_held(&writer.ledger.manifest, size, hash)
+            {
+                shared.blocks.remove(size, hash);
+            }
         }
-        let after = ledger.manifest.root();
-        let cost: u64 = some.iter().map(Operation::cost).sum();
+        for path in deletes {
+            // The directory that held it may have gone in the same look.
+            if let Some(id) = writer.ledger.manifest.lookup(&path) {
+                // Nobody tells a file's other names that it has one less.
+                again.extend(writer.ledger.manifest.linked_outside(id));
+                writer.push(Operation::Delete { path }, None)?;
+            }
+        }
+        let position = writer.finish()?;
+        for (path, local) in &learned {
+            if let Some(id) = ledger.manifest.lookup(path) {
+                ledger.manifest.learn(id, *local);
+            }
+        }
+        ledger.learned(learned)?;
+        ledger.checkpoint_if_due()?;
+        Ok(position)
+    })?;
+    Ok(again)
+}
+
+/// Makes the moves durable that `confirm` finds to be true, each by what the ones before it lead to, and
+/// then visible to those who ship. Returns where to they went.
+pub(super) fn commit_moves(
+    shared: &Shared,
+    moves: impl Iterator<Item = (RelPath, RelPath)>,
+    confirm: impl Fn(&Manifest, &RelPath, &RelPath) -> Option<Operation>,
+) -> Result<Vec<RelPath>, CommitError> {
+    let mut moved = Vec::new();
+    within(shared, |ledger, log| {
+        let mut writer = Writer::new(ledger, log);
+        for (from, to) in moves {
+            if let Some(operation) = confirm(&writer.ledger.manifest, &from, &to) {
+                writer.push(operation, None)?;
+                moved.push(to);
+            }
+        }
+        writer.finish()
+    })?;
+    Ok(moved)
+}
+
+fn within(
+    shared: &Shared,
+    act: impl FnOnce(&mut Ledger, &mut Log) -> Result<Option<Position>, CommitError>,
+) -> Result<(), CommitError> {
+    let mut guard = shared.ledger();
+    let mut shipped = shared.shipped.lock().unwrap_or_else(PoisonError::into_inner);
+    let ledger = guard.as_mut().ok_or(CommitError::Closed)?;
+    let log = shipped.as_mut().ok_or(CommitError::Closed)?;
+    let result = act(ledger, log);
+    drop(shipped);
+    drop(guard);
+    match result {
+        Ok(Some(position)) => {
+            shared.position.send_replace(position);
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(error) => {
+            shared.close();
+            Err(error)
+        }
+    }
+}
+
+/// Gathers operations into batches, and logs each when it is full.
+struct Writer<'a> {
+    ledger: &'a mut Ledger,
+    log: &'a mut Log,
+    before: Option<understudy_replication::files::Digest>,
+    operations: Vec<Operation>,
+    learned: Vec<(RelPath, Local)>,
+    room: usize,
+    position: Option<Position>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(ledger: &'a mut Ledger, log: &'a mut Log) -> Self {
+        Self {
+            ledger,
+            log,
+            before: None,
+            operations: Vec::new(),
+            learned: Vec::new(),
+            room: BATCH_BYTES_MAX - BATCH_HEAD_BYTES,
+            position: None,
+        }
+    }
+
+    /// Folds an operation into the manifest, and keeps it for the log.
+    fn push(&mut self, operation: Operation, local: Option<Local>) -> Result<(), CommitError> {
+        let bytes = operation.metadata_bytes();
+        if bytes > self.room || self.operations.len() >= OPERATIONS_MAX {
+            self.flush()?;
+        }
+        if self.before.is_none() {
+            self.before = Some(self.ledger.manifest.root());
+        }
+        if let Err(misfit) = self.ledger.manifest.fold(&operation) {
+            // Nothing has been changed by it; whoever looks next finds out what is there.
+            tracing::debug!(%misfit, "what was found does not fit any more");
+            return Ok(());
+        }
+        if let Some(local) = local
+            && let Some(id) = self.ledger.manifest.lookup(operation.path())
+        {
+            self.ledger.manifest.learn(id, local);
+            self.learned.push((operation.path().clone(), local));
+        }
+        self.room = self.room.saturating_sub(bytes);
+        self.operations.push(operation);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), CommitError> {
+        let Some(before) = self.before.take() else {
+            return Ok(());
+        };
+        let head = self.ledger.head().cloned().ok_or(CommitError::Closed)?;
+        let after = self.ledger.manifest.root();
+        let cost: u64 = self.operations.iter().map(Operation::cost).sum();
         let batch = Batch {
             start: head.position,
             end: Position(head.position.0.saturating_add(cost)),
             before,
             after,
-            operations: some,
+            operations: std::mem::take(&mut self.operations),
         };
-        // Invariant: the log first. The table can be made again from it, and nothing is shipped that
-        // this node could forget.
-        ledger
-            .log()
-            .append(&LogEntry::encode_batch(&batch)?, batch.end)?;
-        ledger.log().sync()?;
-        head.position = batch.end;
-        head.complete = batch.end;
-        head.root = after;
-        ledger.commit(&touched, head)?;
-        position = Some(batch.end);
+        // Invariant: the log first. The manifest can be made again from it, and nothing is shipped
+        // that this node could forget.
+        self.log.append(&LogEntry::encode_batch(&batch)?, batch.end)?;
+        self.log.sync()?;
+        let head = Head {
+            position: batch.end,
+            complete: batch.end,
+            root: after,
+            ..head
+        };
+        let learned = std::mem::take(&mut self.learned);
+        self.ledger.commit(&batch.operations, learned, head)?;
+        self.position = Some(batch.end);
+        self.room = BATCH_BYTES_MAX - BATCH_HEAD_BYTES;
+        Ok(())
     }
-    for path in &learned {
-        ledger
-            .manifest
-            .learn(path, locals.get(path).copied().flatten());
+
+    fn finish(mut self) -> Result<Option<Position>, CommitError> {
+        self.flush()?;
+        Ok(self.position)
     }
-    ledger.keep(&learned)?;
-    Ok(position)
 }
 
-/// Brings the manifest up to the end of the log: what was logged, and not yet in the table when the
+/// Returns where the content comes from, now that it is known what the manifest says.
+fn fitting(
+    manifest: &Manifest,
+    path: &RelPath,
+    entry: &understudy_replication::files::Entry,
+    content: Content,
+    former: Option<(u64, understudy_replication::files::Digest)>,
+) -> Content {
+    let wanted = entry.content();
+    if wanted.is_none() {
+        return Content::Same;
+    }
+    // One more name of a file that the copies have.
+    if entry.link != 0 {
+        let sibling = manifest
+            .linked(entry.link)
+            .filter(|id| manifest.content(*id) == wanted)
+            .filter_map(|id| manifest.path(id))
+            .find(|sibling| sibling != path);
+        let was_linked = former == wanted
+            && manifest
+                .get(path)
+                .is_some_and(|known| known.entry.link == entry.link);
+        if let Some(sibling) = sibling.filter(|_| !was_linked) {
+            return Content::Link(sibling);
+        }
+    }
+    match content {
+        Content::Same if former == wanted => Content::Same,
+        Content::Same => Content::Whole,
+        Content::Whole => Content::Whole,
+        Content::Patch(patch) => {
+            let is_right = patch.base_size == 0
+                || former.is_some_and(|(size, base)| (size, base) == (patch.base_size, patch.base));
+            if is_right {
+                Content::Patch(patch)
+            } else {
+                Content::Whole
+            }
+        }
+        Content::Copy(from) => {
+            let held = manifest.lookup(&from).and_then(|id| manifest.content(id));
+            if held == wanted {
+                Content::Copy(from)
+            } else {
+                Content::Whole
+            }
+        }
+        Content::Link(sibling) => Content::Link(sibling),
+    }
+}
+
+/// Asks the delete guard.
+fn is_allowed(shared: &Shared, manifest: &Manifest, deletes: &[RelPath]) -> bool {
+    let before = Extent {
+        entries: u64::try_from(manifest.len()).unwrap_or(u64::MAX),
+        bytes: manifest.bytes(),
+    };
+    let (mut entries, mut bytes) = (0_u64, 0_u64);
+    let mut within: Option<&RelPath> = None;
+    for path in deletes {
+        if within.is_some_and(|directory| path.is_beneath(directory)) {
+            continue;
+        }
+        within = Some(path);
+        if let Some(id) = manifest.lookup(path) {
+            let (some_entries, some_bytes) = manifest.weigh(id);
+            entries = entries.saturating_add(u64::try_from(some_entries).unwrap_or(u64::MAX));
+            bytes = bytes.saturating_add(some_bytes);
+        }
+    }
+    let after = Extent {
+        entries: before.entries.saturating_sub(entries),
+        bytes: before.bytes.saturating_sub(bytes),
+    };
+    let mut guard = shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
+    let judgement = guard.judge(Instant::now(), before, after);
+    drop(guard);
+    let mut withheld = shared.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+    match judgement {
+        Judgement::Allow => true,
+        Judgement::Stop(stopped) => {
+            *withheld = Some(stopped);
+            drop(withheld);
+            let name = &shared.id.name;
+            shared.problem(
+                ABOUT_GUARD,
+                Severity::Error,
+                "files_deletes_withheld",
+                format!(
+                    "store {name}: {stopped}; nothing is deleted on the standbys until `understudy \
+                     sync --allow-deletes {name}` says that it is meant"
+                ),
+            );
+            false
+        }
+    }
+}
+
+/// Brings the manifest up to the end of the log: what was logged, and not yet in the journal when the
 /// node stopped. How the files look is not in the log, so that they are read again.
-pub(super) fn replay(ledger: &mut Ledger) -> Result<(), CommitError> {
+pub(super) fn replay(ledger: &mut Ledger, log: &Log) -> Result<(), CommitError> {
     let Some(mut head) = ledger.head().cloned() else {
         return Ok(());
     };
-    let mut reader = ledger.log_view().reader(head.position)?;
+    let mut reader = log.view().reader(head.position)?;
     while let Some(record) = reader.next()? {
         let LogEntry::Batch(batch) = LogEntry::decode(&record.payload)? else {
             continue;
         };
-        let mut touched = BTreeSet::new();
         for operation in &batch.operations {
-            touched.extend(ledger.manifest.fold(operation)?);
-            touched.insert(operation.path().clone());
+            ledger.manifest.fold(operation)?;
         }
         head.position = batch.end;
         head.complete = batch.end;
         head.root = ledger.manifest.root();
-        ledger.commit(&touched, head.clone())?;
+        ledger.commit(&batch.operations, Vec::new(), head.clone())?;
     }
     Ok(())
 }

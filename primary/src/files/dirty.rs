@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use understudy_replication::files::RelPath;
 
 /// Changes within this time are looked at, and shipped, together.
-pub(super) const GATHERING: Duration = Duration::from_millis(50);
+pub(super) const GATHERING: Duration = Duration::from_millis(2);
 
 /// A file whose timestamps are younger than this when it is read may be changed again without them
 /// showing it: the kernel's clock for files ticks every 4 to 10 ms.
 pub(super) const RACY: Duration = Duration::from_millis(20);
+
+/// The pause before a file that changed while it was read is tried again, the first time.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
 
 /// The longest pause before a file that keeps changing is tried again.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -19,134 +22,152 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// does not keep the disk busy all the time.
 const REST_FACTOR: u32 = 4;
 
+/// What took no longer to read than this is not let rest.
+const REST_FROM: Duration = Duration::from_millis(5);
+
 /// More paths than these are looked at by looking at everything.
 const DIRTY_MAX: usize = 100_000;
 
 /// Why and when a path is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Duty {
-    /// Everything that happened before this has to be covered by a look.
-    pub(super) since: Instant,
+    /// Everything that happened before this has to be covered by a look; `None` when nobody waits.
+    pub(super) since: Option<Instant>,
     due: Instant,
-    /// How often it changed while it was read.
-    attempts: u32,
+    /// A pause is kept even in a hurry.
+    is_paused: bool,
     /// What the directory holds is looked at, too.
     pub(super) is_deep: bool,
-    /// A standby lacks the content: it is shipped even if it is what it was.
-    pub(super) is_owed: bool,
 }
 
-/// The paths to look at; `None` is the top.
+/// The paths to look at; `None` is everything.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     duties: BTreeMap<Option<RelPath>, Duty>,
     rests: BTreeMap<RelPath, Instant>,
+    /// How often a file has changed while it was read.
+    attempts: BTreeMap<RelPath, u32>,
+}
+
+/// The older of two moments that have to be covered.
+fn older(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
 }
 
 impl Dirty {
     /// Notes that something happened to `path` at `now`, or within it if `is_deep`.
-    pub(super) fn mark(&mut self, path: Option<RelPath>, is_deep: bool, now: Instant) {
+    pub(super) fn mark(&mut self, path: RelPath, is_deep: bool, now: Instant) {
+        self.mark_since(path, is_deep, Some(now), now);
+    }
+
+    /// Notes that `path` has to be looked at for what happened at `since`.
+    pub(super) fn mark_since(
+        &mut self,
+        path: RelPath,
+        is_deep: bool,
+        since: Option<Instant>,
+        now: Instant,
+    ) {
         if self.duties.len() >= DIRTY_MAX {
             self.mark_all(now);
             return;
         }
-        let rest = path.as_ref().and_then(|path| self.rests.get(path)).copied();
+        let rest = self.rests.get(&path).copied();
         let due = (now + GATHERING).max(rest.unwrap_or(now));
+        let duty = Duty {
+            since,
+            due,
+            is_paused: rest.is_some_and(|until| until > now),
+            is_deep,
+        };
         self.duties
-            .entry(path)
-            .and_modify(|duty| duty.is_deep |= is_deep)
-            .or_insert(Duty {
-                since: now,
-                due,
-                attempts: 0,
-                is_deep,
-                is_owed: false,
-            });
+            .entry(Some(path))
+            .and_modify(|held| {
+                held.is_deep |= is_deep;
+                held.since = older(held.since, since);
+            })
+            .or_insert(duty);
     }
 
-    /// Notes that anything may have happened.
-    pub(super) fn mark_all(&mut self, now: Instant) {
-        let is_owed = |duty: &Duty| duty.is_owed;
-        let since = self
-            .duties
-            .values()
-            .map(|duty| duty.since)
-            .min()
-            .unwrap_or(now)
-            .min(now);
-        self.duties.retain(|_, duty| is_owed(duty));
+    /// Notes that anything may have happened, up to `since`.
+    pub(super) fn mark_all(&mut self, since: Instant) {
+        let now = since;
+        let held = self.duties.values().filter_map(|duty| duty.since).min();
+        self.duties.clear();
         self.duties.insert(
             None,
             Duty {
-                since,
+                since: older(held, Some(since)),
                 due: now,
-                attempts: 0,
+                is_paused: false,
                 is_deep: true,
-                is_owed: false,
             },
         );
-    }
-
-    /// Notes that a standby lacks the content of `path`.
-    pub(super) fn owe(&mut self, path: RelPath, now: Instant) {
-        // A change that is about to be seen anyway brings it sooner; a file that cannot be read is not
-        // tried all the time.
-        let due = now + Duration::from_millis(500);
-        self.duties
-            .entry(Some(path))
-            .and_modify(|duty| duty.is_owed = true)
-            .or_insert(Duty {
-                since: now,
-                due,
-                attempts: 0,
-                is_deep: false,
-                is_owed: true,
-            });
     }
 
     /// Takes what is due. In a `hurry` nothing is gathered; only pauses and rests are kept.
     pub(super) fn take_due(&mut self, now: Instant, hurry: bool) -> Vec<(Option<RelPath>, Duty)> {
         self.rests.retain(|_, until| *until > now);
-        let rests = &self.rests;
-        let is_due = |path: &Option<RelPath>, duty: &Duty| {
-            let is_resting = path.as_ref().is_some_and(|path| rests.contains_key(path));
-            duty.due <= now || (hurry && duty.attempts == 0 && !is_resting)
-        };
         self.duties
-            .extract_if(.., |path, duty| is_due(path, duty))
+            .extract_if(.., |_, duty| duty.due <= now || (hurry && !duty.is_paused))
             .collect()
     }
 
-    /// Puts back a path that changed while it was read, which took `cost`.
-    pub(super) fn postpone(&mut self, path: RelPath, duty: Duty, cost: Duration, now: Instant) {
-        let attempts = duty.attempts.saturating_add(1);
-        let pause = GATHERING * 2_u32.saturating_pow(attempts.min(10));
-        let pause = pause.max(cost * REST_FACTOR).min(PAUSE_MAX);
-        let again = Duty {
-            attempts,
-            due: now + pause,
-            ..duty
-        };
+    /// Puts back what was taken, and cannot be looked at yet.
+    pub(super) fn put_back(&mut self, path: RelPath, duty: Duty) {
         self.duties
             .entry(Some(path))
-            .and_modify(|held| held.since = held.since.min(duty.since))
-            .or_insert(again);
+            .and_modify(|held| {
+                held.is_deep |= duty.is_deep;
+                held.since = older(held.since, duty.since);
+            })
+            .or_insert(duty);
+    }
+
+    /// Puts back a path that changed while it was read, which took `cost`.
+    pub(super) fn postpone(
+        &mut self,
+        path: RelPath,
+        since: Option<Instant>,
+        cost: Duration,
+        now: Instant,
+    ) {
+        let attempts = self.attempts.entry(path.clone()).or_insert(0);
+        *attempts = attempts.saturating_add(1);
+        let pause = PAUSE_MIN * 2_u32.saturating_pow(attempts.saturating_sub(1).min(10));
+        let pause = pause.max(cost * REST_FACTOR).min(PAUSE_MAX);
+        let again = Duty {
+            since,
+            due: now + pause,
+            is_paused: true,
+            is_deep: false,
+        };
+        // What has come in since must not bring it forward.
+        let held = self.duties.entry(Some(path)).or_insert(again);
+        *held = Duty {
+            since: older(held.since, since),
+            is_deep: held.is_deep,
+            ..again
+        };
     }
 
     /// Puts back a path that was read, but so soon after a change that the next one may not show.
     pub(super) fn look_again(&mut self, path: RelPath, now: Instant) {
         self.duties.entry(Some(path)).or_insert(Duty {
-            since: now,
+            since: None,
             due: now + RACY + Duration::from_millis(5),
-            attempts: 0,
+            is_paused: true,
             is_deep: false,
-            is_owed: false,
         });
     }
 
     /// Lets `path` rest, which took `cost` to read.
     pub(super) fn rest(&mut self, path: RelPath, cost: Duration, now: Instant) {
-        if cost * REST_FACTOR > GATHERING {
+        self.attempts.remove(&path);
+        if cost > REST_FROM {
             self.rests
                 .insert(path, now + (cost * REST_FACTOR).min(PAUSE_MAX));
         }
@@ -154,7 +175,9 @@ impl Dirty {
 
     /// Returns whether everything that happened before `asked` has been looked at.
     pub(super) fn covers(&self, asked: Instant) -> bool {
-        self.duties.values().all(|duty| duty.since > asked)
+        self.duties
+            .values()
+            .all(|duty| duty.since.is_none_or(|since| since > asked))
     }
 
     /// Returns when something will be due.
@@ -188,8 +211,8 @@ mod tests {
     fn changes_are_gathered_and_a_mark_does_not_wait_for_that() {
         let now = Instant::now();
         let mut dirty = Dirty::default();
-        dirty.mark(Some(path("a")), false, now);
-        dirty.mark(Some(path("b")), false, now + GATHERING / 2);
+        dirty.mark(path("a"), false, now);
+        dirty.mark(path("b"), false, now + GATHERING / 2);
         assert_eq!(names(dirty.take_due(now, false)), [""; 0]);
         assert_eq!(names(dirty.take_due(now + GATHERING, false)), ["a"]);
         assert!(!dirty.covers(now + GATHERING));
@@ -201,14 +224,15 @@ mod tests {
     fn a_file_that_keeps_changing_is_tried_at_least_every_few_seconds() {
         let mut now = Instant::now();
         let mut dirty = Dirty::default();
-        dirty.mark(Some(path("log")), false, now);
+        dirty.mark(path("log"), false, now);
         for _ in 0..50 {
             let due = dirty.next_due().unwrap();
             assert!(due - now <= PAUSE_MAX, "{:?}", due - now);
             now = due;
             let (_, duty) = dirty.take_due(now, false).pop().unwrap();
             assert!(!dirty.covers(now) || dirty.len() == 0);
-            dirty.postpone(path("log"), duty, Duration::from_millis(1), now);
+            dirty.mark(path("log"), false, now);
+            dirty.postpone(path("log"), duty.since, Duration::from_millis(1), now);
             assert_eq!(
                 names(dirty.take_due(now, true)),
                 [""; 0],
@@ -223,7 +247,7 @@ mod tests {
         let now = Instant::now();
         let mut dirty = Dirty::default();
         for number in 0..=DIRTY_MAX {
-            dirty.mark(Some(path(&number.to_string())), false, now);
+            dirty.mark(path(&number.to_string()), false, now);
         }
         assert_eq!(names(dirty.take_due(now, false)), ["/"]);
     }

@@ -1,84 +1,50 @@
 //! Looking at a path: what is there, against what the manifest says.
+//!
+//! Looks run on several threads beside the capture, and change nothing: what they find is committed
+//! by the capture, one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags, Statx};
 use rustix::io::Errno;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    Digest, Entry, Identity, Kind, Known, LOST_AND_FOUND, PathError, RelPath, Root,
-    TARGET_BYTES_MAX, identity, stat_fd,
+    Content, Identity, Kind, Known, LOST_AND_FOUND, Local, Manifest, NodeId, PathError, RESERVED,
+    RelPath, Root, TARGET_BYTES_MAX, TOP, identity, names, open_in, stat_in, xattrs,
 };
 use understudy_replication::wall_time::WallTime;
 
+use super::content::{self, Former};
 use super::dirty::RACY;
 use super::shared::Shared;
 use super::watch::Watch;
 
-/// A change is committed once it has this many operations,
-const OPERATIONS_MAX: usize = 4000;
-/// or brings this much content.
-const CONTENT_BYTES_MAX: u64 = 32 << 20;
+/// Files from this size on are read by a thread of their own, so that nothing waits behind them.
+pub(super) const LARGE_FROM: u64 = 16 << 20;
+
+/// A file this large that was written to just now is not read yet: it would be read again.
+const SETTLING_FROM: u64 = 4 << 20;
+const SETTLING: Duration = Duration::from_millis(50);
+
+/// Which node has which inode is believed for as long as a scan may take, to find what it had before;
+const SCAN_MAX: Duration = Duration::from_secs(600);
+/// and shortly, to find another name of a file: a miss costs a content sent twice.
+const INODES_FRESH: Duration = Duration::from_secs(1);
 
 /// What a look found to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The path is this now.
-    Put { known: Known, has_content: bool },
+    Put { known: Known, content: Content },
     /// The path is no more.
     Delete,
     /// The path is what it was, and this is how it looks.
-    Learn(Identity),
-}
-
-/// Changes that are not committed yet.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    changes: BTreeMap<RelPath, Change>,
-    content_bytes: u64,
-}
-
-impl Pending {
-    fn add(&mut self, path: RelPath, change: Change) {
-        let is_directory = match &change {
-            Change::Put { known, has_content } => {
-                if *has_content {
-                    let size = known.entry.content().map_or(0, |(size, _)| size);
-                    self.content_bytes = self.content_bytes.saturating_add(size);
-                }
-                known.entry.is_directory()
-            }
-            Change::Delete => false,
-            Change::Learn(_) => true,
-        };
-        if !is_directory {
-            // What was seen within it before is void.
-            let beneath: Vec<RelPath> = self
-                .changes
-                .range(path.clone()..)
-                .skip_while(|(at, _)| **at == path)
-                .take_while(|(at, _)| at.is_beneath(&path))
-                .map(|(at, _)| at.clone())
-                .collect();
-            for at in beneath {
-                self.changes.remove(&at);
-            }
-        }
-        self.changes.insert(path, change);
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.changes.len() >= OPERATIONS_MAX || self.content_bytes >= CONTENT_BYTES_MAX
-    }
-
-    pub(super) fn take(&mut self) -> BTreeMap<RelPath, Change> {
-        self.content_bytes = 0;
-        std::mem::take(&mut self.changes)
-    }
+    Learn(Local),
 }
 
 /// A path that has to be looked at again.
@@ -90,104 +56,140 @@ pub(super) enum Again {
     Racy(RelPath),
     /// It was read, and took this long.
     Rested(RelPath, Duration),
+    /// It is another name of a file that was found changed.
+    Linked(RelPath),
+    /// It lies in a directory that is not known yet.
+    Above(RelPath),
 }
 
-/// Why looking has to stop.
+/// What looks have found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) changes: Vec<(RelPath, Change)>,
+    pub(super) again: Vec<Again>,
+    /// Directories that have to be listed.
+    pub(super) directories: Vec<RelPath>,
+    /// Files that have to be read.
+    pub(super) large: Vec<RelPath>,
+    /// What seems to have got another path.
+    pub(super) moved: Vec<(RelPath, RelPath)>,
+    /// There are too few watches: what happens where none is must be found by looking.
+    pub(super) is_blind: bool,
+    /// Why nothing of the tree can be believed.
+    pub(super) failure: Option<LookError>,
+}
+
+/// Why nothing of a tree can be believed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LookError {
-    /// Full: commit, then go on.
     #[error("the top of the tree cannot be read")]
     Top(#[source] io::Error),
     /// The manifest has entries, and the top has none.
     #[error("the top of the tree is empty")]
     Empty,
-    /// A commit on the way failed.
-    #[error("what was found cannot be kept")]
-    Commit(#[source] super::commit::CommitError),
+}
+
+type Inodes = Arc<HashMap<u64, NodeId>>;
+
+/// The tree while it is where it should be.
+pub(super) struct Tree {
+    pub(super) root: Root,
+    pub(super) watch: Mutex<Watch>,
+    /// Which node had which inode, made when something new is found, and when.
+    inodes: Mutex<Option<(Inodes, Instant)>>,
+}
+
+impl Tree {
+    pub(super) fn new(root: Root, watch: Watch) -> Self {
+        Self {
+            root,
+            watch: Mutex::new(watch),
+            inodes: Mutex::default(),
+        }
+    }
+
+    /// Forgets which node had which inode.
+    pub(super) fn forget_inodes(&self) {
+        *self.inodes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn inodes(&self, shared: &Shared, fresh: Duration) -> Inodes {
+        let mut held = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_some_and(|(_, made)| made.elapsed() > fresh) {
+            *held = None;
+        }
+        let (inodes, _) = held.get_or_insert_with(|| {
+            let mut inodes = HashMap::new();
+            if let Some(ledger) = shared.ledger().as_ref() {
+                let manifest = &ledger.manifest;
+                let visited: Result<(), std::convert::Infallible> =
+                    manifest.visit(TOP, &mut |_, id| {
+                        inodes.extend(manifest.inode(id).map(|inode| (inode, id)));
+                        Ok(())
+                    });
+                match visited {
+                    Ok(()) => {}
+                    Err(never) => match never {},
+                }
+            }
+            (Arc::new(inodes), Instant::now())
+        });
+        inodes.clone()
+    }
 }
 
 /// Looks at paths of one tree.
 pub(super) struct Looker<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) root: &'a Root,
-    pub(super) watch: &'a mut Watch,
-    pub(super) pending: Pending,
-    pub(super) again: Vec<Again>,
-    /// There are too few watches: what happens where none is must be found by looking.
-    pub(super) is_blind: bool,
+    pub(super) tree: &'a Tree,
+    pub(super) found: Found,
 }
 
-impl Looker<'_> {
-    /// Looks at `path`; at what it holds, too, if `is_deep` or if it is new.
-    pub(super) fn look(
-        &mut self,
-        path: &RelPath,
-        is_deep: bool,
-        is_owed: bool,
-    ) -> Result<(), LookError> {
+impl<'a> Looker<'a> {
+    pub(super) fn new(shared: &'a Shared, tree: &'a Tree) -> Self {
+        Self {
+            shared,
+            tree,
+            found: Found::default(),
+        }
+    }
+
+    /// Looks at `path`, and notes that what it holds has to be looked at if `is_deep` or if it is new.
+    pub(super) fn look(&mut self, path: &RelPath, is_deep: bool) {
         if self.is_excluded(path) {
-            return Ok(());
+            return;
         }
-        if let Some(parent) = path.parent()
-            && !self
-                .known(&parent)
-                .is_some_and(|known| known.entry.is_directory())
-        {
+        if !self.has_directory(path) {
             // Its event came before that of its directory was looked at.
-            return self.look(&parent, true, false);
+            self.found.again.extend(path.parent().map(Again::Above));
+            return;
         }
-        self.look_within(path, is_deep, is_owed)
-    }
-
-    /// Looks at all there is.
-    pub(super) fn look_at_all(&mut self) -> Result<(), LookError> {
-        self.look_into(None)
-    }
-
-    fn look_within(
-        &mut self,
-        path: &RelPath,
-        is_deep: bool,
-        is_owed: bool,
-    ) -> Result<(), LookError> {
-        let found = match self.root.stat(path) {
-            Ok(found) => identity(&found),
-            Err(error) => {
-                self.note_unreadable(path, &error);
-                return Ok(());
-            }
+        let stat = match self.tree.root.stat(path) {
+            Ok(stat) => stat,
+            Err(error) => return self.note_unreadable(path, &error),
         };
+        let found = identity(&stat);
+        let known = self.known(path);
         match found.file_type() {
             FileType::Directory => {
-                self.shared.mended(path);
-                let known = self.known(path);
                 let was_directory = known
                     .as_ref()
                     .is_some_and(|known| known.entry.is_directory());
-                let entry = found.entry(Kind::Directory);
-                if known.is_none_or(|known| known.entry != entry) {
-                    self.put(path, entry, None, false);
+                match self.tree.root.handle(path) {
+                    Ok(handle) => self.note_directory(path, found, handle.as_fd(), known),
+                    Err(error) => return self.note_unreadable(path, &error),
                 }
                 if is_deep || !was_directory {
-                    self.look_into(Some(path))?;
+                    self.found.directories.push(path.clone());
                 }
             }
-            FileType::RegularFile => {
-                self.look_at_file(path, found, is_owed);
+            FileType::RegularFile if found.size >= LARGE_FROM => {
+                if !known.is_some_and(|known| known.local == Local::Seen(found)) {
+                    self.found.large.push(path.clone());
+                }
             }
-            FileType::Symlink => match self.root.read_link(path) {
-                Ok(target) if target.len() <= TARGET_BYTES_MAX => {
-                    self.shared.mended(path);
-                    let entry = found.entry(Kind::Symlink { target });
-                    if self.known(path).is_none_or(|known| known.entry != entry) {
-                        self.put(path, entry, None, false);
-                    }
-                }
-                Ok(_) => {
-                    self.note_left_out(path, "the target of the symbolic link is too long");
-                }
-                Err(error) => self.note_unreadable(path, &error),
-            },
+            FileType::RegularFile => self.look_at_file(path, found, known),
+            FileType::Symlink => self.look_at_link(path, found, known),
             FileType::Fifo
             | FileType::Socket
             | FileType::CharacterDevice
@@ -196,148 +198,409 @@ impl Looker<'_> {
                 self.note_left_out(path, "sockets, pipes and devices are not replicated");
             }
         }
-        if self.pending.is_full() {
-            super::commit::commit(self.shared, self.pending.take()).map_err(LookError::Commit)?;
-        }
-        Ok(())
     }
 
-    /// Looks at what a directory holds, `None` being the top, at every depth.
-    fn look_into(&mut self, path: Option<&RelPath>) -> Result<(), LookError> {
-        let names = self.root.directory(path).and_then(|directory| {
+    /// Reads the large file at `path`.
+    pub(super) fn look_at_large(&mut self, path: &RelPath) {
+        match self.tree.root.stat(path).map(|stat| identity(&stat)) {
+            Ok(found) if found.file_type() == FileType::RegularFile => {
+                self.look_at_file(path, found, self.known(path));
+            }
+            Ok(_) => self.look(path, false),
+            Err(error) => self.note_unreadable(path, &error),
+        }
+    }
+
+    /// Looks at what a directory holds, `None` being the top; not at what the directories in it hold,
+    /// which are noted. In a scan, what is new is looked for under the path that it had.
+    pub(super) fn list(&mut self, path: Option<&RelPath>, is_scan: bool) {
+        let listed = self.tree.root.directory(path).and_then(|directory| {
             // Watched before it is listed: what comes in between is listed, or told.
-            match self.watch.add(path, directory.as_fd()) {
+            let watched = {
+                let mut watch = self.tree.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                watch.add(path, directory.as_fd())
+            };
+            match watched {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {
-                    self.is_blind = true;
+                    self.found.is_blind = true;
                 }
                 Err(error) => return Err(error),
             }
-            understudy_replication::files::names(&directory)
+            let names = names(&directory)?;
+            Ok((directory, names))
         });
-        let mut names = match (names, path) {
-            (Ok(names), _) => names,
-            (Err(error), None) => return Err(LookError::Top(error)),
-            (Err(error), Some(path)) => {
-                self.note_unreadable(path, &error);
-                return Ok(());
+        let (directory, mut names) = match (listed, path) {
+            (Ok(listed), _) => listed,
+            (Err(error), None) => {
+                self.found.failure = Some(LookError::Top(error));
+                return;
             }
+            (Err(error), Some(path)) => return self.note_unreadable(path, &error),
         };
-        names.sort_unstable();
-        let mut held = Vec::with_capacity(names.len());
-        for name in &names {
-            match RelPath::child(path, name) {
-                Ok(child) if self.is_excluded(&child) => {}
-                Ok(child) => held.push(child),
-                Err(PathError::Reserved) => {}
-                Err(error) => {
-                    let parent = path.map(ToString::to_string).unwrap_or_default();
-                    self.shared.problem(
-                        &format!("{parent}/"),
-                        Severity::Warning,
-                        "files_left_out",
-                        format!(
-                            "store {}: something in `/{parent}` is not replicated: {error}",
-                            self.shared.id.name
-                        ),
-                    );
-                }
-            }
+        if path.is_none() {
+            names.retain(|name| name != RESERVED && name != LOST_AND_FOUND);
         }
-        let known: Vec<RelPath> = {
-            let ledger = self.shared.ledger();
-            let names = ledger.as_ref().map(|ledger| {
-                let children = ledger.manifest.children(path);
-                children
-                    .filter_map(|(name, _)| RelPath::child(path, name).ok())
-                    .collect()
+        if !self.shared.exclude().patterns().is_empty() {
+            names.retain(|name| {
+                let child = RelPath::child(path, name);
+                !child.is_ok_and(|child| self.shared.exclude().is_match(child.as_path()))
             });
-            names.unwrap_or_default()
-        };
-        if path.is_none() && held.is_empty() && !known.is_empty() {
-            return Err(LookError::Empty);
         }
-        for gone in known
-            .iter()
-            .filter(|known| held.binary_search(known).is_err())
-        {
-            self.pending.add(gone.clone(), Change::Delete);
+        names.sort_unstable();
+        let mut stats: Vec<(Vec<u8>, Statx)> = Vec::with_capacity(names.len());
+        let mut unknown = Vec::new();
+        for name in names {
+            match stat_in(directory.as_fd(), &name) {
+                Ok(stat) => stats.push((name, stat)),
+                Err(error) => unknown.push((name, error)),
+            }
         }
-        for child in &held {
-            self.look_within(child, true, false)?;
-        }
-        Ok(())
-    }
-
-    fn look_at_file(&mut self, path: &RelPath, found: Identity, is_owed: bool) {
-        let known = self.known(path);
-        let is_known = known
-            .as_ref()
-            .is_some_and(|known| known.local == Some(found));
-        if is_known && !is_owed {
+        if path.is_none() && stats.is_empty() && unknown.is_empty() {
+            let is_known_empty = self
+                .shared
+                .ledger()
+                .as_ref()
+                .is_none_or(|ledger| ledger.manifest.is_empty());
+            if !is_known_empty {
+                self.found.failure = Some(LookError::Empty);
+            }
             return;
         }
-        let begun = Instant::now();
-        let read = self.root.file(path).and_then(|file| read_stable(&file));
-        let cost = begun.elapsed();
-        let (found, hash) = match read {
-            Ok(Some(read)) => read,
-            Ok(None) => {
-                self.again.push(Again::Unstable(path.clone(), cost));
-                return;
+        let compared = self.compare(path, &stats, &unknown, is_scan);
+        for name in compared.gone {
+            if let Ok(child) = RelPath::child(path, &name) {
+                self.found.changes.push((child, Change::Delete));
             }
+        }
+        for (name, error) in unknown {
+            if let Ok(child) = RelPath::child(path, &name) {
+                self.note_unreadable(&child, &error);
+            }
+        }
+        for number in compared.different {
+            let Some((name, stat)) = stats.get(number) else {
+                continue;
+            };
+            self.look_in(path, directory.as_fd(), name, stat, is_scan);
+        }
+        for number in compared.directories {
+            let child = stats.get(number).map(|(name, _)| RelPath::child(path, name));
+            self.found.directories.extend(child.and_then(Result::ok));
+        }
+    }
+
+    /// Compares a listing with the manifest, holding that no longer than for this.
+    fn compare(
+        &self,
+        path: Option<&RelPath>,
+        stats: &[(Vec<u8>, Statx)],
+        unknown: &[(Vec<u8>, io::Error)],
+        is_scan: bool,
+    ) -> Compared {
+        let mut compared = Compared::default();
+        let guard = self.shared.ledger();
+        let empty = Manifest::default();
+        let manifest = guard.as_ref().map_or(&empty, |ledger| &ledger.manifest);
+        let at = match path {
+            None => Some(TOP),
+            Some(path) => manifest.lookup(path),
+        };
+        let mut held = at.map_or(&[][..], |at| manifest.children(at)).iter().peekable();
+        let is_unknown =
+            |name: &[u8]| unknown.iter().any(|(unknown, _)| unknown.as_slice() == name);
+        for (number, (name, stat)) in stats.iter().enumerate() {
+            while let Some(gone) = held.next_if(|id| manifest.name(**id) < name.as_slice()) {
+                let gone = manifest.name(*gone);
+                if !is_unknown(gone) {
+                    compared.gone.push(gone.to_vec());
+                }
+            }
+            let node = held.next_if(|id| manifest.name(**id) == name.as_slice());
+            let found = identity(stat);
+            match node {
+                Some(id) if manifest.looks(*id, &found) => {
+                    if manifest.is_directory(*id) && is_scan {
+                        compared.directories.push(number);
+                    }
+                }
+                Some(_) | None => compared.different.push(number),
+            }
+        }
+        for gone in held {
+            let gone = manifest.name(*gone);
+            if !is_unknown(gone) {
+                compared.gone.push(gone.to_vec());
+            }
+        }
+        compared
+    }
+
+    /// Looks at something that is not known to be as it is.
+    fn look_in(
+        &mut self,
+        parent: Option<&RelPath>,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Statx,
+        is_scan: bool,
+    ) {
+        let path = match RelPath::child(parent, name) {
+            Ok(path) => path,
+            Err(PathError::Reserved) => return,
             Err(error) => {
-                self.note_unreadable(path, &error);
+                let parent = parent.map(ToString::to_string).unwrap_or_default();
+                self.shared.problem(
+                    &format!("{parent}/"),
+                    Severity::Warning,
+                    "files_left_out",
+                    format!(
+                        "store {}: something in `/{parent}` is not replicated: {error}",
+                        self.shared.id.name
+                    ),
+                );
                 return;
             }
         };
+        let found = identity(stat);
+        let known = self.known(&path);
+        if is_scan && known.is_none() && self.has_moved(&path, &found) {
+            return;
+        }
+        match found.file_type() {
+            FileType::Directory => {
+                match open_in(directory, name, OFlags::PATH) {
+                    Ok(handle) => self.note_directory(&path, found, handle.as_fd(), known),
+                    Err(error) => return self.note_unreadable(&path, &error),
+                }
+                self.found.directories.push(path);
+            }
+            FileType::RegularFile if found.size >= LARGE_FROM => self.found.large.push(path),
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+                match open_in(directory, name, flags) {
+                    Ok(file) => self.read(&path, &File::from(file), known),
+                    Err(error) => self.note_unreadable(&path, &error),
+                }
+            }
+            FileType::Symlink => self.look_at_link(&path, found, known),
+            FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => {
+                self.note_left_out(&path, "sockets, pipes and devices are not replicated");
+            }
+        }
+    }
+
+    /// Whether something new is what has gone from another path.
+    fn has_moved(&mut self, path: &RelPath, found: &Identity) -> bool {
+        let inodes = self.tree.inodes(self.shared, SCAN_MAX);
+        let Some(id) = inodes.get(&found.inode) else {
+            return false;
+        };
+        let from = {
+            let guard = self.shared.ledger();
+            let Some(ledger) = guard.as_ref() else {
+                return false;
+            };
+            let manifest = &ledger.manifest;
+            // The node may have gone since, and its number been given to another.
+            let Some(from) = manifest.path(*id).filter(|from| manifest.lookup(from) == Some(*id))
+            else {
+                return false;
+            };
+            let is_same = manifest.local(*id).seen().is_some_and(|seen| {
+                // A directory's time may have changed with what it holds; a move changes every ctime.
+                let is_directory = found.file_type() == FileType::Directory;
+                let seen = Identity {
+                    ctime_ns: found.ctime_ns,
+                    mtime_ns: if is_directory {
+                        found.mtime_ns
+                    } else {
+                        seen.mtime_ns
+                    },
+                    ..seen
+                };
+                seen == *found
+            });
+            if !is_same {
+                return false;
+            }
+            from
+        };
+        let is_still_there = self
+            .tree
+            .root
+            .stat(&from)
+            .is_ok_and(|stat| stat.stx_ino == found.inode);
+        if is_still_there {
+            return false;
+        }
+        self.found.moved.push((from, path.clone()));
+        true
+    }
+
+    /// Returns the path of which is known that it was this file, when it had no other.
+    fn sibling(&self, path: &RelPath, inode: u64) -> Option<RelPath> {
+        if self.shared.is_linked(inode) {
+            return None;
+        }
+        let inodes = self.tree.inodes(self.shared, INODES_FRESH);
+        let id = inodes.get(&inode)?;
+        let guard = self.shared.ledger();
+        let manifest = &guard.as_ref()?.manifest;
+        let sibling = manifest.path(*id)?;
+        let is_it = manifest.lookup(&sibling) == Some(*id)
+            && manifest.inode(*id) == Some(inode)
+            && sibling != *path;
+        is_it.then_some(sibling)
+    }
+
+    fn note_directory(
+        &mut self,
+        path: &RelPath,
+        found: Identity,
+        handle: BorrowedFd<'_>,
+        known: Option<Known>,
+    ) {
+        let xattrs = match xattrs(handle) {
+            Ok(xattrs) => xattrs,
+            Err(error) => return self.note_unreadable(path, &error),
+        };
         self.shared.mended(path);
-        self.again.push(Again::Rested(path.clone(), cost));
+        let mut entry = found.entry(Kind::Directory);
+        entry.xattrs = xattrs;
+        let local = Local::Seen(found);
+        self.note(path, Known { entry, local }, Content::Same, known);
+    }
+
+    fn look_at_link(&mut self, path: &RelPath, found: Identity, known: Option<Known>) {
+        match self.tree.root.read_link(path) {
+            Ok(target) if target.len() <= TARGET_BYTES_MAX => {
+                self.shared.mended(path);
+                let entry = found.entry(Kind::Symlink { target });
+                let local = Local::Seen(found);
+                self.note(path, Known { entry, local }, Content::Same, known);
+            }
+            Ok(_) => self.note_left_out(path, "the target of the symbolic link is too long"),
+            Err(error) => self.note_unreadable(path, &error),
+        }
+    }
+
+    fn look_at_file(&mut self, path: &RelPath, found: Identity, known: Option<Known>) {
+        if known
+            .as_ref()
+            .is_some_and(|known| known.local == Local::Seen(found))
+        {
+            self.shared.mended(path);
+            return;
+        }
+        match self.tree.root.file(path) {
+            Ok(file) => self.read(path, &file, known),
+            Err(error) => self.note_unreadable(path, &error),
+        }
+    }
+
+    fn read(&mut self, path: &RelPath, file: &File, known: Option<Known>) {
+        use understudy_replication::files::stat_fd;
+        let begun = Instant::now();
+        if let Ok(stat) = stat_fd(file.as_fd())
+            && stat.stx_size >= SETTLING_FROM
+            && age(identity(&stat).mtime_ns).is_some_and(|age| age < SETTLING)
+        {
+            self.found
+                .again
+                .push(Again::Unstable(path.clone(), Duration::ZERO));
+            return;
+        }
+        let elsewhere = |size, hash| self.shared.elsewhere(size, hash, path);
+        let former = Former {
+            content: known.as_ref().and_then(|known| known.entry.content()),
+            blocks: &self.shared.blocks,
+            elsewhere: &elsewhere,
+        };
+        let read = content::read(file, &former);
+        let cost = begun.elapsed();
+        let held = match read {
+            Ok(Some(held)) => held,
+            Ok(None) => {
+                self.found
+                    .again
+                    .push(Again::Unstable(path.clone(), cost));
+                return;
+            }
+            Err(error) => return self.note_unreadable(path, &error),
+        };
+        self.shared.mended(path);
+        self.found.again.push(Again::Rested(path.clone(), cost));
+        let found = held.found;
         let is_racy = is_racy(found);
         if is_racy {
-            self.again.push(Again::Racy(path.clone()));
+            self.found.again.push(Again::Racy(path.clone()));
         }
-        let local = (!is_racy).then_some(found);
-        let entry = found.entry(Kind::File {
+        let local = Local::Seen(if is_racy { found.unsettled() } else { found });
+        let mut entry = found.entry(Kind::File {
             size: found.size,
-            hash,
+            hash: held.hash,
         });
-        let has_content = is_owed
-            || known
-                .as_ref()
-                .is_none_or(|known| known.entry.content() != entry.content());
-        if known.as_ref().is_some_and(|known| known.entry == entry) && !is_owed {
-            if let Some(local) = local {
-                self.pending.add(path.clone(), Change::Learn(local));
+        entry.xattrs = held.xattrs;
+        let mut content = held.content;
+        if held.names > 1 {
+            entry.link = self.shared.link_of(found.inode);
+            if let Some(sibling) = self.sibling(path, found.inode) {
+                // Nobody tells of a name that has become one of several.
+                self.look(&sibling, false);
+                content = Content::Link(sibling);
             }
-        } else {
-            self.put(path, entry, local, has_content);
         }
+        let was_linked = known.as_ref().map_or(0, |known| known.entry.link);
+        if was_linked != 0 && known.as_ref().is_some_and(|known| known.entry != entry) {
+            // Nobody tells of the other names of a file that was changed under this one.
+            let others = self.shared.linked(was_linked, path);
+            self.found.again.extend(others.into_iter().map(Again::Linked));
+        }
+        self.note(path, Known { entry, local }, content, known);
     }
 
-    fn put(&mut self, path: &RelPath, entry: Entry, local: Option<Identity>, has_content: bool) {
-        let known = Known { entry, local };
-        self.pending
-            .add(path.clone(), Change::Put { known, has_content });
+    fn note(&mut self, path: &RelPath, now: Known, content: Content, known: Option<Known>) {
+        let change = match known {
+            Some(known) if known.entry == now.entry => {
+                if known.local == now.local {
+                    return;
+                }
+                Change::Learn(now.local)
+            }
+            Some(_) | None => Change::Put {
+                known: now,
+                content,
+            },
+        };
+        self.found.changes.push((path.clone(), change));
     }
 
-    /// Returns what is known of a path, with what this look has found already.
     fn known(&self, path: &RelPath) -> Option<Known> {
-        match self.pending.changes.get(path) {
-            Some(Change::Put { known, .. }) => return Some(known.clone()),
-            Some(Change::Delete) => return None,
-            Some(Change::Learn(_)) | None => {}
-        }
-        self.shared.ledger().as_ref()?.manifest.get(path).cloned()
+        self.shared.ledger().as_ref()?.manifest.get(path)
+    }
+
+    fn has_directory(&self, path: &RelPath) -> bool {
+        let guard = self.shared.ledger();
+        guard
+            .as_ref()
+            .is_some_and(|ledger| ledger.manifest.directory_of(path).is_some())
     }
 
     fn is_excluded(&self, path: &RelPath) -> bool {
         if path.names().next() == Some(LOST_AND_FOUND) {
             return true;
         }
+        if self.shared.exclude().patterns().is_empty() {
+            return false;
+        }
         let mut at = Some(path.clone());
         while let Some(path) = at {
-            if self.shared.exclude.is_match(path.as_path()) {
+            if self.shared.exclude().is_match(path.as_path()) {
                 return true;
             }
             at = path.parent();
@@ -353,7 +616,7 @@ impl Looker<'_> {
             .is_some_and(|errno| gone.contains(&errno))
         {
             if self.known(path).is_some() {
-                self.pending.add(path.clone(), Change::Delete);
+                self.found.changes.push((path.clone(), Change::Delete));
             }
             self.shared.mended(path);
             return;
@@ -376,7 +639,7 @@ impl Looker<'_> {
 
     fn note_left_out(&mut self, path: &RelPath, reason: &str) {
         if self.known(path).is_some() {
-            self.pending.add(path.clone(), Change::Delete);
+            self.found.changes.push((path.clone(), Change::Delete));
         }
         self.shared.problem(
             &path.to_string(),
@@ -390,15 +653,19 @@ impl Looker<'_> {
     }
 }
 
-/// Hashes a file; `None` if it changed meanwhile.
-fn read_stable(file: &File) -> io::Result<Option<(Identity, Digest)>> {
-    let before = identity(&stat_fd(file.as_fd())?);
-    if before.file_type() != FileType::RegularFile {
-        return Ok(None);
-    }
-    let (hash, bytes) = Digest::of_reader(file)?;
-    let after = identity(&stat_fd(file.as_fd())?);
-    Ok((before == after && bytes == after.size).then_some((after, hash)))
+#[derive(Default)]
+struct Compared {
+    gone: Vec<Vec<u8>>,
+    /// What is new or looks otherwise, by its place in the listing.
+    different: Vec<usize>,
+    /// Directories that look as they did.
+    directories: Vec<usize>,
+}
+
+/// Returns how long ago a time of a file was; `None` in the future.
+fn age(time_ns: i64) -> Option<Duration> {
+    let then = u64::try_from(time_ns.max(0) / 1_000_000).unwrap_or(0);
+    WallTime::now().0.checked_sub(then).map(Duration::from_millis)
 }
 
 /// Returns whether the file was changed so shortly ago that the next change might leave its times as

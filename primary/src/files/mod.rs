@@ -1,18 +1,23 @@
 //! The primary's end of a files store.
 //!
 //! ```text
-//! inotify ─▶ Watch ─▶ Dirty ─▶ Looker ─▶ commit: log, then table ─▶ position
-//!  full scans ──────────┘ ▲                                            │
-//!  marks, owed contents ──┘                    routes: snapshot, content, log ─▶ standbys
+//! fanotify, inotify ─▶ Dirty ─▶ Looker ─▶ commit: log, then journal ─▶ position
+//!  patrols, marks ───────┘   (on threads)                                 │
+//!                                              routes: snapshot, content, log ─▶ standbys
 //! ```
 //! Events only say where to look; what is there is read from the file system, and a look at everything
 //! (at start, after lost events, every few minutes) is the truth behind them. Read first:
 //! [`FilesShipper`], then `capture`.
 
 mod capture;
+mod check;
 mod commit;
+mod content;
 mod dirty;
+mod jobs;
+mod limit;
 mod look;
+mod press;
 mod shared;
 mod ship;
 mod watch;
@@ -28,10 +33,13 @@ use tokio::sync::oneshot;
 use understudy_config::{Files, StoreName};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
+use understudy_replication::check::{Checked, Depth, Trouble};
 use understudy_replication::files::{Head, Ledger, LedgerError};
+use understudy_replication::log::Log;
 use understudy_replication::position::Position;
 use understudy_replication::store::{
-    BoxFuture, Shipper, Stop, Stopper, StoreFailure, StoreId, StoreKind, StoreReport,
+    BoxFuture, Progress, Shipper, Stop, Stopper, StoreFailure, StoreId, StoreKind, StoreRefusal,
+    StoreReport, Unit,
 };
 
 use capture::Capture;
@@ -41,8 +49,11 @@ use ship::Shop;
 /// How long a mark may take; then the position is unknown.
 const MARK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A directory within a directory takes a frame of the capture's stack: paths bound the depth.
-const STACK_BYTES: usize = 64 << 20;
+/// How often it is shown how far a long work is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a look at everything may take that somebody waits for.
+const SYNC_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Why a files store cannot be shipped.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +118,7 @@ impl std::fmt::Debug for FilesShipper {
 impl Drop for FilesShipper {
     fn drop(&mut self) {
         // The receiver of this node may open it from now on, even while a stream is still ending.
-        *self.shared.ledger() = None;
+        self.shared.close();
     }
 }
 
@@ -130,20 +141,19 @@ impl FilesShipper {
             name: config.name.clone(),
             kind: StoreKind::Files,
         };
-        let ledger = open_ledger(state, &id, epoch)?;
-        for damage in &ledger.damage {
-            events.record(Severity::Warning, "files_ledger", damage.clone());
+        let (ledger, log, damage) = open_kept(state, &id, epoch)?;
+        for damage in damage {
+            events.record(Severity::Warning, "files_ledger", damage);
         }
-        let position = ledger.head().map_or(Position(0), |head| head.position);
         let shared = Shared::new(
             id,
             epoch.clone(),
             root,
             state.to_owned(),
-            config.exclude.clone(),
+            config.clone(),
             events,
             ledger,
-            position,
+            log,
         );
         let (stopper, stop) = Stopper::new();
         Ok(Self {
@@ -156,8 +166,40 @@ impl FilesShipper {
     }
 }
 
-/// Opens the ledger, brings it up to its log, and makes it one of `epoch`.
-fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, FilesError> {
+impl FilesShipper {
+    /// Asks the capture for a position that covers all that has happened, in a scan also all that it
+    /// was not told of.
+    async fn ask_for_mark(&self, patience: Duration, is_scan: bool) -> Option<Position> {
+        if !self.is_running.load(Ordering::Acquire) {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        let asked = Instant::now();
+        let until = asked + patience;
+        self.shared.ask(|inbox| {
+            if is_scan {
+                inbox.scan_wanted.get_or_insert(asked);
+            }
+            inbox.marks.push(MarkRequest {
+                asked,
+                until,
+                reply,
+            });
+        });
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(position)) => position,
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+/// Opens what is kept, brings the manifest up to the log, and makes both those of `epoch`. Tells what
+/// was damaged.
+fn open_kept(
+    state: &Path,
+    id: &StoreId,
+    epoch: &Epoch,
+) -> Result<(Ledger, Log, Vec<String>), FilesError> {
     let ledger_error = |source| FilesError::Ledger {
         store: id.name.clone(),
         source,
@@ -167,15 +209,19 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
         source: Box::new(source),
     };
     let mut ledger = Ledger::open(state, &id.name).map_err(ledger_error)?;
-    let replayed = commit::replay(&mut ledger);
+    let mut damage = ledger.damage.clone();
+    let (mut log, lost) = Ledger::open_log(state, &id.name).map_err(ledger_error)?;
+    let is_log_lost = lost.is_some();
+    damage.extend(lost);
+    let replayed = commit::replay(&mut ledger, &log);
     if let Err(error) = &replayed {
-        ledger.damage.push(format!(
-            "the log of store {} does not fit its table: {error}",
+        damage.push(format!(
+            "the log of store {} does not fit its manifest: {error}",
             id.name
         ));
     }
     let head = ledger.head().cloned();
-    let is_lost = replayed.is_err() || ledger.is_log_lost;
+    let is_lost = replayed.is_err() || is_log_lost;
     match (is_lost, head) {
         (false, Some(head)) if head.epoch == *epoch => {}
         (false, Some(head)) => {
@@ -183,16 +229,13 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
                 epoch: epoch.clone(),
                 ..head
             };
-            ledger
-                .commit(&Default::default(), head)
-                .map_err(ledger_error)?;
+            ledger.commit(&[], Vec::new(), head).map_err(ledger_error)?;
             ledger.sync().map_err(ledger_error)?;
         }
         (_, head) => {
             // Nothing that a standby has can be continued: positions go on behind all that were told,
             // and every standby compares everything, which ships what differs.
-            let end = ledger.log().end();
-            let end = head.map_or(end, |head| head.position.max(end));
+            let end = head.map_or(log.end(), |head| head.position.max(log.end()));
             let position = Position(if end.0 == 0 {
                 0
             } else {
@@ -206,19 +249,16 @@ fn open_ledger(state: &Path, id: &StoreId, epoch: &Epoch) -> Result<Ledger, File
                 complete: position,
                 root,
             };
-            ledger.manifest = manifest.clone();
             ledger.replace(manifest, head).map_err(ledger_error)?;
         }
     }
-    // The log can be behind the table only if it lost what was synced.
+    // The log can be behind the manifest only if it lost what was synced.
     let position = ledger.head().map_or(Position(0), |head| head.position);
-    if ledger.log().end() != position {
-        ledger
-            .log()
-            .reset(position)
+    if log.end() != position {
+        log.reset(position)
             .map_err(|error| commit_error(error.into()))?;
     }
-    Ok(ledger)
+    Ok((ledger, log, damage))
 }
 
 impl Shipper for FilesShipper {
@@ -239,10 +279,10 @@ impl Shipper for FilesShipper {
             let flag = is_stopped.clone();
             thread::Builder::new()
                 .name(format!("files-{}", self.shared.id.name))
-                .stack_size(STACK_BYTES)
                 .spawn(move || {
                     let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
-                    let result = Capture::new(shared, flag, Instant::now()).run();
+                    let result =
+                        Capture::new(shared, flag, Instant::now()).and_then(Capture::run);
                     // Who waits for it may have been dropped.
                     let _gone = done.send(result).is_err();
                 })
@@ -284,7 +324,7 @@ impl Shipper for FilesShipper {
             let (shared, guard) = (self.shared.clone(), self.capture.clone());
             let captured = tokio::task::spawn_blocking(move || {
                 let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
-                Capture::new(shared, Arc::default(), Instant::now()).run_once()
+                Capture::new(shared, Arc::default(), Instant::now()).and_then(Capture::finish)
             });
             match captured.await {
                 Ok(result) => Ok(result?),
@@ -301,21 +341,86 @@ impl Shipper for FilesShipper {
             if !self.is_running.load(Ordering::Acquire) {
                 return None;
             }
-            let (reply, answer) = oneshot::channel();
-            let asked = Instant::now();
-            let until = asked + MARK_PATIENCE;
-            self.shared.ask(|inbox| {
-                inbox.marks.push(MarkRequest {
-                    asked,
-                    until,
-                    reply,
-                })
-            });
-            match tokio::time::timeout(MARK_PATIENCE, answer).await {
-                Ok(Ok(position)) => position,
-                Ok(Err(_)) | Err(_) => None,
+            self.ask_for_mark(MARK_PATIENCE, false).await
+        })
+    }
+
+    fn sync_now(&self) -> BoxFuture<'_, Result<Position, StoreFailure>> {
+        Box::pin(async move {
+            let position = self.ask_for_mark(SYNC_PATIENCE, true).await;
+            let id = self.shared.id.clone();
+            let withheld = self.shared.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(withheld) = *withheld {
+                return Err(StoreRefusal::DeletesWithheld { id, withheld }.into());
+            }
+            drop(withheld);
+            Ok(position.ok_or(StoreRefusal::NoPosition { id })?)
+        })
+    }
+
+    fn allow_deletes(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        Box::pin(async move {
+            let mut guard = self.shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
+            guard.allow(Instant::now(), SYNC_PATIENCE);
+            drop(guard);
+            // The capture takes the allowance back when it has looked at everything.
+            self.shared
+                .ask(|inbox| inbox.scan_wanted = Some(Instant::now()));
+            Ok(())
+        })
+    }
+
+    fn check<'a>(
+        &'a self,
+        depth: Depth,
+        progress: &'a dyn Progress,
+        stop: &'a Stop,
+    ) -> BoxFuture<'a, Result<Checked, StoreFailure>> {
+        Box::pin(async move {
+            let name = &self.shared.id.name;
+            progress.start(&format!("looking at store {name}"), None, Unit::Items);
+            self.sync_now().await?;
+            let shared = self.shared.clone();
+            let Depth::Scrub { bytes_per_second } = depth else {
+                progress.end("done");
+                return Ok(check::state(&shared));
+            };
+            let bytes = shared
+                .ledger()
+                .as_ref()
+                .map_or(0, |ledger| ledger.manifest.bytes());
+            progress.start(&format!("reading store {name}"), Some(bytes), Unit::Bytes);
+            let done = Arc::new(check::Done::default());
+            // Who waits may be dropped, and the thread must not go on then.
+            let _stopping = Stopping(done.clone());
+            let (shared, seen) = (self.shared.clone(), done.clone());
+            let mut scrubbing =
+                tokio::task::spawn_blocking(move || check::scrub(&shared, bytes_per_second, &seen));
+            let scrubbed = loop {
+                tokio::select! {
+                    scrubbed = &mut scrubbing => break scrubbed,
+                    () = stop.wait() => done.is_stopped.store(true, Ordering::Release),
+                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+                }
+                progress.at(done.bytes.load(Ordering::Acquire));
+                if stop.is_stopped() {
+                    break scrubbing.await;
+                }
+            };
+            progress.end("done");
+            match scrubbed {
+                Ok(checked) => Ok(checked.map_err(|source| FilesError::Wait { source })?),
+                Err(_) => Err(FilesError::Broken { store: name.clone() }.into()),
             }
         })
+    }
+
+    fn root_at(&self, position: Position) -> Option<String> {
+        check::root_at(&self.shared, position)
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        self.shared.troubles()
     }
 
     fn routes(self: Arc<Self>) -> axum::Router {
@@ -340,6 +445,15 @@ impl Shipper for FilesShipper {
     }
 }
 
+/// Stops a scrub when the future that waits for it ends or is dropped.
+struct Stopping(Arc<check::Done>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.is_stopped.store(true, Ordering::Release);
+    }
+}
+
 /// Stops the capture when the future that waits for it ends or is dropped.
 struct Running<'a> {
     shipper: &'a FilesShipper,
@@ -359,3 +473,6 @@ impl Drop for Running<'_> {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

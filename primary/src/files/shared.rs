@@ -1,6 +1,6 @@
 //! What the capture and the routes of one store share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -9,13 +9,21 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{oneshot, watch};
-use understudy_config::Globs;
+use understudy_config::{Files, Globs};
+use understudy_replication::check::Trouble;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::files::{Ledger, RelPath};
-use understudy_replication::log::LogView;
+use understudy_replication::files::{Blocks, Digest, Ledger, Manifest, NodeId, RelPath, TOP};
+use understudy_replication::guard::{DeleteGuard, Withheld};
+use understudy_replication::log::{Log, LogView};
 use understudy_replication::position::Position;
 use understudy_replication::store::StoreId;
+use understudy_replication::wall_time::WallTime;
+
+use super::limit::Limits;
+
+/// A content of at least this size is looked for elsewhere in the store before it is shipped.
+const ELSEWHERE_FROM: u64 = 64 << 10;
 
 /// How many problems are told; more are only counted.
 const PROBLEMS_MAX: usize = 20;
@@ -25,11 +33,20 @@ pub(super) struct Shared {
     pub(super) epoch: Epoch,
     pub(super) root: PathBuf,
     pub(super) state: PathBuf,
-    pub(super) exclude: Globs,
+    pub(super) config: Files,
     pub(super) events: Events,
     /// `None` once the shipper has been dropped (the other end of this node may open it then), and
     /// after a failed commit (it is read from the disk again, which tells what has got there).
-    pub(super) ledger: Mutex<Option<Ledger>>,
+    ledger: Mutex<Option<Ledger>>,
+    /// What is shipped. Closed and opened with the ledger; locked after it.
+    pub(super) shipped: Mutex<Option<Log>>,
+    pub(super) blocks: Blocks,
+    /// Which nodes hold a content, by the beginning of its hash; made when it is first asked for.
+    contents: Mutex<Option<HashMap<u64, NodeId>>>,
+    pub(super) guard: Mutex<DeleteGuard>,
+    /// What the guard holds back.
+    pub(super) withheld: Mutex<Option<Withheld>>,
+    pub(super) limits: Limits,
     pub(super) log: Mutex<LogView>,
     /// Rises when the log is opened anew: who reads the former one sees nothing new in it.
     pub(super) log_generation: AtomicU64,
@@ -41,15 +58,21 @@ pub(super) struct Shared {
     pub(super) is_halted: AtomicBool,
     inbox: Mutex<Inbox>,
     pub(super) wake: OwnedFd,
-    problems: Mutex<BTreeMap<String, String>>,
+    problems: Mutex<BTreeMap<String, Problem>>,
+}
+
+struct Problem {
+    text: String,
+    since: WallTime,
 }
 
 /// What others want of the capture.
 #[derive(Default)]
 pub(super) struct Inbox {
     pub(super) marks: Vec<MarkRequest>,
-    /// Files whose content a standby could not be sent.
-    pub(super) owed: BTreeSet<RelPath>,
+    /// Since when somebody wants everything to be looked at: who has asked for a mark then waits for
+    /// that.
+    pub(super) scan_wanted: Option<Instant>,
 }
 
 pub(super) struct MarkRequest {
@@ -68,20 +91,27 @@ impl Shared {
         epoch: Epoch,
         root: PathBuf,
         state: PathBuf,
-        exclude: Globs,
+        config: Files,
         events: Events,
         ledger: Ledger,
-        position: Position,
+        shipped: Log,
     ) -> std::io::Result<Self> {
-        let log = ledger.log_view();
+        let position = ledger.head().map_or(Position(0), |head| head.position);
+        let log = shipped.view();
         Ok(Self {
             id,
             epoch,
             root,
+            blocks: Blocks::open(&state),
             state,
-            exclude,
+            guard: Mutex::new(DeleteGuard::new(config.delete_guard)),
+            withheld: Mutex::default(),
+            limits: Limits::new(config.bandwidth),
+            config,
             events,
             ledger: Mutex::new(Some(ledger)),
+            shipped: Mutex::new(Some(shipped)),
+            contents: Mutex::default(),
             log: Mutex::new(log),
             log_generation: AtomicU64::new(0),
             position: watch::Sender::new(position),
@@ -93,8 +123,95 @@ impl Shared {
         })
     }
 
+    pub(super) fn exclude(&self) -> &Globs {
+        &self.config.exclude
+    }
+
     pub(super) fn ledger(&self) -> MutexGuard<'_, Option<Ledger>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes what is kept; the next capture reads it from the disk.
+    pub(super) fn close(&self) {
+        *self.ledger() = None;
+        *self.shipped.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.contents.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Returns another file that holds this content.
+    pub(super) fn elsewhere(&self, size: u64, hash: Digest, not: &RelPath) -> Option<RelPath> {
+        if size < ELSEWHERE_FROM {
+            return None;
+        }
+        let guard = self.ledger();
+        let manifest = &guard.as_ref()?.manifest;
+        let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        let contents = contents.get_or_insert_with(|| index_contents(manifest));
+        let id = *contents.get(&prefix(hash))?;
+        // The node may have gone since, and its number been given to another.
+        let path = manifest.path(id)?;
+        let is_right = manifest.lookup(&path) == Some(id)
+            && manifest.content(id) == Some((size, hash))
+            && path != *not;
+        is_right.then_some(path)
+    }
+
+    /// Returns whether a file is known that holds this content.
+    pub(super) fn is_held(&self, manifest: &Manifest, size: u64, hash: Digest) -> bool {
+        let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = contents.as_ref().and_then(|contents| contents.get(&prefix(hash)));
+        id.and_then(|id| manifest.path(*id))
+            .and_then(|path| manifest.lookup(&path))
+            .is_some_and(|id| manifest.content(id) == Some((size, hash)))
+    }
+
+    /// Notes that a node holds a content.
+    pub(super) fn note_content(&self, manifest: &Manifest, path: &RelPath) {
+        let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(contents), Some(id)) = (contents.as_mut(), manifest.lookup(path))
+            && let Some((size, hash)) = manifest.content(id)
+            && size >= ELSEWHERE_FROM
+        {
+            contents.insert(prefix(hash), id);
+        }
+    }
+
+    /// Returns the number of the file with this inode, which has several names.
+    pub(super) fn link_of(&self, inode: u64) -> u64 {
+        let guard = self.ledger();
+        let Some(ledger) = guard.as_ref() else {
+            return inode.max(1);
+        };
+        if let Some(link) = ledger.manifest.link_of_inode(inode) {
+            return link;
+        }
+        // Another machine may have given the number to another file.
+        let mut link = inode.max(1);
+        while ledger.manifest.linked(link).next().is_some() {
+            link = link.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15;
+        }
+        link
+    }
+
+    /// Returns whether a file with this inode is known to have several names.
+    pub(super) fn is_linked(&self, inode: u64) -> bool {
+        let guard = self.ledger();
+        guard
+            .as_ref()
+            .is_some_and(|ledger| ledger.manifest.link_of_inode(inode).is_some())
+    }
+
+    /// Returns the other names of a file.
+    pub(super) fn linked(&self, link: u64, not: &RelPath) -> Vec<RelPath> {
+        let guard = self.ledger();
+        let Some(ledger) = guard.as_ref() else {
+            return Vec::new();
+        };
+        let paths = ledger.manifest.linked(link);
+        paths
+            .filter_map(|id| ledger.manifest.path(id))
+            .filter(|path| path != not)
+            .collect()
     }
 
     pub(super) fn log(&self) -> LogView {
@@ -121,12 +238,16 @@ impl Shared {
     /// Tells the operators of a problem, once as long as it lasts.
     pub(super) fn problem(&self, about: &str, severity: Severity, kind: &str, text: String) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        if problems.get(about) == Some(&text) {
+        if problems.get(about).is_some_and(|held| held.text == text) {
             return;
         }
         let is_told = problems.contains_key(about) || problems.len() < PROBLEMS_MAX;
         if is_told {
-            problems.insert(about.to_owned(), text.clone());
+            let problem = Problem {
+                text: text.clone(),
+                since: WallTime::now(),
+            };
+            problems.insert(about.to_owned(), problem);
             drop(problems);
             self.events.record(severity, kind, text);
         }
@@ -143,6 +264,42 @@ impl Shared {
 
     pub(super) fn problems(&self) -> Vec<String> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.values().cloned().collect()
+        problems.values().map(|problem| problem.text.clone()).collect()
+    }
+
+    /// Returns the problems of single paths, oldest first.
+    pub(super) fn troubles(&self) -> Vec<Trouble> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_paths = problems.iter().filter(|(about, _)| !about.is_empty());
+        let mut troubles: Vec<Trouble> = of_paths
+            .map(|(path, problem)| Trouble {
+                path: path.clone(),
+                reason: problem.text.clone(),
+                since: problem.since,
+            })
+            .collect();
+        troubles.sort_by_key(|trouble| trouble.since);
+        troubles
+    }
+}
+
+fn prefix(hash: Digest) -> u64 {
+    let (bytes, _) = hash.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
+    u64::from_le_bytes(*bytes)
+}
+
+fn index_contents(manifest: &Manifest) -> HashMap<u64, NodeId> {
+    let mut contents = HashMap::new();
+    let visited: Result<(), std::convert::Infallible> = manifest.visit(TOP, &mut |_, id| {
+        if let Some((size, hash)) = manifest.content(id)
+            && size >= ELSEWHERE_FROM
+        {
+            contents.insert(prefix(hash), id);
+        }
+        Ok(())
+    });
+    match visited {
+        Ok(()) => contents,
+        Err(never) => match never {},
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::{Extension, Router};
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,18 +18,25 @@ use rustix::fs::FileType;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 use understudy_replication::files::wire::{
-    CHUNK_BYTES_MAX, HEARTBEAT_INTERVAL, Note, Packer, WANTED_BYTES_MAX, WANTED_MAX, Wanted,
-    WireError,
+    CHUNK_BYTES_MAX, HEARTBEAT_INTERVAL, Note, Packer, Part, WANTED_BYTES_MAX, WANTED_MAX, Wanted,
+    WireError, compress,
 };
 use understudy_replication::files::{
-    Batch, Digest, LogEntry, LogEntryError, RelPath, Root, identity, stat_fd,
+    Batch, Content, Digest, Local, LogEntry, LogEntryError, Operation, RelPath, Root, TOP,
+    data_ranges, identity, stat_fd,
 };
 use understudy_replication::log::{LogError, LogReader, Record};
 use understudy_replication::position::Position;
 use understudy_replication::store::Stop;
-use understudy_replication::transport::{FrameSender, frames};
+use understudy_replication::transport::{Caller, FrameSender, frames};
 
+use super::limit::{Lane, Limit};
+use super::press::Press;
 use super::shared::Shared;
+
+/// A content that is longer does not come along: it is asked for by itself, so that what is fresh does
+/// not wait behind it.
+const ALONG_BYTES_MAX: u64 = 4 << 20;
 
 /// How long a request for a snapshot waits for the first look at the tree.
 const READY_PATIENCE: Duration = Duration::from_secs(20);
@@ -71,15 +80,21 @@ struct Sender {
     packer: Packer,
     stop: Stop,
     handle: Handle,
+    limit: Option<Arc<Limit>>,
+    lane: Lane,
+    press: Press,
 }
 
 impl Sender {
-    fn new(shop: &Shop, frames: FrameSender) -> Self {
+    fn new(shop: &Shop, frames: FrameSender, caller: &Caller, lane: Lane) -> Self {
         Self {
             frames,
             packer: Packer::default(),
             stop: shop.stop.clone(),
             handle: Handle::current(),
+            limit: shop.shared.limits.of(&caller.node),
+            lane,
+            press: Press::default(),
         }
     }
 
@@ -92,16 +107,30 @@ impl Sender {
     }
 
     fn flush(&mut self) -> Result<(), ShipError> {
-        let Some(frame) = self.packer.take() else {
+        let Some(mut frame) = self.packer.take_with_room() else {
             return Ok(());
         };
+        if self.press.is_worth_trying() {
+            let packed = compress(&frame);
+            self.press.tried(packed.is_some());
+            frame = packed.unwrap_or(frame);
+        }
+        let (begun, bytes) = (Instant::now(), frame.len());
         let (frames, stop) = (&self.frames, &self.stop);
         self.handle.block_on(async {
+            let send = async {
+                if let Some(limit) = &self.limit {
+                    limit.wait(bytes, self.lane).await;
+                }
+                frames.send_with_room(frame).await
+            };
             tokio::select! {
-                sent = frames.send(&frame) => sent.map_err(|_| ShipError::Gone),
+                sent = send => sent.map_err(|_| ShipError::Gone),
                 () = stop.wait() => Err(ShipError::Closed),
             }
-        })
+        })?;
+        self.press.sent(bytes, begun.elapsed());
+        Ok(())
     }
 }
 
@@ -112,10 +141,12 @@ fn refusal(status: StatusCode, reason: String) -> Response {
 /// Runs what ships on a thread that may block, and answers with what it sends.
 fn stream(
     shop: &Shop,
+    caller: &Caller,
+    lane: Lane,
     ship: impl FnOnce(&mut Sender) -> Result<(), ShipError> + Send + 'static,
 ) -> Response {
     let (frames, response) = frames();
-    let mut sender = Sender::new(shop, frames);
+    let mut sender = Sender::new(shop, frames, caller, lane);
     // It ends when the peer goes away or the store is closed: every wait within watches both.
     tokio::task::spawn_blocking(move || {
         let shipped = ship(&mut sender).and_then(|()| sender.flush());
@@ -127,7 +158,7 @@ fn stream(
     response
 }
 
-async fn snapshot(State(shop): State<Shop>) -> Response {
+async fn snapshot(State(shop): State<Shop>, Extension(caller): Extension<Caller>) -> Response {
     let mut is_ready = shop.shared.is_ready.subscribe();
     let waited = tokio::time::timeout(READY_PATIENCE, is_ready.wait_for(|ready| *ready)).await;
     let is_ready = matches!(waited, Ok(Ok(_)));
@@ -145,7 +176,7 @@ async fn snapshot(State(shop): State<Shop>) -> Response {
     let shared = shop.shared.clone();
     let written = tokio::task::spawn_blocking(move || write_snapshot(&shared)).await;
     match written {
-        Ok(Ok(mut file)) => stream(&shop, move |sender| {
+        Ok(Ok(mut file)) => stream(&shop, &caller, Lane::Bulk, move |sender| {
             let mut length = [0; 4];
             while file.read_exact(&mut length).is_ok() {
                 let bytes = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
@@ -178,8 +209,10 @@ fn write_snapshot(shared: &Shared) -> Result<File, ShipError> {
         entries: u64::try_from(ledger.manifest.len()).unwrap_or(u64::MAX),
         bytes: ledger.manifest.bytes(),
     })?;
-    ledger.manifest.visit(&mut |path, known| {
-        packer.note(&Note::Entry(path.clone(), known.entry.clone()))?;
+    let manifest = &ledger.manifest;
+    manifest.visit(TOP, &mut |depth, id| {
+        let name = manifest.name(id).to_vec();
+        packer.note(&Note::Listed(depth, name, manifest.entry(id)))?;
         if packer.is_full() {
             write_frame(&mut file, &mut packer)?;
         }
@@ -205,7 +238,11 @@ fn write_frame(file: &mut impl Write, packer: &mut Packer) -> Result<(), ShipErr
         .map_err(ShipError::Tree)
 }
 
-async fn content(State(shop): State<Shop>, body: Bytes) -> Response {
+async fn content(
+    State(shop): State<Shop>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Response {
     let wanted: Vec<Wanted> = match postcard::from_bytes(&body) {
         Ok(wanted) => wanted,
         Err(error) => {
@@ -222,16 +259,11 @@ async fn content(State(shop): State<Shop>, body: Bytes) -> Response {
         );
     }
     let shared = shop.shared.clone();
-    stream(&shop, move |sender| {
+    stream(&shop, &caller, Lane::Bulk, move |sender| {
         let root = Root::open(&shared.root).map_err(ShipError::Tree)?;
         for wanted in wanted {
-            send_content(
-                sender,
-                &shared,
-                &root,
-                &wanted.path,
-                (wanted.size, wanted.hash),
-            )?;
+            let of = (wanted.size, wanted.hash);
+            send_content(sender, &shared, &root, &wanted.path, of, &wanted.part)?;
         }
         sender.packer.note(&Note::End)?;
         Ok(())
@@ -246,13 +278,19 @@ struct From {
     root: String,
 }
 
-async fn log(State(shop): State<Shop>, Query(asked): Query<From>) -> Response {
+async fn log(
+    State(shop): State<Shop>,
+    Extension(caller): Extension<Caller>,
+    Query(asked): Query<From>,
+) -> Response {
     let shared = shop.shared.clone();
     let opened = tokio::task::spawn_blocking(move || open_log(&shared, &asked)).await;
     match opened {
         Ok(Ok((reader, first))) => {
             let shared = shop.shared.clone();
-            stream(&shop, move |sender| follow(sender, &shared, reader, first))
+            stream(&shop, &caller, Lane::Fresh, move |sender| {
+                follow(sender, &shared, reader, first)
+            })
         }
         Ok(Err(reason)) => refusal(StatusCode::GONE, reason),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -278,7 +316,7 @@ fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>)
             None => return Err(format!("position {from} has not been reached here")),
             Some(record) => match LogEntry::decode(&record.payload) {
                 Ok(LogEntry::Batch(batch)) => (batch.before, Some(record)),
-                Ok(LogEntry::Content(..) | LogEntry::Superseded(_)) | Err(_) => {
+                Ok(LogEntry::Content(..) | LogEntry::Awaited(_)) | Err(_) => {
                     return Err(format!("position {from} was not captured by this node"));
                 }
             },
@@ -319,8 +357,9 @@ fn follow(
             if let LogEntry::Batch(batch) = LogEntry::decode(&record.payload)? {
                 send_batch(sender, shared, &batch)?;
             }
-            sender.flush()?;
+            sender.flush_if_full()?;
         }
+        sender.flush()?;
         let (frames, stop) = (&sender.frames, &sender.stop);
         let is_quiet = sender.handle.block_on(async {
             tokio::select! {
@@ -345,85 +384,174 @@ fn send_batch(sender: &mut Sender, shared: &Shared, batch: &Batch) -> Result<(),
     sender.packer.batch(batch)?;
     let mut root = None;
     for operation in &batch.operations {
-        let Some(content) = operation.content() else {
+        let Operation::Put {
+            path,
+            entry,
+            content,
+        } = operation
+        else {
             continue;
+        };
+        let Some(of) = entry.content() else { continue };
+        let part = match content {
+            Content::Whole if of.0 > ALONG_BYTES_MAX => {
+                sender.packer.note(&Note::Deferred)?;
+                continue;
+            }
+            Content::Whole => Part::From(0),
+            Content::Patch(patch) => Part::Ranges(patch.literals().collect()),
+            Content::Same | Content::Copy(_) | Content::Link(_) => continue,
         };
         if root.is_none() {
             root = Some(Root::open(&shared.root).map_err(ShipError::Tree)?);
         }
         if let Some(root) = &root {
-            send_content(sender, shared, root, operation.path(), content)?;
+            let holes = Holes::AsBytes;
+            send_part(sender, shared, root, path, of, &part, holes)?;
         }
+        sender.flush_if_full()?;
     }
     Ok(())
 }
 
-/// Sends a content, or that it is superseded: then the capture is told to bring the file again.
+/// Sends what a standby has asked for.
 fn send_content(
     sender: &mut Sender,
     shared: &Shared,
     root: &Root,
     path: &RelPath,
-    (size, hash): (u64, Digest),
+    of: (u64, Digest),
+    part: &Part,
 ) -> Result<(), ShipError> {
-    let is_whole = match root.file(path) {
-        Ok(file) => send_file(sender, &file, size, hash)?,
-        Err(_) => false,
-    };
-    if is_whole {
-        sender.packer.note(&Note::Complete)?;
-    } else {
-        // Only while it is the newest that is known: else a later batch brings it anyway.
-        let is_newest = shared.ledger().as_ref().is_some_and(|ledger| {
-            ledger
-                .manifest
-                .get(path)
-                .and_then(|known| known.entry.content())
-                == Some((size, hash))
-        });
-        if is_newest {
-            shared.ask(|inbox| {
-                inbox.owed.insert(path.clone());
-            });
-        }
-        sender.packer.note(&Note::Superseded)?;
-    }
+    send_part(sender, shared, root, path, of, part, Holes::Told)?;
     sender.flush_if_full()
 }
 
-/// Returns whether all of it was sent, and has the hash. A file that has only grown still has.
-fn send_file(sender: &mut Sender, file: &File, size: u64, hash: Digest) -> Result<bool, ShipError> {
-    use std::os::fd::AsFd;
-    match stat_fd(file.as_fd()) {
-        Ok(found) if identity(&found).file_type() == FileType::RegularFile => {}
-        Ok(_) | Err(_) => return Ok(false),
+/// How holes of a file travel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holes {
+    /// As zeros: what comes along with a batch says itself where holes are.
+    AsBytes,
+    /// By their length.
+    Told,
+}
+
+/// Sends parts of a file, or that it is not what it was. Then the capture has found that out, or will,
+/// and a later batch brings the file.
+fn send_part(
+    sender: &mut Sender,
+    shared: &Shared,
+    root: &Root,
+    path: &RelPath,
+    of: (u64, Digest),
+    part: &Part,
+    holes: Holes,
+) -> Result<(), ShipError> {
+    let is_whole = match root.file(path) {
+        Ok(file) if is_still(shared, &file, path, of) => {
+            let sent = send_file(sender, &file, of.0, part, holes)?;
+            sent && is_still(shared, &file, path, of)
+        }
+        Ok(_) | Err(_) => false,
+    };
+    sender.packer.note(if is_whole {
+        &Note::Complete
+    } else {
+        &Note::Superseded
+    })?;
+    Ok(())
+}
+
+/// Returns whether an open file can still hold what it is known to hold.
+///
+/// It is hashed by the receiver, so that this is only to tell at once what would be found out later. A
+/// file that was hashed within the tick of its last change is not known by how it looks.
+fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> bool {
+    let Ok(found) = stat_fd(file.as_fd()).map(|stat| identity(&stat)) else {
+        return false;
+    };
+    let guard = shared.ledger();
+    let Some(manifest) = guard.as_ref().map(|ledger| &ledger.manifest) else {
+        return false;
+    };
+    let Some(id) = manifest.lookup(path) else {
+        return false;
+    };
+    if manifest.content(id) != Some(of) {
+        return false;
     }
-    let mut hasher = blake3::Hasher::new();
-    let mut left = size;
-    let mut chunk = vec![
-        0;
-        CHUNK_BYTES_MAX
-            .min(usize::try_from(size).unwrap_or(usize::MAX))
-            .max(1)
-    ];
-    while left > 0 {
-        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
-        let Some(room) = chunk.get_mut(..wanted) else {
+    match manifest.local(id) {
+        Local::Seen(seen) if !seen.is_unsettled() => manifest.looks(id, &found),
+        Local::Seen(_) | Local::Unknown | Local::Awaited => {
+            found.file_type() == FileType::RegularFile && found.size == of.0
+        }
+    }
+}
+
+/// Returns whether all of it was sent.
+fn send_file(
+    sender: &mut Sender,
+    file: &File,
+    size: u64,
+    part: &Part,
+    holes: Holes,
+) -> Result<bool, ShipError> {
+    let ranges = match part {
+        Part::From(from) => vec![(*from, size.saturating_sub(*from))],
+        Part::Ranges(ranges) => ranges.clone(),
+    };
+    let data = match holes {
+        Holes::Told => match stat_fd(file.as_fd()) {
+            Ok(stat) if stat.stx_blocks.saturating_mul(512) < size => {
+                data_ranges(file, size).ok()
+            }
+            Ok(_) | Err(_) => None,
+        },
+        Holes::AsBytes => None,
+    };
+    for (offset, length) in ranges {
+        let end = offset.saturating_add(length);
+        if end > size {
             return Ok(false);
+        }
+        let Some(data) = &data else {
+            if !send_bytes(sender, file, offset, end)? {
+                return Ok(false);
+            }
+            continue;
         };
-        let read = match (&mut &*file).read(room) {
-            Ok(0) => return Ok(false),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return Ok(false),
-        };
-        let Some(bytes) = chunk.get(..read) else {
+        let mut at = offset;
+        let first = data.partition_point(|(start, length)| start.saturating_add(*length) <= at);
+        for (start, length) in data.iter().skip(first).take_while(|(start, _)| *start < end) {
+            let stop = start.saturating_add(*length).min(end);
+            let start = (*start).max(at);
+            if start > at {
+                sender.packer.note(&Note::Hole(start - at))?;
+            }
+            if !send_bytes(sender, file, start, stop)? {
+                return Ok(false);
+            }
+            at = stop;
+        }
+        if end > at {
+            sender.packer.note(&Note::Hole(end - at))?;
+        }
+    }
+    Ok(true)
+}
+
+fn send_bytes(sender: &mut Sender, file: &File, from: u64, to: u64) -> Result<bool, ShipError> {
+    let mut at = from;
+    while at < to {
+        let wanted = usize::try_from(to - at)
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_BYTES_MAX);
+        let read = |room: &mut [u8]| file.read_exact_at(room, at);
+        if sender.packer.chunk_from(wanted, read).is_err() {
             return Ok(false);
-        };
-        hasher.update(bytes);
-        sender.packer.chunk(bytes);
+        }
         sender.flush_if_full()?;
-        left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
+        at = at.saturating_add(u64::try_from(wanted).unwrap_or(u64::MAX));
     }
-    Ok(Digest::from(hasher.finalize()) == hash)
+    Ok(true)
 }

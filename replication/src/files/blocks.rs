@@ -1,4 +1,4 @@
-//! The outboards of a store's large files, by what the files hold.
+//! The outboards of a store's large files, and the chunks of some, by what the files hold.
 //!
 //! In a table that can be lost: what is missing costs one content sent whole.
 
@@ -7,12 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::chunks::Chunks;
 use super::entry::Digest;
 use super::outboard::Outboard;
-use crate::table::{self, Change, Engine, Table};
+use crate::table::{self, Change, Engine, TABLE_VALUE_BYTES_MAX, Table};
 
 /// How many values are written at once.
 const CHANGES_MAX: usize = 256;
+
+/// The number of the first value with chunks; those with an outboard are fewer.
+const CHUNKS_FROM: u32 = 1 << 31;
 
 /// Outboards, kept. Whatever goes wrong with it is logged, and then there is none.
 pub struct Blocks {
@@ -73,10 +77,40 @@ impl Blocks {
         Outboard::decode(size, root, &values)
     }
 
-    /// Forgets the outboard of a file with this size and digest.
+    /// Keeps the chunks of a file with this digest.
+    pub fn put_chunks(&self, root: Digest, chunks: &Chunks) {
+        let values: Vec<_> = (CHUNKS_FROM..).zip(chunks.encode(TABLE_VALUE_BYTES_MAX)).collect();
+        for some in values.chunks(CHANGES_MAX) {
+            let changes = some
+                .iter()
+                .map(|(number, value)| Change::Put(key(root, *number), value.clone()));
+            self.apply(&changes.collect::<Vec<_>>());
+        }
+    }
+
+    /// Returns the chunks of a file with this size and digest, if it was ever cut.
+    pub fn chunks(&self, size: u64, root: Digest) -> Option<Chunks> {
+        let guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = guard.as_ref()?;
+        let mut values = Vec::new();
+        for number in CHUNKS_FROM.. {
+            match table.get(&key(root, number)).ok()? {
+                Some(value) => values.push(value),
+                None => break,
+            }
+        }
+        drop(guard);
+        (!values.is_empty()).then(|| Chunks::decode(size, &values)).flatten()
+    }
+
+    /// Forgets what is kept of a file with this size and digest.
     pub fn remove(&self, size: u64, root: Digest) {
         let count = u32::try_from(Outboard::values(size)).unwrap_or(u32::MAX);
-        let changes: Vec<Change> = (0..count)
+        let chunks = self.chunks(size, root).map_or(0, |chunks| {
+            u32::try_from(chunks.encode(TABLE_VALUE_BYTES_MAX).count()).unwrap_or(0)
+        });
+        let numbers = (0..count).chain((CHUNKS_FROM..).take(usize::try_from(chunks).unwrap_or(0)));
+        let changes: Vec<Change> = numbers
             .map(|number| Change::Delete(key(root, number)))
             .collect();
         for some in changes.chunks(CHANGES_MAX) {

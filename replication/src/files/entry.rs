@@ -235,6 +235,22 @@ pub struct Identity {
     pub gid: u32,
 }
 
+impl Identity {
+    /// Returns what no path looks like: it was read so soon after a change that the next one might not
+    /// show.
+    pub fn unsettled(self) -> Self {
+        Self {
+            ctime_ns: i64::MIN,
+            ..self
+        }
+    }
+
+    /// Returns whether it says only what was read, and not that it is still so.
+    pub fn is_unsettled(&self) -> bool {
+        self.ctime_ns == i64::MIN
+    }
+}
+
 /// What a node knows of how a path is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Local {

@@ -37,6 +37,8 @@ pub struct Manifest {
     extras: BTreeMap<NodeId, Extra>,
     /// The names of each file that has several.
     links: BTreeMap<u64, BTreeSet<NodeId>>,
+    /// The numbers of those files by inode; may be out of date.
+    link_numbers: HashMap<u64, u64>,
     /// How a path looks here that does not look like its entry.
     odd: BTreeMap<NodeId, Identity>,
     awaited: BTreeSet<NodeId>,
@@ -118,6 +120,7 @@ impl Default for Manifest {
             owner_numbers: HashMap::new(),
             extras: BTreeMap::new(),
             links: BTreeMap::new(),
+            link_numbers: HashMap::new(),
             odd: BTreeMap::new(),
             awaited: BTreeSet::new(),
             count: 0,
@@ -382,10 +385,27 @@ impl Manifest {
 
     /// Returns the number of the file with this inode, among those that have several names.
     pub fn link_of_inode(&self, inode: u64) -> Option<u64> {
-        self.links
-            .iter()
-            .find(|(_, names)| names.iter().any(|id| self.inode(*id) == Some(inode)))
-            .map(|(link, _)| *link)
+        let link = *self.link_numbers.get(&inode)?;
+        let mut names = self.linked(link);
+        names.any(|id| self.inode(id) == Some(inode)).then_some(link)
+    }
+
+    /// Returns the paths outside `id` of the files of which it holds a name.
+    pub fn linked_outside(&self, id: NodeId) -> Vec<RelPath> {
+        let mut outside = Vec::new();
+        if self.links.is_empty() {
+            return outside;
+        }
+        let done: Result<(), std::convert::Infallible> = self.visit(id, &mut |_, node| {
+            let link = self.extra(node).map_or(0, |extra| extra.link);
+            let others = self.linked(link).filter(|other| !self.is_within(*other, id));
+            outside.extend(others.filter_map(|other| self.path(other)));
+            Ok(())
+        });
+        match done {
+            Ok(()) => outside,
+            Err(never) => match never {},
+        }
     }
 
     /// Returns the nodes whose content is still to come.
@@ -607,6 +627,9 @@ impl Manifest {
             names.remove(&id);
             if names.is_empty() {
                 self.links.remove(&extra.link);
+                if self.links.is_empty() {
+                    self.link_numbers.clear();
+                }
             }
         }
         self.odd.remove(&id);
@@ -660,6 +683,9 @@ impl Manifest {
                 node.ctime_ns = identity.ctime_ns;
                 node.local_owner = local_owner;
                 node.seen = Seen::Plain;
+                if let Some(link) = self.extra(id).map(|extra| extra.link).filter(|link| *link != 0) {
+                    self.link_numbers.insert(identity.inode, link);
+                }
                 if self.plain(id) != identity {
                     self.node_mut(id).seen = Seen::Odd;
                     self.odd.insert(id, identity);
@@ -1115,7 +1141,8 @@ mod tests {
 
     #[test]
     fn a_list_that_is_no_tree_is_refused() {
-        let table: [(&[(u32, &[u8])], LoadError); 7] = [
+        type List<'a> = &'a [(u32, &'a [u8])];
+        let table: [(List<'_>, LoadError); 7] = [
             (&[(0, b"a")], LoadError::Depth),
             (&[(2, b"a")], LoadError::Depth),
             (&[(1, b"d"), (3, b"a")], LoadError::Depth),

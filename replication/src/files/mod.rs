@@ -12,6 +12,7 @@
 mod batch;
 mod blocks;
 mod checkpoint;
+mod chunks;
 mod entry;
 mod ledger;
 mod manifest;
@@ -24,6 +25,7 @@ pub mod wire;
 
 pub use batch::{BATCH_BYTES_MAX, Batch, BatchError, Content, Operation};
 pub use blocks::Blocks;
+pub use chunks::Chunks;
 pub use entry::{
     Digest, Entry, Identity, Kind, Known, Local, TARGET_BYTES_MAX, XATTRS_BYTES_MAX, Xattrs,
     mtime_timespec,

@@ -7,18 +7,19 @@
 //!                             Complete, Superseded or Deferred; Heartbeat in every quiet second
 //! ```
 //! A frame of the transport holds many messages, each as length (u32, little endian), a tag, and its
-//! bytes: small files are packed.
+//! bytes: small files are packed. A frame may be compressed as a whole, and is then one message.
 
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
-use super::batch::{Batch, BatchError};
+use super::batch::{BATCH_BYTES_MAX, Batch, BatchError};
 use super::entry::{Digest, Entry};
 use super::path::RelPath;
 use crate::epoch::Epoch;
 use crate::position::Position;
+use crate::transport::FRAME_ROOM;
 
 /// How much of a file's content one message carries at most.
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;
@@ -168,8 +169,15 @@ impl Message {
 const CHUNK: u8 = 0;
 const BATCH: u8 = 1;
 const NOTE: u8 = 2;
+const PACKED: u8 = 3;
 
-/// Packs messages into frames.
+/// A compressed frame is not unpacked to more than this: the longest frame that is packed.
+const UNPACKED_BYTES_MAX: usize = FRAME_BYTES_FULL + BATCH_BYTES_MAX + CHUNK_BYTES_MAX;
+
+/// What is gained by compressing: less is not worth the receiver's time.
+const GAIN_SHARE: usize = 8;
+
+/// Packs messages into frames. In front of a frame there is room for its length.
 #[derive(Debug, Default)]
 pub struct Packer(Vec<u8>);
 
@@ -181,6 +189,31 @@ impl Packer {
             "the caller cuts content into chunks"
         );
         self.push(CHUNK, bytes);
+    }
+
+    /// Adds a piece of content that `read` writes where it belongs. After an error nothing has been
+    /// added.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn chunk_from<E>(
+        &mut self,
+        bytes: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        debug_assert!(
+            bytes <= CHUNK_BYTES_MAX,
+            "the caller cuts content into chunks"
+        );
+        let before = self.0.len();
+        self.head(CHUNK, bytes);
+        let start = self.0.len();
+        self.0.resize(start.saturating_add(bytes), 0);
+        let done = read(self.0.get_mut(start..).unwrap_or_default());
+        if done.is_err() {
+            self.0.truncate(before);
+        }
+        done
     }
 
     /// Adds a batch.
@@ -208,15 +241,43 @@ impl Packer {
 
     /// Returns the frame, if there is anything in it.
     pub fn take(&mut self) -> Option<Vec<u8>> {
-        (!self.0.is_empty()).then(|| std::mem::take(&mut self.0))
+        let mut frame = self.take_with_room()?;
+        frame.drain(..FRAME_ROOM);
+        Some(frame)
+    }
+
+    /// Returns the frame, if there is anything in it, with room for its length in front.
+    pub fn take_with_room(&mut self) -> Option<Vec<u8>> {
+        (self.0.len() > FRAME_ROOM).then(|| std::mem::take(&mut self.0))
     }
 
     fn push(&mut self, tag: u8, bytes: &[u8]) {
-        let length = u32::try_from(bytes.len()).expect("messages are far below 4 GiB");
-        self.0.extend_from_slice(&length.to_le_bytes());
-        self.0.push(tag);
+        self.head(tag, bytes.len());
         self.0.extend_from_slice(bytes);
     }
+
+    fn head(&mut self, tag: u8, bytes: usize) {
+        if self.0.is_empty() {
+            self.0.reserve(FRAME_BYTES_FULL.saturating_add(64));
+            self.0.extend_from_slice(&[0; FRAME_ROOM]);
+        }
+        let length = u32::try_from(bytes).expect("messages are far below 4 GiB");
+        self.0.extend_from_slice(&length.to_le_bytes());
+        self.0.push(tag);
+    }
+}
+
+/// Compresses a frame with room in front into another; `None` when little is gained by it.
+pub fn compress(frame: &[u8]) -> Option<Vec<u8>> {
+    let (_, frame) = frame.split_at_checked(FRAME_ROOM)?;
+    // Level 1: some 500 MB a second, on a link that is slower than that.
+    let packed = zstd::bulk::compress(frame, 1).ok()?;
+    if packed.len() > frame.len().saturating_sub(frame.len() / GAIN_SHARE) {
+        return None;
+    }
+    let mut packer = Packer::default();
+    packer.push(PACKED, &packed);
+    packer.take_with_room()
 }
 
 /// Takes the next message off `frame`; `None` at its end.
@@ -224,6 +285,10 @@ impl Packer {
 /// # Errors
 /// When what comes next is no message.
 pub fn unpack(frame: &mut Bytes) -> Result<Option<Message>, WireError> {
+    unpack_at(frame, 0)
+}
+
+fn unpack_at(frame: &mut Bytes, depth: u8) -> Result<Option<Message>, WireError> {
     if frame.is_empty() {
         return Ok(None);
     }
@@ -236,6 +301,15 @@ pub fn unpack(frame: &mut Bytes) -> Result<Option<Message>, WireError> {
         return Err(WireError::Frame);
     }
     let bytes = frame.split_to(length);
+    if tag == PACKED {
+        // One in another, or beside others, is nothing that is ever sent.
+        if !frame.is_empty() || depth > 0 {
+            return Err(WireError::Frame);
+        }
+        let unpacked = zstd::bulk::decompress(&bytes, UNPACKED_BYTES_MAX);
+        *frame = Bytes::from(unpacked.map_err(|_| WireError::Frame)?);
+        return unpack_at(frame, 1);
+    }
     Ok(Some(match tag {
         CHUNK if length <= CHUNK_BYTES_MAX => Message::Chunk(bytes),
         BATCH => Message::Batch(Batch::decode(&bytes)?),
@@ -275,6 +349,30 @@ mod tests {
                 }),
             ]
         );
+    }
+
+    #[test]
+    fn a_compressed_frame_is_what_it_was_and_a_bomb_is_none() {
+        let mut packer = Packer::default();
+        packer.chunk(&[7; 100_000]);
+        packer.note(&Note::Complete).unwrap();
+        let frame = packer.take_with_room().unwrap();
+        let packed = compress(&frame).unwrap();
+        assert!(packed.len() < 1000);
+        let body = |frame: Vec<u8>| Bytes::from(frame).slice(FRAME_ROOM..);
+        let (mut plain, mut packed) = (body(frame), body(packed));
+        for _ in 0..3 {
+            assert_eq!(unpack(&mut plain).unwrap(), unpack(&mut packed).unwrap());
+        }
+        assert!(unpack(&mut packed).unwrap().is_none());
+
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        let mut packer = Packer::default();
+        packer.push(PACKED, &bomb);
+        let mut frame = Bytes::from(packer.take().unwrap());
+        assert!(matches!(unpack(&mut frame), Err(WireError::Frame)));
+        let nested = compress(&compress(&[0; 500_000]).unwrap());
+        assert!(nested.is_none_or(|nested| unpack(&mut body(nested)).is_err()));
     }
 
     #[test]

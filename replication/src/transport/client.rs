@@ -204,6 +204,22 @@ impl PeerClient {
         response.json(1 << 20).await
     }
 
+    /// Posts `value` as JSON and reads the answer as a stream of frames. Dropping the reader closes the
+    /// connection, which tells the peer that nobody listens any more.
+    ///
+    /// # Errors
+    /// As for [`PeerClient::get`].
+    pub async fn stream(
+        &self,
+        path: &str,
+        value: &(impl Serialize + Sync),
+    ) -> Result<FrameReader, PeerError> {
+        let body = serde_json::to_vec(value).map_err(|error| self.malformed(&error))?;
+        let body = Some(("application/json", body.into()));
+        let response = self.ask(Method::POST, path, body, PATIENCE).await?;
+        Ok(response.frames())
+    }
+
     fn malformed(&self, what: &dyn std::fmt::Display) -> PeerError {
         PeerError::Malformed {
             peer: self.node.to_string(),

@@ -14,6 +14,9 @@ use super::client::PeerError;
 /// The longest frame. A longer one is refused before anything is allocated for it.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 
+/// How much room the length of a frame takes in front of it.
+pub const FRAME_ROOM: usize = 4;
+
 /// How many frames wait between a handler and the socket: what a slow peer may cost in memory is
 /// this times [`FRAME_BYTES_MAX`] at the very most.
 const FRAMES_WAITING_MAX: usize = 4;
@@ -46,6 +49,23 @@ impl FrameSender {
         bytes.put_u32_le(u32::try_from(frame.len()).unwrap_or(u32::MAX));
         bytes.put_slice(frame);
         self.0.send(bytes.freeze()).await.map_err(|_| PeerGone)
+    }
+
+    /// Sends one frame that has room for its length in front: four bytes. Saves a copy of it.
+    ///
+    /// # Errors
+    /// When the peer has gone away.
+    ///
+    /// # Panics
+    /// As [`FrameSender::send`].
+    pub async fn send_with_room(&self, mut frame: Vec<u8>) -> Result<(), PeerGone> {
+        let length = frame.len().saturating_sub(FRAME_ROOM);
+        assert!(length <= FRAME_BYTES_MAX, "a frame of {length} bytes");
+        if let Some(room) = frame.first_chunk_mut() {
+            // The assertion above bounds the length far below u32::MAX.
+            *room = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+        }
+        self.0.send(Bytes::from(frame)).await.map_err(|_| PeerGone)
     }
 
     /// Waits until the peer has gone away. Safe to cancel.
@@ -130,6 +150,8 @@ impl FrameReader {
             });
         }
         if self.buffer.len() < length + 4 {
+            // At once and not bit by bit, which would copy what is there each time.
+            self.buffer.reserve(length + 4 - self.buffer.len());
             return Ok(None);
         }
         self.buffer.advance(4);

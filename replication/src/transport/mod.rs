@@ -15,7 +15,7 @@ mod server;
 mod tls;
 
 pub use client::{PeerClient, PeerError, PeerResponse, RedeemError, redeem};
-pub use frames::{FRAME_BYTES_MAX, FrameReader, FrameSender, frames};
+pub use frames::{FRAME_BYTES_MAX, FRAME_ROOM, FrameReader, FrameSender, frames};
 pub use server::{Caller, PeerServer, RefusalEvent, SharedRouter};
 pub use tls::{Identity, TlsError};
 

@@ -1,0 +1,1 @@
+"""Measurements of whole nodes, run by `scripts/bench`."""

@@ -1,0 +1,1 @@
+"""Long random trials of what is guaranteed, run by `scripts/soak`."""

@@ -1,0 +1,191 @@
+"""`scripts/soak files`: rounds of random changes, kills and cuts, each ended by a comparison of both trees."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.outside import network
+from tests.outside.binary import REPOSITORY, Binary
+from tests.outside.pair import Failed, Pair
+
+from . import judge
+from .mutator import CAPABILITIES, Mutator
+from .tagged import Ledger
+
+# A pair that has not caught up by then never will.
+PATIENCE = 180
+SEEDS_VIOLATED_MAX = 3
+
+
+class Violation(Exception):
+    """Something that is guaranteed does not hold."""
+
+
+@dataclass
+class Outcome:
+    """What a run has found."""
+
+    rounds: int = 0
+    seeds: list[int] = field(default_factory=list)
+    violations: int = 0
+
+
+class Trial:
+    """A pair, from nothing, under the history of one seed."""
+
+    def __init__(self, binary: Binary, folder: Path, seed: int, without: set[str], may_cut: bool) -> None:
+        self._seed = seed
+        self._without = without
+        self._ledger = Ledger()
+        self._disturbances = [self._kill_standby, self._kill_primary] + [self._cut] * may_cut
+        self._pair = Pair(binary, folder)
+        (self._pair.source / "kept").touch()
+
+    def begin(self) -> None:
+        self._mutate(0).has_ended()
+        self._pair.start_primary()
+        self._pair.join()
+        self._pair.wait_equal(PATIENCE)
+
+    def round(self, number: int) -> str:
+        """Disturbs while the tree changes, then waits and compares; returns what it did in a line."""
+        mutator = self._mutate(number)
+        done = []
+        while not mutator.has_ended(within=self._rng.random()):
+            disturbance = self._rng.choice(self._disturbances)
+            disturbance()
+            done.append(disturbance.__name__.strip("_").replace("_", " "))
+        self._assert_running()
+        begun = time.monotonic()
+        try:
+            self._pair.wait_equal(PATIENCE)
+        except Failed as failed:
+            raise Violation(str(failed)) from failed
+        waited = time.monotonic() - begun
+        found = judge.differences(os.fsencode(self._pair.source), os.fsencode(self._pair.copy), self._without)
+        if found:
+            raise Violation("\n".join(["`understudy wait` says that both agree, and they do not:", *found]))
+        self._assert_whole()
+        return f"{mutator.changes} changes, {', '.join(done) or 'undisturbed'}; equal after {waited:.1f} s"
+
+    def end(self) -> None:
+        self._pair.stop()
+
+    def _mutate(self, number: int) -> Mutator:
+        # The changes have random numbers of their own: how many the disturbances need depends on time.
+        self._rng = random.Random(f"disturb {self._seed} {number}")
+        changes = random.Random(f"change {self._seed} {number}")
+        mutator = Mutator(os.fsencode(self._pair.source), changes, self._ledger, changes.randrange(200, 800),
+                          self._without)
+        mutator.start()
+        return mutator
+
+    def _kill_standby(self) -> None:
+        self._assert_running()
+        self._pair.b.stop(signal.SIGKILL)
+        self._assert_whole()
+        time.sleep(self._rng.random())
+        self._pair.b.start("serve")
+
+    def _kill_primary(self) -> None:
+        self._assert_running()
+        self._pair.a.stop(signal.SIGKILL)
+        time.sleep(self._rng.random())
+        self._pair.a.start("serve")
+
+    def _cut(self) -> None:
+        network.set_loopback(up=False)
+        time.sleep(self._rng.random() * 3)
+        network.set_loopback(up=True)
+
+    def _assert_running(self) -> None:
+        for node in (self._pair.a, self._pair.b):
+            if node.ended():
+                raise Violation(node.ended())
+
+    def _assert_whole(self) -> None:
+        found = self._ledger.faults(os.fsencode(self._pair.copy))
+        if found:
+            raise Violation("\n".join(["files of the standby are not whole versions:", *found[: judge.DIFFERENCES_TOLD]]))
+
+
+def main() -> int:
+    arguments = _arguments()
+    if os.geteuid():
+        print("scripts/soak files: owners, and reading what is closed to everybody, need root", file=sys.stderr)
+        return 2
+    may_cut = network.enter_own_namespaces("tests.soak.files")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if not may_cut:
+        say("nobody is cut off: no network namespace can be made here")
+    without = set(arguments.without)
+    binary = Binary()
+    folder = arguments.dir / time.strftime("files-%Y%m%d-%H%M%S")
+    outcome = Outcome()
+    seed = arguments.seed
+    say(f"begins with seed {seed}")
+    while outcome.rounds < arguments.rounds and outcome.violations < SEEDS_VIOLATED_MAX:
+        _try(Trial(binary, folder / f"seed-{seed}", seed, without, may_cut), seed, arguments.rounds, outcome)
+        if seed not in outcome.seeds:
+            shutil.rmtree(folder / f"seed-{seed}")
+        seed += 1
+    if not outcome.seeds:
+        folder.rmdir()
+    told = {"rounds": outcome.rounds, "violations": outcome.violations, "seeds": outcome.seeds}
+    print(json.dumps(told) if arguments.json else
+          f"{outcome.rounds} rounds, {outcome.violations} violations" +
+          (f", of the seeds {', '.join(map(str, outcome.seeds))}; kept: {folder}" if outcome.seeds else ""))
+    return 1 if outcome.violations else 0
+
+
+def _try(trial: Trial, seed: int, rounds: int, outcome: Outcome) -> None:
+    """Runs rounds until all are done or one finds a violation; then nothing after it would tell anything."""
+    number = 0
+    try:
+        trial.begin()
+        while outcome.rounds < rounds:
+            number += 1
+            outcome.rounds += 1
+            say(f"seed {seed}, round {number}: {trial.round(number)}")
+    except (Violation, Failed) as violation:
+        outcome.violations += 1
+        outcome.seeds.append(seed)
+        say(f"VIOLATION with seed {seed} in round {number}: {violation}")
+        say(f"again: scripts/soak files --seed {seed} --rounds {number}")
+    finally:
+        trial.end()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak files",
+        description="Change a replicated tree at random, kill and cut off its nodes, and compare both trees.")
+    parser.add_argument("--rounds", type=int, default=10, help="how many rounds (default: 10)")
+    parser.add_argument("--seed", type=int, default=None, help="repeat the history of this seed (default: a new one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--without", action="append", default=[], choices=CAPABILITIES,
+                        help="neither make nor compare these (may be repeated)")
+    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if arguments.seed is None:
+        # A number that is easily typed again.
+        arguments.seed = random.SystemRandom().randrange(1, 10**6)
+    arguments.dir = arguments.dir.resolve()
+    return arguments
+
+
+def say(line: str) -> None:
+    print(f"soak: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
