@@ -25,7 +25,7 @@ use super::place::{Placing, lose};
 use super::replica::Replica;
 use super::trash::{Trash, put_extra};
 use super::tree::{Tree, is_absent};
-use super::{Inner, blocking};
+use super::{Inner, Wanted, blocking};
 
 /// How many entries are looked at with the replica locked.
 const STEP_ENTRIES: usize = 1000;
@@ -48,7 +48,7 @@ struct Check {
     depth: Depth,
     entries: AtomicU64,
     bytes: AtomicU64,
-    is_stopped: AtomicBool,
+    is_stopped: Arc<AtomicBool>,
     found: Mutex<Vec<(RelPath, DifferenceKind, String)>>,
 }
 
@@ -74,12 +74,13 @@ pub(super) async fn check(
         Depth::Scrub { .. } => (bytes, Unit::Bytes),
     };
     progress.start(depth.as_str(), Some(total), unit);
+    let (_wanted, is_stopped) = Wanted::new();
     let check = Arc::new(Check {
         inner: inner.clone(),
         depth,
         entries: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
-        is_stopped: AtomicBool::new(false),
+        is_stopped,
         found: Mutex::default(),
     });
     let walking = check.clone();

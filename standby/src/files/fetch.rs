@@ -27,7 +27,7 @@ use super::place::{Placing, SYNCED_SINGLY_MAX};
 use super::replica::{Replica, bulk_name};
 use super::trash::Trash;
 use super::tree::Tree;
-use super::{Inner, blocking};
+use super::{Inner, Work, blocking};
 
 /// Contents are asked for in groups of this many bytes, or of one file.
 const GROUP_BYTES_MAX: u64 = 16 << 20;
@@ -73,29 +73,34 @@ enum Lane {
 /// Fetches until dropped; an error is one of this side.
 pub(super) async fn fetch_always(
     inner: &Arc<Inner>,
+    work: &Work,
     primary: &PeerClient,
 ) -> Result<(), FilesError> {
     tokio::select! {
-        fetched = fetch_lane(inner, primary, Lane::Short) => fetched,
-        fetched = fetch_lane(inner, primary, Lane::Long) => fetched,
+        fetched = fetch_lane((inner, work), primary, Lane::Short) => fetched,
+        fetched = fetch_lane((inner, work), primary, Lane::Long) => fetched,
     }
 }
 
 async fn fetch_lane(
-    inner: &Arc<Inner>,
+    (inner, work): (&Arc<Inner>, &Work),
     primary: &PeerClient,
     lane: Lane,
 ) -> Result<(), FilesError> {
     loop {
         let notified = inner.work.notified();
-        let choosing = inner.clone();
-        let wishes = blocking(move || choosing.choose(lane)).await?;
+        let (choosing, held) = (inner.clone(), work.clone());
+        let wishes = blocking(move || {
+            let _held = held;
+            choosing.choose(lane)
+        });
+        let wishes = wishes.await?;
         if wishes.is_empty() {
             let _either = tokio::time::timeout(IDLE, notified).await.is_ok();
             continue;
         }
         for group in groups(wishes) {
-            match fetch_group(inner, primary, group).await {
+            match fetch_group((inner, work), primary, group).await {
                 Ok(()) => {}
                 Err(error) if error.is_of_link() => {
                     tracing::debug!(error = error_chain(&error), "cannot fetch contents now");
@@ -376,12 +381,13 @@ struct Coming {
 
 /// Fetches a group of contents and puts them into their places.
 async fn fetch_group(
-    inner: &Arc<Inner>,
+    (inner, work): (&Arc<Inner>, &Work),
     primary: &PeerClient,
     wishes: Vec<Wish>,
 ) -> Result<(), FilesError> {
-    let preparing = inner.clone();
+    let (preparing, held) = (inner.clone(), work.clone());
     let coming = blocking(move || {
+        let _held = held;
         let wishes = preparing.adopt_wished(wishes)?;
         let failed = FilesError::tree("open", &preparing.root);
         let tree = Tree::open(&preparing.root).map_err(failed)?;
@@ -403,8 +409,11 @@ async fn fetch_group(
     let response = primary.post(&path, body.into(), CONTENT_PATIENCE).await?;
     let mut frames = response.frames();
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
-    let writing = inner.clone();
-    let writer = tokio::task::spawn_blocking(move || write(&writing, coming, receiver));
+    let (writing, held) = (inner.clone(), work.clone());
+    let writer = tokio::task::spawn_blocking(move || {
+        let _held = held;
+        write(&writing, coming, receiver)
+    });
     let received = loop {
         let frame = match tokio::time::timeout(CONTENT_PATIENCE, frames.next()).await {
             Ok(Ok(Some(frame))) => frame,

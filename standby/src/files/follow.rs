@@ -6,6 +6,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -19,7 +20,7 @@ use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::error::FilesError;
 use super::logger::Logger;
-use super::{Inner, blocking, fetch, seed};
+use super::{Following, Inner, Work, blocking, fetch, seed};
 
 /// Frames between the connection and the thread that writes.
 pub(super) const FRAMES_WAITING_MAX: usize = 4;
@@ -30,16 +31,21 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Follows until told to stop or until it fails. A copy that cannot follow is compared whole.
 pub(super) async fn follow(
     inner: &Arc<Inner>,
+    work: &Work,
     primary: &PeerClient,
     stop: &Stop,
 ) -> Result<(), FilesError> {
     loop {
-        let opened = inner.clone();
-        let at = blocking(move || reopen(&opened)).await?;
+        let (opened, held) = (inner.clone(), work.clone());
+        let at = blocking(move || {
+            let _held = held;
+            reopen(&opened)
+        });
+        let at = at.await?;
         let Some((position, root)) = at else {
             inner.told(|told| told.must_reseed = true);
             tokio::select! {
-                seeded = seed::seed(inner, primary, &NoProgress) => seeded?,
+                seeded = seed::seed(inner, work, primary, &NoProgress) => seeded?,
                 () = stop.wait() => return Ok(()),
             }
             continue;
@@ -53,19 +59,17 @@ pub(super) async fn follow(
             Ok(response) => response.frames(),
             Err(PeerError::Refused { status, reason, .. }) if status.as_u16() == 410 => {
                 must_compare(inner, &reason);
-                let forgotten = inner.clone();
-                blocking(move || Ok(forgotten.replica().ledger.forget_head()?)).await?;
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
-        return stream(inner, primary, stop, frames, (position, root)).await;
+        return stream((inner, work), primary, stop, frames, (position, root)).await;
     }
 }
 
 /// Receives, applies and fetches beside each other, until one of them cannot go on.
 async fn stream(
-    inner: &Arc<Inner>,
+    (inner, work): (&Arc<Inner>, &Work),
     primary: &PeerClient,
     stop: &Stop,
     mut frames: FrameReader,
@@ -89,7 +93,10 @@ async fn stream(
     });
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let (logging, applying) = (inner.clone(), inner.clone());
+    let (logs, applies) = (work.clone(), work.clone());
+    let _following = Following(inner);
     let logger = tokio::task::spawn_blocking(move || {
+        let _held = logs;
         let logged = logger.run(receiver);
         if logged.as_ref().is_err_and(|error| !error.is_of_link()) {
             logging.suspect();
@@ -97,7 +104,10 @@ async fn stream(
         logging.flow.change(|state| state.is_ended = true);
         logged
     });
-    let applier = tokio::task::spawn_blocking(move || applying.apply_all());
+    let applier = tokio::task::spawn_blocking(move || {
+        let _held = applies;
+        applying.apply_all()
+    });
     let receive = async {
         loop {
             let frame = match tokio::time::timeout(SILENCE_MAX, frames.next()).await {
@@ -127,7 +137,7 @@ async fn stream(
     };
     let received = tokio::select! {
         received = receive => received,
-        fetched = fetch::fetch_always(inner, primary) => fetched,
+        fetched = fetch::fetch_always(inner, work, primary) => fetched,
         () = inner.failed() => Ok(()),
         () = sweep => Ok(()),
         () = stop.wait() => {
@@ -150,14 +160,7 @@ async fn stream(
         .filter_map(|done| done.as_ref().err())
         .find(|error| is_unfit(error))
     {
-        let text = error_chain(error);
-        let forgotten = inner.clone();
-        blocking(move || {
-            forgotten.reload()?;
-            Ok(forgotten.replica().ledger.forget_head()?)
-        })
-        .await?;
-        must_compare(inner, &text);
+        must_compare(inner, &error_chain(error));
     }
     // A mistake of the applier is the reason of what the others then say.
     applied?;
@@ -168,7 +171,9 @@ async fn stream(
     if stop.is_stopped() { Ok(()) } else { received }
 }
 
+/// The head is not forgotten: what is seeded has to know what the tree was.
 fn must_compare(inner: &Inner, reason: &str) {
+    inner.must_compare.store(true, Ordering::Relaxed);
     inner.told(|told| told.must_reseed = true);
     inner.events.record(
         Severity::Warning,
@@ -186,7 +191,7 @@ fn must_compare(inner: &Inner, reason: &str) {
 fn reopen(inner: &Inner) -> Result<Option<(Position, Digest)>, FilesError> {
     inner.reload_if_suspect()?;
     let mut replica = inner.replica();
-    if replica.ledger.head().is_none() {
+    if replica.ledger.head().is_none() || inner.must_compare.load(Ordering::Relaxed) {
         return Ok(None);
     }
     // Never made: a top that is missing is a disk that is not mounted.
@@ -209,7 +214,6 @@ fn reopen(inner: &Inner) -> Result<Option<(Position, Digest)>, FilesError> {
             must_compare(inner, &error_chain(&error));
             drop(replica);
             inner.reload()?;
-            inner.replica().ledger.forget_head()?;
             return Ok(None);
         }
         Err(error) => {

@@ -32,14 +32,18 @@ mod tests;
 mod trash;
 mod tree;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::sync::{Notify, watch};
 use understudy_config::{Files, Globs};
 use understudy_replication::check::{Checked, Depth, Trouble};
+use understudy_replication::durable;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::files::{Local, RelPath};
@@ -76,11 +80,24 @@ struct Inner {
     awaiting: Awaiting,
     /// What is in memory may be ahead of what is on the disk.
     is_suspect: AtomicBool,
+    /// The copy cannot go on from the log.
+    must_compare: AtomicBool,
+    /// Taken by what works on the copy, with all the threads that it has begun: they may outlive a task
+    /// that was told to end.
+    work_lock: Arc<tokio::sync::Mutex<()>>,
+    /// Nobody else works on the state meanwhile.
+    _state_lock: fs::File,
     /// How many wait for the replica.
     waiting: AtomicUsize,
     /// There is something to fetch.
     work: Notify,
 }
+
+/// What is held while the copy is worked on, by each thread that does.
+type Work = Arc<tokio::sync::OwnedMutexGuard<()>>;
+
+/// How long is waited for somebody else who has the state open.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A replica that is locked.
 struct Locked<'a>(MutexGuard<'a, Option<Replica>>);
@@ -138,6 +155,9 @@ impl FilesReceiver {
             flow: Flow::default(),
             awaiting: Awaiting::default(),
             is_suspect: AtomicBool::new(false),
+            must_compare: AtomicBool::new(false),
+            work_lock: Arc::default(),
+            _state_lock: lock_state(state)?,
             waiting: AtomicUsize::new(0),
             work: Notify::new(),
         };
@@ -149,7 +169,55 @@ impl FilesReceiver {
     }
 }
 
+/// Waits until nobody else has the state open.
+fn lock_state(state: &Path) -> Result<fs::File, FilesError> {
+    durable::create_directory(state, 0o700).map_err(FilesError::tree("create", state))?;
+    let path = state.join("lock");
+    let file = fs::File::options().create(true).append(true).open(&path);
+    let file = file.map_err(FilesError::tree("open", &path))?;
+    let begun = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(errno) => return Err(FilesError::tree("lock", path)(errno)),
+        }
+    }
+}
+
+/// Says that what was begun is not wanted any more, when it is dropped.
+struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    fn new() -> (Self, Arc<AtomicBool>) {
+        let is_left = Arc::new(AtomicBool::new(false));
+        (Self(is_left.clone()), is_left)
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Tells those who apply to end, when it is dropped.
+struct Following<'a>(&'a Inner);
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.0.flow.change(|state| state.is_stopped = true);
+    }
+}
+
 impl Inner {
+    /// Waits until nothing works on the copy, and keeps others from beginning to.
+    async fn begin_work(&self) -> Work {
+        Arc::new(self.work_lock.clone().lock_owned().await)
+    }
+
     fn replica(&self) -> Locked<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
@@ -214,7 +282,8 @@ impl Inner {
         });
         self.told(|told| {
             told.applied = complete;
-            told.must_reseed = replica.ledger.head().is_none();
+            told.must_reseed =
+                replica.ledger.head().is_none() || self.must_compare.load(Ordering::Relaxed);
             let gauges = [
                 ("entries", entries),
                 (
@@ -377,7 +446,10 @@ impl Receiver for FilesReceiver {
         primary: &'a PeerClient,
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>> {
-        Box::pin(async move { Ok(seed::seed(&self.inner, primary, progress).await?) })
+        Box::pin(async move {
+            let work = self.inner.begin_work().await;
+            Ok(seed::seed(&self.inner, &work, primary, progress).await?)
+        })
     }
 
     fn run(
@@ -386,7 +458,8 @@ impl Receiver for FilesReceiver {
         stop: Stop,
     ) -> BoxFuture<'static, Result<(), StoreFailure>> {
         Box::pin(async move {
-            let followed = follow::follow(&self.inner, &primary, &stop).await;
+            let work = self.inner.begin_work().await;
+            let followed = follow::follow(&self.inner, &work, &primary, &stop).await;
             if let Err(error) = &followed {
                 let text = understudy_replication::error_chain(error);
                 self.inner.told(|told| told.stalled = Some(text));
@@ -428,8 +501,13 @@ impl Receiver for FilesReceiver {
         _: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>> {
         Box::pin(async move {
+            let work = self.inner.begin_work().await;
             let (inner, epoch) = (self.inner.clone(), epoch.clone());
-            Ok(blocking(move || inner.take_over(&epoch)).await?)
+            let taken = blocking(move || {
+                let _held = work;
+                inner.take_over(&epoch)
+            });
+            Ok(taken.await?)
         })
     }
 }

@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use super::origin::Origin;
 use super::seed_fetch;
 use super::survey::{Found, Places, Survey};
 use super::tree::{Guarded, is_absent};
-use super::{Inner, blocking};
+use super::{Inner, Wanted, Work, blocking};
 
 /// A primary that has to read a cold disk may take this long for the next piece.
 pub(super) const CONTENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -44,9 +45,16 @@ pub(super) struct Seeding {
     pub(super) places: Places,
     target: Mutex<Manifest>,
     head: Head,
+    /// Nobody wants it any more.
+    is_left: Arc<AtomicBool>,
 }
 
 impl Seeding {
+    /// Returns an error when nobody wants the seeding any more.
+    pub(super) fn check_wanted(&self) -> Result<(), FilesError> {
+        check_wanted(&self.is_left)
+    }
+
     pub(super) fn target(&self) -> MutexGuard<'_, Manifest> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,23 +62,34 @@ impl Seeding {
 
 pub(super) async fn seed(
     inner: &Arc<Inner>,
+    work: &Work,
     primary: &PeerClient,
     progress: &dyn Progress,
 ) -> Result<(), FilesError> {
-    let checked = inner.clone();
-    blocking(move || begin(&checked)).await?;
+    // Threads that are under way when this is dropped end soon, and hold the work until then.
+    let (_wanted, is_left) = Wanted::new();
+    let (checked, held) = (inner.clone(), work.clone());
+    let begun = blocking(move || {
+        let _held = held;
+        begin(&checked)
+    });
+    begun.await?;
     // Until it is done: it may be broken off anywhere.
     inner.suspect();
     progress.start("listing files", None, Unit::Items);
     let (target, head) = snapshot(inner, primary).await?;
     progress.end(&format!("{} files", target.len()));
     progress.start("comparing files", None, Unit::Items);
-    let surveyed = inner.clone();
-    let (seeding, mut found) = blocking(move || survey(&surveyed, target, head)).await?;
+    let (surveyed, held) = (inner.clone(), work.clone());
+    let surveyed = blocking(move || {
+        let _held = held;
+        survey(&surveyed, target, head, is_left)
+    });
+    let (seeding, mut found) = surveyed.await?;
     let seeding = Arc::new(seeding);
-    let copied = (inner.clone(), seeding.clone());
+    let copied = (inner.clone(), seeding.clone(), work.clone());
     found = blocking(move || {
-        let (inner, seeding) = copied;
+        let (inner, seeding, _held) = copied;
         seed_fetch::copy_known(&inner, &seeding, &mut found)?;
         Ok(found)
     })
@@ -81,11 +100,22 @@ pub(super) async fn seed(
         wanted.len(),
         seeding.target().len()
     ));
-    seed_fetch::fetch(inner, primary, &seeding, wanted, progress).await?;
+    seed_fetch::fetch((inner, work), primary, &seeding, wanted, progress).await?;
     progress.start("making it durable", None, Unit::Items);
-    let finished = inner.clone();
-    blocking(move || finish(&finished, seeding, &found)).await?;
+    let (finished, held) = (inner.clone(), work.clone());
+    let finished = blocking(move || {
+        let _held = held;
+        finish(&finished, seeding, &found)
+    });
+    finished.await?;
     progress.end("done");
+    Ok(())
+}
+
+pub(super) fn check_wanted(is_left: &AtomicBool) -> Result<(), FilesError> {
+    if is_left.load(Ordering::Relaxed) {
+        return Err(FilesError::Stopped);
+    }
     Ok(())
 }
 
@@ -231,7 +261,12 @@ pub(super) async fn next(
 }
 
 /// Compares, makes directories and links, and adjusts what is held already.
-fn survey(inner: &Inner, mut target: Manifest, head: Head) -> Result<(Seeding, Found), FilesError> {
+fn survey(
+    inner: &Inner,
+    mut target: Manifest,
+    head: Head,
+    is_left: Arc<AtomicBool>,
+) -> Result<(Seeding, Found), FilesError> {
     let mut replica = inner.replica();
     replica.open_tree()?;
     let tree = replica.tree.take().ok_or(FilesError::Broken)?;
@@ -246,6 +281,7 @@ fn survey(inner: &Inner, mut target: Manifest, head: Head) -> Result<(Seeding, F
         target: &mut target,
         ledger: &mut replica.ledger,
         exclude: &inner.exclude,
+        is_left: &is_left,
     };
     let found = survey.run()?;
     for (path, reason) in &found.failed {
@@ -255,6 +291,7 @@ fn survey(inner: &Inner, mut target: Manifest, head: Head) -> Result<(Seeding, F
         places,
         target: Mutex::new(target),
         head,
+        is_left,
     };
     Ok((seeding, found))
 }
@@ -264,10 +301,12 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
     let Ok(seeding) = Arc::try_unwrap(seeding) else {
         return Err(FilesError::Broken);
     };
+    seeding.check_wanted()?;
     let Seeding {
         places,
         target,
         head,
+        ..
     } = seeding;
     let mut target = target.into_inner().unwrap_or_else(PoisonError::into_inner);
     link_names(inner, &places, &mut target)?;
@@ -293,9 +332,8 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
         .dev();
     Origin { device, kept: None }.store(&inner.state)?;
     replica.close();
-    inner
-        .is_suspect
-        .store(false, std::sync::atomic::Ordering::Relaxed);
+    inner.is_suspect.store(false, Ordering::Relaxed);
+    inner.must_compare.store(false, Ordering::Relaxed);
     inner.flow.change(|state| {
         state.logged = Position(0);
         state.held = None;

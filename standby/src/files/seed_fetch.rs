@@ -30,7 +30,7 @@ use super::place::SYNCED_SINGLY_MAX;
 use super::seed::{CONTENT_PATIENCE, Seeding, next};
 use super::survey::Found;
 use super::tree::Guarded;
-use super::{Inner, blocking};
+use super::{Inner, Work, blocking};
 
 /// Contents are asked for in groups of this many bytes, or of one file.
 const GROUP_BYTES_MAX: u64 = 4 << 20;
@@ -98,7 +98,7 @@ impl Groups {
 
 /// Fetches all that is `wanted`, and learns in the target how it looks.
 pub(super) async fn fetch(
-    inner: &Arc<Inner>,
+    (inner, work): (&Arc<Inner>, &Work),
     primary: &PeerClient,
     seeding: &Arc<Seeding>,
     wanted: Vec<(NodeId, bool)>,
@@ -118,7 +118,9 @@ pub(super) async fn fetch(
         .map(|number| {
             let receiver = receiver.clone();
             let (inner, seeding, blocks) = (inner.clone(), seeding.clone(), blocks.clone());
+            let held = work.clone();
             tokio::task::spawn_blocking(move || {
+                let _held = held;
                 loop {
                     let job = receiver
                         .lock()
@@ -527,6 +529,7 @@ pub(super) fn copy_known(
     let mut aside = Vec::new();
     let mut left = Vec::new();
     for (id, is_replaced) in std::mem::take(&mut found.wanted) {
+        seeding.check_wanted()?;
         let (content, path, entry) = {
             let target = seeding.target();
             (target.content(id), target.path(id), target.entry(id))

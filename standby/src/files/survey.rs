@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FileType, Mode, OFlags, fchmod, mkdirat, removexattr};
 use rustix::io::Errno;
@@ -20,6 +21,7 @@ use understudy_replication::files::{
 
 use super::attributes::{dress, magic};
 use super::error::{FilesError, Setback};
+use super::seed::check_wanted;
 use super::tree::{FRESH, Guarded, Tree, is_absent, open_or_make, verify};
 
 /// Contents from this size on are looked for elsewhere in the tree before they are fetched.
@@ -88,6 +90,7 @@ pub(super) struct Survey<'a> {
     pub(super) target: &'a mut Manifest,
     pub(super) ledger: &'a mut Ledger,
     pub(super) exclude: &'a Globs,
+    pub(super) is_left: &'a AtomicBool,
 }
 
 impl Survey<'_> {
@@ -97,6 +100,7 @@ impl Survey<'_> {
         let mut aside = Vec::new();
         let mut waiting = vec![(TOP, false)];
         while let Some((id, is_new)) = waiting.pop() {
+            check_wanted(self.is_left)?;
             self.directory(id, is_new, &mut waiting, &mut found, &mut links, &mut aside)?;
             if aside.len() >= ASIDE_MAX {
                 self.ledger.keep_aside(std::mem::take(&mut aside))?;

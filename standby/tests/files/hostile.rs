@@ -5,9 +5,9 @@ use std::os::unix::fs::symlink;
 
 use axum::Router;
 use axum::routing::{get, post};
-use understudy_replication::files::wire::{Note, Packer};
+use understudy_replication::files::wire::{Note, Packer, Wanted};
 use understudy_replication::files::{
-    Batch, Digest, Entry, Kind, Known, Manifest, Operation, RelPath,
+    Batch, Content, Digest, Entry, Kind, Known, Local, Manifest, Operation, RelPath, Xattrs,
 };
 use understudy_replication::position::Position;
 use understudy_replication::store::Receiver;
@@ -26,6 +26,8 @@ fn entry(kind: Kind) -> Entry {
         uid: 0,
         gid: 0,
         mtime_ns: 0,
+        link: 0,
+        xattrs: Xattrs::default(),
     }
 }
 
@@ -42,42 +44,42 @@ fn link(target: &str) -> Entry {
     })
 }
 
-/// A manifest with these entries, or what the first misfit leaves of it.
-fn manifest(entries: &[(RelPath, Entry)]) -> Manifest {
+/// What a snapshot lists: any depth, any name.
+type List = Vec<(u32, &'static [u8], Entry)>;
+
+/// The manifest of a list that has nothing but names at the top.
+fn manifest(list: &List) -> Manifest {
     let mut manifest = Manifest::default();
-    for (path, entry) in entries {
-        let _misfit = manifest
-            .insert(
-                path,
-                Known {
-                    entry: entry.clone(),
-                    local: None,
-                },
-            )
-            .is_err();
+    for (depth, name, entry) in list {
+        if *depth == 1
+            && let Ok(path) = RelPath::new(*name)
+        {
+            let (entry, local) = (entry.clone(), Local::Unknown);
+            manifest.insert(&path, Known { entry, local }).unwrap();
+        }
     }
     manifest
 }
 
-/// Serves a snapshot, the same content for all that is asked for, and one batch.
-fn primary(entries: Vec<(RelPath, Entry)>, content: &'static [u8], frame: Vec<u8>) -> Router {
-    let root = manifest(&entries).root();
+/// Serves a snapshot, the same content for all that is asked for, and what `/log` sends.
+fn primary(list: List, content: &'static [u8], log: Vec<u8>) -> Router {
+    let root = manifest(&list).root();
     let snapshot = move || {
-        let entries = entries.clone();
+        let list = list.clone();
         async move {
             let mut packer = Packer::default();
-            let (count, position) = (entries.len() as u64, Position(10));
             packer
                 .note(&Note::Snapshot {
                     epoch: epoch(),
-                    position,
+                    position: Position(10),
                     root,
-                    entries: count,
+                    entries: list.len() as u64,
                     bytes: 0,
                 })
                 .unwrap();
-            for (path, entry) in entries {
-                packer.note(&Note::Entry(path, entry)).unwrap();
+            for (depth, name, entry) in list {
+                let listed = Note::Listed(depth, name.to_vec(), entry);
+                packer.note(&listed).unwrap();
             }
             packer.note(&Note::End).unwrap();
             let (sender, response) = frames();
@@ -86,8 +88,7 @@ fn primary(entries: Vec<(RelPath, Entry)>, content: &'static [u8], frame: Vec<u8
         }
     };
     let contents = move |body: bytes::Bytes| async move {
-        let wanted: Vec<understudy_replication::files::wire::Wanted> =
-            postcard::from_bytes(&body).unwrap();
+        let wanted: Vec<Wanted> = postcard::from_bytes(&body).unwrap();
         let mut packer = Packer::default();
         for _ in wanted {
             packer.chunk(content);
@@ -99,11 +100,11 @@ fn primary(entries: Vec<(RelPath, Entry)>, content: &'static [u8], frame: Vec<u8
         response
     };
     let log = move || {
-        let frame = frame.clone();
+        let log = log.clone();
         async move {
             let (sender, response) = frames();
             tokio::spawn(async move {
-                let _gone = sender.send(&frame).await.is_err();
+                let _gone = sender.send(&log).await.is_err();
                 sender.closed().await;
             });
             response
@@ -115,24 +116,52 @@ fn primary(entries: Vec<(RelPath, Entry)>, content: &'static [u8], frame: Vec<u8
         .route("/log", get(log))
 }
 
+/// What `/log` sends to say hello.
+fn hello(end: u64) -> Packer {
+    let mut packer = Packer::default();
+    packer
+        .note(&Note::Hello {
+            epoch: epoch(),
+            position: Position(end),
+        })
+        .unwrap();
+    packer
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_puts_something_behind_a_link_is_refused() {
-    let pair = Pair::new().await;
-    let outside = pair.folder.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    let entries = vec![
-        (path("link"), link(outside.to_str().unwrap())),
-        (path("link/evil"), file(b"evil")),
+async fn a_snapshot_that_leads_out_of_the_tree_is_refused() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap();
+    let lists: [List; 6] = [
+        vec![(1, b"link", link(target)), (2, b"evil", file(b"evil"))],
+        vec![
+            (1, b"..", entry(Kind::Directory)),
+            (2, b"evil", file(b"evil")),
+        ],
+        vec![(1, b"/etc/evil", file(b"evil"))],
+        vec![(1, b"a/../../evil", file(b"evil"))],
+        vec![(1, b".understudy", entry(Kind::Directory))],
+        vec![
+            (1, b"d", entry(Kind::Directory)),
+            (3, b"evil", file(b"evil")),
+        ],
     ];
-    pair.serve(primary(entries, b"evil", Vec::new()));
-    let receiver = pair.receiver();
-    let error = pair.seed(&receiver).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the primary sent a change that does not fit"
-    );
-    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-    assert!(receiver.received().must_reseed);
+    for list in lists {
+        let pair = Pair::new().await;
+        pair.serve(primary(list, b"evil", Vec::new()));
+        let receiver = pair.receiver();
+        let error = pair.seed(&receiver).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the primary sent a snapshot that is none"
+        );
+        assert!(receiver.received().must_reseed);
+        let made = fs::read_dir(pair.copy())
+            .unwrap()
+            .map(|made| made.unwrap().file_name());
+        assert_eq!(made.collect::<Vec<_>>(), [".understudy"]);
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,16 +170,12 @@ async fn a_batch_that_leads_through_a_link_writes_nothing() {
     let outside = pair.folder.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("target"), "untouched").unwrap();
-    let entries = vec![
-        (path("d"), entry(Kind::Directory)),
-        (path("a"), file(b"good")),
-    ];
-    let mut target = manifest(&entries);
-    let before = target.root();
+    let list: List = vec![(1, b"a", file(b"good")), (1, b"d", entry(Kind::Directory))];
+    let before = manifest(&list).root();
     let put = |at: &str, entry: Entry| Operation::Put {
         path: path(at),
         entry,
-        has_content: false,
+        content: Content::Same,
     };
     let operations = vec![
         put("link", link(outside.to_str().unwrap())),
@@ -166,15 +191,9 @@ async fn a_batch_that_leads_through_a_link_writes_nothing() {
         after: before,
         operations,
     };
-    let mut packer = Packer::default();
-    packer
-        .note(&Note::Hello {
-            epoch: epoch(),
-            position: Position(20),
-        })
-        .unwrap();
+    let mut packer = hello(20);
     packer.batch(&batch).unwrap();
-    pair.serve(primary(entries, b"good", packer.take().unwrap()));
+    pair.serve(primary(list, b"good", packer.take().unwrap()));
     let receiver = pair.receiver();
     pair.seed(&receiver).await.unwrap();
     let following = pair.follow(&receiver);
@@ -186,7 +205,6 @@ async fn a_batch_that_leads_through_a_link_writes_nothing() {
     };
     until(is_refused, || format!("{:?}", receiver.received())).await;
     following.stop().await;
-    assert_eq!(receiver.received().applied, Some(Position(10)));
     assert_eq!(
         fs::read_to_string(outside.join("target")).unwrap(),
         "untouched"
@@ -200,59 +218,146 @@ async fn a_directory_that_was_swapped_for_a_link_leads_nowhere() {
     let pair = Pair::new().await;
     let outside = pair.folder.path().join("outside");
     fs::create_dir(&outside).unwrap();
-    let entries = vec![(path("d"), entry(Kind::Directory))];
-    let mut target = manifest(&entries);
+    let list: List = vec![(1, b"d", entry(Kind::Directory))];
+    let mut target = manifest(&list);
     let before = target.root();
     let put = Operation::Put {
-        path: path("d/evil"),
-        entry: file(b"evil"),
-        has_content: true,
+        path: path("d/new"),
+        entry: file(b"new"),
+        content: Content::Whole,
     };
-    let _none = target.fold(&put).unwrap();
-    let after = target.root();
+    target.fold(&put).unwrap();
     let batch = Batch {
         start: Position(10),
         end: Position(20),
         before,
-        after,
+        after: target.root(),
         operations: vec![put],
     };
-    let mut packer = Packer::default();
-    packer
-        .note(&Note::Hello {
-            epoch: epoch(),
-            position: Position(20),
-        })
-        .unwrap();
+    let mut packer = hello(20);
     packer.batch(&batch).unwrap();
-    packer.chunk(b"evil");
+    packer.chunk(b"new");
     packer.note(&Note::Complete).unwrap();
-    pair.serve(primary(entries, b"", packer.take().unwrap()));
+    pair.serve(primary(list, b"new", packer.take().unwrap()));
     let receiver = pair.receiver();
     pair.seed(&receiver).await.unwrap();
     // By somebody on the standby.
     fs::remove_dir(pair.copy().join("d")).unwrap();
     symlink(&outside, pair.copy().join("d")).unwrap();
     let following = pair.follow(&receiver);
-    until(
-        || receiver.received().stalled.is_some(),
-        || format!("{:?}", receiver.received()),
-    )
-    .await;
+    // It is told, and the directory is made anew.
+    let is_whole = || receiver.received().applied == Some(Position(20));
+    until(is_whole, || format!("{:?}", receiver.received())).await;
     following.stop().await;
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_to_string(pair.copy().join("d/new")).unwrap(),
+        "new"
+    );
+    assert!(pair.events("b").contains(&"files_entry".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn content_without_the_announced_hash_is_thrown_away() {
     let pair = Pair::new().await;
-    let entries = vec![(path("a"), file(b"good"))];
-    pair.serve(primary(entries, b"evil", Vec::new()));
-    let receiver = pair.receiver();
-    let error = pair.seed(&receiver).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the content of a does not have the hash that was announced"
+    let huge = entry(Kind::File {
+        size: 1 << 60,
+        hash: Digest::of(b"huge"),
+    });
+    // Nothing is set aside for a length that is only announced.
+    let list: List = vec![
+        (1, b"a", file(b"good")),
+        (1, b"d", entry(Kind::Directory)),
+        (2, b"b", file(b"good")),
+        (2, b"huge", huge),
+    ];
+    let mut whole = manifest(&vec![list[0].clone(), list[1].clone()]);
+    for (name, at) in [("d/b", 2), ("d/huge", 3)] {
+        let (entry, local) = (list[at].2.clone(), Local::Unknown);
+        whole.insert(&path(name), Known { entry, local }).unwrap();
+    }
+    let root = whole.root();
+    let router = primary(list.clone(), b"evil", Vec::new());
+    let snapshot = move || {
+        let list = list.clone();
+        async move {
+            let mut packer = Packer::default();
+            packer
+                .note(&Note::Snapshot {
+                    epoch: epoch(),
+                    position: Position(10),
+                    root,
+                    entries: list.len() as u64,
+                    bytes: 0,
+                })
+                .unwrap();
+            for (depth, name, entry) in list {
+                packer
+                    .note(&Note::Listed(depth, name.to_vec(), entry))
+                    .unwrap();
+            }
+            packer.note(&Note::End).unwrap();
+            let (sender, response) = frames();
+            tokio::spawn(async move { sender.send(&packer.take().unwrap()).await });
+            response
+        }
+    };
+    pair.serve(
+        Router::new()
+            .route("/snapshot", get(snapshot))
+            .fallback_service(router),
     );
-    assert!(!pair.copy().join("a").exists());
+    let receiver = pair.receiver();
+    pair.seed(&receiver).await.unwrap();
+    for name in ["a", "d/b", "d/huge"] {
+        assert!(!pair.copy().join(name).exists(), "{name}");
+    }
+    // The position of what is not there is not claimed.
+    let received = receiver.received();
+    assert_eq!((received.applied, received.flushed), (None, None));
+    assert_eq!(received.report.gauges["awaited_entries"], 3);
+    assert!(pair.events("b").contains(&"files_damaged".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replayed_and_reordered_batches_change_nothing() {
+    let pair = Pair::new().await;
+    let list: List = vec![(1, b"a", file(b"good"))];
+    let mut target = manifest(&list);
+    let mut batch = |name: &str, start: u64| {
+        let before = target.root();
+        let put = Operation::Put {
+            path: path(name),
+            entry: entry(Kind::Directory),
+            content: Content::Same,
+        };
+        target.fold(&put).unwrap();
+        Batch {
+            start: Position(start),
+            end: Position(start + 10),
+            before,
+            after: target.root(),
+            operations: vec![put],
+        }
+    };
+    let (first, second) = (batch("b", 10), batch("c", 20));
+    for order in [[&first, &first], [&second, &first]] {
+        let mut packer = hello(30);
+        for batch in order {
+            packer.batch(batch).unwrap();
+        }
+        pair.serve(primary(list.clone(), b"good", packer.take().unwrap()));
+        let receiver = pair.receiver();
+        pair.seed(&receiver).await.unwrap();
+        let following = pair.follow(&receiver);
+        let is_refused = || {
+            receiver
+                .received()
+                .stalled
+                .is_some_and(|text| text.contains("differs"))
+        };
+        until(is_refused, || format!("{:?}", receiver.received())).await;
+        following.stop().await;
+        assert!(!pair.copy().join("c").exists());
+    }
 }
