@@ -248,7 +248,9 @@ impl Capture {
         if self.has_entries() && !names.iter().any(|name| self.is_ours(name)) {
             return Err(self.empty_reason());
         }
-        let watch = Watch::new().map_err(|error| format!("{place} cannot be watched: {error}"))?;
+        let watch = Watch::open(&root, None)
+            .map_err(|error| format!("{place} cannot be watched: {error}"))?;
+        tracing::info!(store = %self.shared.id.name, backend = ?watch.backend(), "watching the tree");
         if had_tree {
             tracing::info!(store = %self.shared.id.name, "the tree was replaced; looking at all of it");
         }
@@ -327,32 +329,49 @@ impl Capture {
     }
 
     fn drain(&mut self) {
-        let Some(tree) = &mut self.tree else { return };
-        let happenings = tree.watch.drain();
-        let now = Instant::now();
-        match happenings {
-            Ok(happenings) => {
-                for happening in happenings {
-                    match happening {
-                        Happening::At(path, is_deep) => self.dirty.mark(Some(path), is_deep, now),
-                        Happening::Anywhere => {
-                            self.shared.events.record(
-                                Severity::Warning,
-                                "files_overflow",
-                                format!(
-                                    "store {}: more happened than the kernel could tell; looking at \
-                                     everything",
-                                    self.shared.id.name
-                                ),
-                            );
-                            self.dirty.mark_all(now);
-                        }
-                    }
+        // All of it: a mark is answered by what was told before the look that follows.
+        loop {
+            let Some(tree) = &mut self.tree else { return };
+            let happenings = match tree.watch.drain() {
+                Ok(happenings) => happenings,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the events of the tree");
+                    self.tree = None;
+                    return;
                 }
+            };
+            let has_more = tree.watch.has_more();
+            let now = Instant::now();
+            for happening in happenings {
+                self.note(happening, now);
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the events of the tree");
-                self.tree = None;
+            if !has_more {
+                return;
+            }
+        }
+    }
+
+    fn note(&mut self, happening: Happening, now: Instant) {
+        match happening {
+            Happening::At(path, is_deep) => self.dirty.mark(Some(path), is_deep, now),
+            Happening::Moved {
+                from,
+                to,
+                is_directory,
+            } => {
+                self.dirty.mark(Some(from), false, now);
+                self.dirty.mark(Some(to), is_directory, now);
+            }
+            Happening::Anywhere => {
+                self.shared.events.record(
+                    Severity::Warning,
+                    "files_overflow",
+                    format!(
+                        "store {}: more happened than the kernel could tell; looking at everything",
+                        self.shared.id.name
+                    ),
+                );
+                self.dirty.mark_all(now);
             }
         }
     }
