@@ -144,7 +144,9 @@ impl Applier {
             return Err(FilesError::Diverged { position });
         }
         group.bytes = group.bytes.saturating_add(logged.inline_bytes());
-        group.operations = group.operations.saturating_add(logged.batch.operations.len());
+        group.operations = group
+            .operations
+            .saturating_add(logged.batch.operations.len());
         let blocks = replica.blocks();
         let plan = Plan::new(&mut replica.ledger.manifest, &logged.batch)?;
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
@@ -197,7 +199,8 @@ impl Applier {
         let mut learned = Vec::new();
         set_directory_times(replica, &group.directories, &mut learned)?;
         let tree = replica.tree()?;
-        tree.sync().map_err(FilesError::tree("sync", &replica.path))?;
+        tree.sync()
+            .map_err(FilesError::tree("sync", &replica.path))?;
         if let Some((_, last, head)) = group.commits.last_mut() {
             last.extend(learned);
             if replica.ledger.manifest.awaited_count() > 0 && head.complete == head.position {
@@ -208,6 +211,11 @@ impl Applier {
             }
         }
         for failed in &group.failed {
+            // Further on it may have been put after all, or removed.
+            let known = replica.ledger.manifest.get(&failed.path);
+            if known.is_some_and(|known| known.local.seen().is_some()) {
+                continue;
+            }
             inner.entry_failed(&failed.path, failed.hash, failed.reason.clone());
         }
         let mut position = Position(0);
@@ -288,7 +296,8 @@ impl Inner {
                 self.empty_trash();
             }
         }
-        self.flow.change(|state| state.has_failed |= applied.is_err());
+        self.flow
+            .change(|state| state.has_failed |= applied.is_err());
         applied
     }
 
@@ -350,7 +359,8 @@ impl Replica {
         };
         if head.epoch != *epoch {
             let epoch = epoch.clone();
-            self.ledger.commit(&[], Vec::new(), Head { epoch, ..head })?;
+            self.ledger
+                .commit(&[], Vec::new(), Head { epoch, ..head })?;
             self.ledger.sync()?;
         }
         Ok(())

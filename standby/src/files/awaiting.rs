@@ -38,7 +38,12 @@ impl Awaiting {
 
     /// Remembers that an entry was tried in vain: for a `reason`, or because the primary does not have
     /// it at this moment. Returns whether that is news.
-    pub(super) fn failed(&self, path: &RelPath, hash: Option<Digest>, reason: Option<String>) -> bool {
+    pub(super) fn failed(
+        &self,
+        path: &RelPath,
+        hash: Option<Digest>,
+        reason: Option<String>,
+    ) -> bool {
         let now = Instant::now();
         let mut all = self.lock();
         let former = all.remove(path);
@@ -86,7 +91,11 @@ impl Awaiting {
     pub(super) fn prune(&self, manifest: &Manifest) {
         let mut all = self.lock();
         if !all.is_empty() {
-            all.retain(|path, _| manifest.get(path).is_some_and(|known| known.local.is_awaited()));
+            all.retain(|path, _| {
+                manifest
+                    .get(path)
+                    .is_some_and(|known| known.local.is_awaited())
+            });
         }
     }
 
@@ -127,7 +136,10 @@ mod tests {
         assert!(awaiting.failed(&path, hash, Some("immutable".to_owned())));
         assert!(!awaiting.failed(&path, hash, Some("immutable".to_owned())));
         assert!(!awaiting.is_due(&path, hash));
-        assert!(awaiting.is_due(&path, Some(Digest::of(b"2"))), "another version");
+        assert!(
+            awaiting.is_due(&path, Some(Digest::of(b"2"))),
+            "another version"
+        );
         assert_eq!((awaiting.count(), awaiting.troubles().len()), (1, 1));
         awaiting.settled(&path);
         assert!(awaiting.is_due(&path, hash));

@@ -63,7 +63,10 @@ pub(super) async fn check(
     let (entries, bytes) = blocking(move || {
         let replica = counted.replica();
         let manifest = &replica.ledger.manifest;
-        Ok((u64::try_from(manifest.len()).unwrap_or(u64::MAX), manifest.bytes()))
+        Ok((
+            u64::try_from(manifest.len()).unwrap_or(u64::MAX),
+            manifest.bytes(),
+        ))
     })
     .await?;
     let (total, unit) = match depth {
@@ -95,9 +98,7 @@ pub(super) async fn check(
     };
     walked.map_err(|_| FilesError::Broken)??;
     progress.end("done");
-    let found = std::mem::take(
-        &mut *check.found.lock().unwrap_or_else(PoisonError::into_inner),
-    );
+    let found = std::mem::take(&mut *check.found.lock().unwrap_or_else(PoisonError::into_inner));
     wait_for_repair(inner, &found, stop).await?;
     let (inner, check) = (inner.clone(), check.clone());
     blocking(move || Ok(told(&inner, &check, found))).await
@@ -116,7 +117,9 @@ async fn wait_for_repair(
         let (looking, paths) = (inner.clone(), paths.clone());
         let is_awaited = blocking(move || {
             let replica = looking.replica();
-            Ok(paths.iter().any(|path| is_awaited(&replica.ledger.manifest, path)))
+            Ok(paths
+                .iter()
+                .any(|path| is_awaited(&replica.ledger.manifest, path)))
         });
         if !is_awaited.await? {
             break;
@@ -127,14 +130,12 @@ async fn wait_for_repair(
 }
 
 fn is_awaited(manifest: &Manifest, path: &RelPath) -> bool {
-    manifest.lookup(path).is_some_and(|id| manifest.is_awaited(id))
+    manifest
+        .lookup(path)
+        .is_some_and(|id| manifest.is_awaited(id))
 }
 
-fn told(
-    inner: &Inner,
-    check: &Check,
-    found: Vec<(RelPath, DifferenceKind, String)>,
-) -> Checked {
+fn told(inner: &Inner, check: &Check, found: Vec<(RelPath, DifferenceKind, String)>) -> Checked {
     let replica = inner.replica();
     let head = replica.ledger.head();
     let mut checked = Checked {
@@ -196,7 +197,11 @@ impl Check {
         begun: Instant,
     ) -> Result<(), FilesError> {
         let mut all: BTreeSet<Vec<u8>> = BTreeSet::new();
-        match tree.root().directory(path).and_then(|directory| names(&directory)) {
+        match tree
+            .root()
+            .directory(path)
+            .and_then(|directory| names(&directory))
+        {
             Ok(names) => all.extend(names),
             // It has gone since, or is lost: what it should hold tells.
             Err(error) if is_absent(&error) => {}
@@ -384,18 +389,25 @@ impl Check {
                     Ok(())
                 })?;
                 at += some;
-                let all = self.bytes.fetch_add(some, Ordering::Relaxed).saturating_add(some);
+                let all = self
+                    .bytes
+                    .fetch_add(some, Ordering::Relaxed)
+                    .saturating_add(some);
                 if self.is_stopped.load(Ordering::Relaxed) {
                     break;
                 }
                 #[expect(clippy::cast_precision_loss, reason = "a pause need not be exact")]
                 let due = Duration::from_secs_f64(all as f64 / bytes_per_second.max(1) as f64);
-                std::thread::sleep(due.saturating_sub(begun.elapsed()).min(Duration::from_secs(1)));
+                std::thread::sleep(
+                    due.saturating_sub(begun.elapsed())
+                        .min(Duration::from_secs(1)),
+                );
             }
             Ok(identity(&stat_fd(file.as_fd())?))
         });
         self.check_stop()?;
-        if matches!(&read, Ok(after) if *after == found) && Digest::from(hasher.finalize()) == hash {
+        if matches!(&read, Ok(after) if *after == found) && Digest::from(hasher.finalize()) == hash
+        {
             return Ok(());
         }
         let mut locked = self.inner.replica();
@@ -435,8 +447,8 @@ fn type_of(entry: &Entry) -> FileType {
 fn is_as_told(entry: &Entry, found: &Identity) -> bool {
     let size = entry.content().map_or(found.size, |(size, _)| size);
     let is_link = found.file_type() == FileType::Symlink;
-    let is_owned = !rustix::process::geteuid().is_root()
-        || (found.uid, found.gid) == (entry.uid, entry.gid);
+    let is_owned =
+        !rustix::process::geteuid().is_root() || (found.uid, found.gid) == (entry.uid, entry.gid);
     found.size == size
         && found.mtime_ns == entry.mtime_ns
         && (is_link || found.mode & 0o7777 == entry.mode)

@@ -151,9 +151,13 @@ impl FilesError {
     pub(super) fn is_full(&self) -> bool {
         let mut at: Option<&dyn std::error::Error> = Some(self);
         while let Some(error) = at {
-            let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            let errno = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::raw_os_error);
             if errno.is_some_and(|errno| {
-                [Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error).contains(&errno)
+                [Errno::NOSPC, Errno::DQUOT]
+                    .map(Errno::raw_os_error)
+                    .contains(&errno)
             }) {
                 return true;
             }

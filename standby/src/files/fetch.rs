@@ -14,9 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use understudy_replication::error_chain;
-use understudy_replication::files::wire::{
-    Message, Note, Part, WANTED_BYTES_MAX, Wanted, unpack,
-};
+use understudy_replication::files::wire::{Message, Note, Part, WANTED_BYTES_MAX, Wanted, unpack};
 use understudy_replication::files::{Digest, Local, NodeId, RelPath};
 use understudy_replication::position::Position;
 use understudy_replication::transport::PeerClient;
@@ -167,10 +165,9 @@ impl Inner {
             // Names of one file are placed when one of them is there.
             let link = manifest.link(id);
             let is_first = link == 0
-                || manifest
-                    .linked(link)
-                    .find(|name| manifest.is_awaited(*name) && manifest.content(*name) == Some((size, hash)))
-                    == Some(id);
+                || manifest.linked(link).find(|name| {
+                    manifest.is_awaited(*name) && manifest.content(*name) == Some((size, hash))
+                }) == Some(id);
             if is_first && self.awaiting.is_due(&path, Some(hash)) && hashes.insert(hash) {
                 wishes.push(Wish { path, size, hash });
             }
@@ -199,7 +196,9 @@ impl Inner {
                     Some(source)
                 }
             };
-            let Some(path) = manifest.path(id) else { continue };
+            let Some(path) = manifest.path(id) else {
+                continue;
+            };
             let hash = manifest.content(id).map(|(_, hash)| hash);
             if self.awaiting.is_due(&path, hash) {
                 shapes.push((path, id, source));
@@ -280,7 +279,9 @@ impl Inner {
         let failed = || FilesError::tree("sync", &self.root);
         if fetched.len() > SYNCED_SINGLY_MAX {
             let root = File::open(&self.root).map_err(failed())?;
-            rustix::fs::syncfs(&root).map_err(std::io::Error::from).map_err(failed())?;
+            rustix::fs::syncfs(&root)
+                .map_err(std::io::Error::from)
+                .map_err(failed())?;
         } else {
             for done in &fetched {
                 done.file.sync_data().map_err(failed())?;
@@ -472,7 +473,9 @@ fn write_frames(
             let Some(mut at) = current.take() else {
                 return match message {
                     Message::Note(Note::End) => Ok(()),
-                    other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => Err(other.unexpected("the end").into()),
+                    other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
+                        Err(other.unexpected("the end").into())
+                    }
                 };
             };
             let left = at.wish.size.saturating_sub(at.hashing.count());
@@ -512,7 +515,9 @@ fn write_frames(
                     give_up(inner, &at.wish)?;
                     current = waiting.next();
                 }
-                other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => return Err(other.unexpected("a content").into()),
+                other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
+                    return Err(other.unexpected("a content").into());
+                }
             }
         }
     }

@@ -14,9 +14,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, unpack};
-use understudy_replication::files::{
-    Batch, Blocks, Content, Digest, LogEntry, Operation, RelPath,
-};
+use understudy_replication::files::{Batch, Blocks, Content, Digest, LogEntry, Operation, RelPath};
 use understudy_replication::position::Position;
 
 use super::Inner;
@@ -178,7 +176,9 @@ impl Logger {
                 let at = current.hashing.count();
                 current.hashing.update(&bytes);
                 if current.hashing.count() > *size {
-                    return Err(Message::Chunk(bytes).unexpected("the end of a content").into());
+                    return Err(Message::Chunk(bytes)
+                        .unexpected("the end of a content")
+                        .into());
                 }
                 match &mut current.target {
                     Target::Memory(held) => held.extend_from_slice(&bytes),
@@ -208,7 +208,13 @@ impl Logger {
             .zip(&batch.operations)
             .filter_map(|(index, operation)| {
                 let (size, hash) = operation.literal()?;
-                Some((index, operation.path().clone(), size, hash, is_whole(operation)))
+                Some((
+                    index,
+                    operation.path().clone(),
+                    size,
+                    hash,
+                    is_whole(operation),
+                ))
             });
         self.receiving = Some(Receiving {
             contents: contents.collect(),
@@ -253,7 +259,10 @@ impl Logger {
         } else {
             let name = staged_name(receiving.batch.start, *index);
             let staged = self.tree.stage(&name);
-            Target::Staged(name, staged.map_err(FilesError::tree("stage", path.as_path()))?)
+            Target::Staged(
+                name,
+                staged.map_err(FilesError::tree("stage", path.as_path()))?,
+            )
         };
         receiving.current = Some(Incoming {
             hashing: if *is_whole {

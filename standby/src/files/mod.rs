@@ -24,6 +24,8 @@ mod place;
 mod replica;
 mod seed;
 mod seed_fetch;
+#[cfg(test)]
+mod served_tests;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -215,7 +217,10 @@ impl Inner {
             told.must_reseed = replica.ledger.head().is_none();
             let gauges = [
                 ("entries", entries),
-                ("awaited_entries", u64::try_from(awaited).unwrap_or(u64::MAX)),
+                (
+                    "awaited_entries",
+                    u64::try_from(awaited).unwrap_or(u64::MAX),
+                ),
                 ("failed_entries", failed),
                 ("log_bytes", log_bytes),
             ];
@@ -264,7 +269,9 @@ impl Inner {
         let tree = tree::Tree::open(&self.root).map_err(failed())?;
         let kept = trash::sweep(&tree, self.trash, is_full).map_err(failed())?;
         self.told(|told| {
-            told.report.gauges.insert("trash_deletions".to_owned(), kept);
+            told.report
+                .gauges
+                .insert("trash_deletions".to_owned(), kept);
         });
         Ok(())
     }
@@ -330,7 +337,9 @@ impl Inner {
         let placing = place::Placing::new(tree, &blocks, &mut trash, false);
         let manifest = &mut replica.ledger.manifest;
         for id in awaited {
-            let Some(path) = manifest.path(id) else { continue };
+            let Some(path) = manifest.path(id) else {
+                continue;
+            };
             match placing.adopt(&path, &manifest.entry(id)) {
                 Ok(local) if !local.is_awaited() => {
                     manifest.learn(id, local);

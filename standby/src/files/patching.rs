@@ -146,10 +146,13 @@ impl Patching<'_> {
         let Some(former) = self.blocks.get(self.patch.base_size, self.patch.base) else {
             return Ok(None);
         };
-        let changed = self.patch.placed().filter_map(|(offset, piece)| match piece {
-            Piece::Literal(bytes) | Piece::Zero(bytes) => Some((offset, bytes)),
-            Piece::Keep { .. } => None,
-        });
+        let changed = self
+            .patch
+            .placed()
+            .filter_map(|(offset, piece)| match piece {
+                Piece::Literal(bytes) | Piece::Zero(bytes) => Some((offset, bytes)),
+                Piece::Keep { .. } => None,
+            });
         let after = former.after(size, changed, |offset, room| overlay.read(offset, room));
         match after {
             Ok(after) => Ok(after.filter(|after| after.root() == hash)),
@@ -173,7 +176,9 @@ impl Patching<'_> {
             staged.sync_data()?;
             self.blocks.put(hash, after);
             let file = (STAGED, &staged);
-            let placed = self.tree.place_file(file, parent, self.path, self.entry, guarded)?;
+            let placed = self
+                .tree
+                .place_file(file, parent, self.path, self.entry, guarded)?;
             return Ok(Some(placed));
         }
         self.tree.unstage(STAGED);
@@ -195,9 +200,10 @@ impl Patching<'_> {
             match piece {
                 Piece::Keep { .. } => {}
                 Piece::Literal(bytes) => {
-                    self.literal.read_range((taken, bytes), &mut |done, bytes| {
-                        file.write_all_at(bytes, offset.saturating_add(done))
-                    })?;
+                    self.literal
+                        .read_range((taken, bytes), &mut |done, bytes| {
+                            file.write_all_at(bytes, offset.saturating_add(done))
+                        })?;
                     taken = taken.saturating_add(bytes);
                 }
                 Piece::Zero(bytes) => punch(file, offset, bytes)?,
@@ -255,7 +261,9 @@ impl Patching<'_> {
             self.blocks.put(hash, &outboard);
         }
         let file = (STAGED, &staged);
-        let placed = self.tree.place_file(file, parent, self.path, self.entry, guarded)?;
+        let placed = self
+            .tree
+            .place_file(file, parent, self.path, self.entry, guarded)?;
         Ok(Some(placed))
     }
 }
@@ -319,7 +327,8 @@ impl<'a> Overlay<'a> {
             let (some, more) = rest.split_at_mut(count);
             match piece {
                 Piece::Keep { offset, .. } => {
-                    self.base.read_exact_at(some, offset.saturating_add(within))?;
+                    self.base
+                        .read_exact_at(some, offset.saturating_add(within))?;
                 }
                 Piece::Literal(_) => self.literal.read_at(from.saturating_add(within), some)?,
                 Piece::Zero(_) => some.fill(0),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use understudy_replication::files::{
     Batch, Blocks, Content, Digest, Entry, Identity, Kind, Known, Local, Manifest, NodeId,
-    OUTBOARD_FROM, Operation, Patch, RelPath, stat_in, identity,
+    OUTBOARD_FROM, Operation, Patch, RelPath, identity, stat_in,
 };
 use understudy_replication::position::Position;
 
@@ -37,18 +37,20 @@ impl Logged {
     /// Returns whether nothing else is applied with it before the next commit: what it does can only be
     /// done again from exactly what was there before it.
     pub(super) fn is_apart(&self) -> bool {
-        (0_u32..).zip(&self.batch.operations).any(|(index, operation)| match operation {
-            Operation::Move { .. } | Operation::Swap { .. } => true,
-            Operation::Put { entry, content, .. } => {
-                let size = entry.content().map_or(0, |(size, _)| size);
-                match content {
-                    Content::Patch(patch) if may_be_in_place(patch, size) => true,
-                    Content::Whole | Content::Patch(_) => self.is_staged(index, operation),
-                    Content::Same | Content::Copy(_) | Content::Link(_) => false,
+        (0_u32..)
+            .zip(&self.batch.operations)
+            .any(|(index, operation)| match operation {
+                Operation::Move { .. } | Operation::Swap { .. } => true,
+                Operation::Put { entry, content, .. } => {
+                    let size = entry.content().map_or(0, |(size, _)| size);
+                    match content {
+                        Content::Patch(patch) if may_be_in_place(patch, size) => true,
+                        Content::Whole | Content::Patch(_) => self.is_staged(index, operation),
+                        Content::Same | Content::Copy(_) | Content::Link(_) => false,
+                    }
                 }
-            }
-            Operation::Delete { .. } => false,
-        })
+                Operation::Delete { .. } => false,
+            })
     }
 
     /// Returns whether the content of an operation is in a staged file.
@@ -94,6 +96,7 @@ enum Before {
     },
     Move {
         inode: Option<u64>,
+        replaced: Option<u64>,
     },
     Swap {
         a: Option<u64>,
@@ -129,7 +132,8 @@ impl Plan {
         if manifest.root() != batch.after {
             return Err(diverged(batch.end));
         }
-        plan.names.extend(links.iter().flat_map(|link| manifest.linked(*link)));
+        plan.names
+            .extend(links.iter().flat_map(|link| manifest.linked(*link)));
         Ok(plan)
     }
 
@@ -177,12 +181,14 @@ impl Plan {
             Operation::Move { from, to } => {
                 touch(from);
                 touch(to);
-                changes(manifest.lookup(to), &mut self.names);
+                let replaced = manifest.lookup(to);
+                changes(replaced, &mut self.names);
+                let replaced = replaced.and_then(|id| manifest.inode(id));
                 let id = manifest.lookup(from);
                 changes(id, &mut self.names);
                 let inode = id.and_then(|id| manifest.inode(id));
                 self.moved.extend(id.map(|id| (id, inode)));
-                Before::Move { inode }
+                Before::Move { inode, replaced }
             }
             Operation::Swap { a, b } => {
                 touch(a);
@@ -340,11 +346,15 @@ impl<'a> Placing<'a> {
                 Before::Put { was, source },
             ) => {
                 self.note_stale(entry, was.as_deref());
+                let was_seen = was.as_ref().and_then(|was| was.local.seen());
+                self.let_go(was_seen.map(|seen| seen.inode));
                 let local = match (&entry.kind, content) {
                     (Kind::Directory, _) => self.put_shape(path, entry)?,
                     (Kind::Symlink { .. }, _) => self.put_shape(path, entry)?,
                     (Kind::File { .. }, _) if logged.awaited.contains(&index) => Local::Awaited,
-                    (Kind::File { .. }, Content::Same) => self.put_same(path, entry, was.as_deref())?,
+                    (Kind::File { .. }, Content::Same) => {
+                        self.put_same(path, entry, was.as_deref())?
+                    }
                     (Kind::File { .. }, Content::Whole) => {
                         let literal = logged.contents.remove(&index);
                         let staged = staged_name(logged.batch.start, index);
@@ -368,7 +378,8 @@ impl<'a> Placing<'a> {
                 self.delete(path, *was, index)?;
                 Ok(None)
             }
-            (Operation::Move { from, to }, Before::Move { inode }) => {
+            (Operation::Move { from, to }, Before::Move { inode, replaced }) => {
+                self.let_go(*replaced);
                 self.move_one(from, to, *inode)?;
                 Ok(None)
             }
@@ -386,6 +397,13 @@ impl<'a> Placing<'a> {
         }
     }
 
+    /// What has come to its place may be replaced there.
+    fn let_go(&mut self, inode: Option<u64>) {
+        if let Some(inode) = inode {
+            self.guarded.remove(&inode);
+        }
+    }
+
     fn note_stale(&mut self, entry: &Entry, was: Option<&Known>) {
         if let Some((size, hash)) = was.and_then(|was| was.entry.content())
             && size >= OUTBOARD_FROM
@@ -398,11 +416,17 @@ impl<'a> Placing<'a> {
     /// Puts a directory or a link.
     pub(super) fn put_shape(&mut self, path: &RelPath, entry: &Entry) -> Result<Local, Setback> {
         let place = self.place(path);
-        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let parent = self
+            .parents
+            .of(self.tree, path)
+            .map_err(Setback::at("find", &place))?;
         let placed = match &entry.kind {
-            Kind::Directory => self.tree.place_directory(parent, path, entry, &self.guarded),
+            Kind::Directory => self
+                .tree
+                .place_directory(parent, path, entry, &self.guarded),
             Kind::Symlink { target } => {
-                self.tree.place_symlink(parent, path, entry, target, &self.guarded)
+                self.tree
+                    .place_symlink(parent, path, entry, target, &self.guarded)
             }
             Kind::File { .. } => Err(std::io::ErrorKind::InvalidInput.into()),
         };
@@ -465,19 +489,33 @@ impl<'a> Placing<'a> {
         let literal = literal.unwrap_or_default();
         let is_inline = u64::try_from(literal.len()) == Ok(size);
         let file = if is_inline {
-            let file = self.tree.stage("put").map_err(Setback::at("stage", &place))?;
-            (&file).write_all(&literal).map_err(Setback::at("write", &place))?;
+            let file = self
+                .tree
+                .stage("put")
+                .map_err(Setback::at("stage", &place))?;
+            (&file)
+                .write_all(&literal)
+                .map_err(Setback::at("write", &place))?;
             file
         } else {
-            match self.tree.staged(&staged).map_err(Setback::at("open", &place))? {
+            match self
+                .tree
+                .staged(&staged)
+                .map_err(Setback::at("open", &place))?
+            {
                 Some(file) => file,
                 // It was renamed into its place by an attempt before.
                 None => return self.adopt(path, entry),
             }
         };
         let name = if is_inline { "put" } else { staged.as_str() };
-        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
-        let placed = self.tree.place_file((name, &file), parent, path, entry, &self.guarded);
+        let parent = self
+            .parents
+            .of(self.tree, path)
+            .map_err(Setback::at("find", &place))?;
+        let placed = self
+            .tree
+            .place_file((name, &file), parent, path, entry, &self.guarded);
         Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
     }
 
@@ -490,8 +528,13 @@ impl<'a> Placing<'a> {
         file: &std::fs::File,
     ) -> Result<Local, Setback> {
         let place = self.place(path);
-        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
-        let placed = self.tree.place_file((name, file), parent, path, entry, &self.guarded);
+        let parent = self
+            .parents
+            .of(self.tree, path)
+            .map_err(Setback::at("find", &place))?;
+        let placed = self
+            .tree
+            .place_file((name, file), parent, path, entry, &self.guarded);
         Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
     }
 
@@ -509,7 +552,11 @@ impl<'a> Placing<'a> {
         let literal = if u64::try_from(literal.len()) == Ok(patch.literal_bytes()) {
             Literal::Memory(literal)
         } else {
-            match self.tree.staged(&staged).map_err(Setback::at("open", &place))? {
+            match self
+                .tree
+                .staged(&staged)
+                .map_err(Setback::at("open", &place))?
+            {
                 Some(file) => {
                     self.used.push(staged);
                     Literal::Staged(file)
@@ -527,7 +574,10 @@ impl<'a> Placing<'a> {
             was,
             is_redo: self.is_redo,
         };
-        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+        let parent = self
+            .parents
+            .of(self.tree, path)
+            .map_err(Setback::at("find", &place))?;
         let placed = patching.place(parent, &self.guarded);
         let placed = placed.map_err(Setback::at("patch", &place))?;
         Ok(placed.map_or(Local::Awaited, Local::Seen))
@@ -550,7 +600,12 @@ impl<'a> Placing<'a> {
             let Some((size, hash)) = entry.content() else {
                 continue;
             };
-            if self.is_redo && self.tree.verify(path, size, hash).is_ok_and(|held| held.is_some()) {
+            if self.is_redo
+                && self
+                    .tree
+                    .verify(path, size, hash)
+                    .is_ok_and(|held| held.is_some())
+            {
                 continue;
             }
             let name = format!("copy-{index}");
@@ -595,10 +650,18 @@ impl<'a> Placing<'a> {
         let Some(name) = copied else {
             return self.adopt(path, entry);
         };
-        let staged = self.tree.staged(name).map_err(Setback::at("open", &place))?;
+        let staged = self
+            .tree
+            .staged(name)
+            .map_err(Setback::at("open", &place))?;
         let file = staged.ok_or(FilesError::Broken)?;
-        let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
-        let placed = self.tree.place_file((name, &file), parent, path, entry, &self.guarded);
+        let parent = self
+            .parents
+            .of(self.tree, path)
+            .map_err(Setback::at("find", &place))?;
+        let placed = self
+            .tree
+            .place_file((name, &file), parent, path, entry, &self.guarded);
         Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
     }
 
@@ -612,7 +675,9 @@ impl<'a> Placing<'a> {
     ) -> Result<Local, Setback> {
         let place = self.place(path);
         let just_put = self.puts.iter().rev().find(|(put, _)| put == from);
-        let local = just_put.map(|(_, local)| *local).or(source.map(|source| source.local));
+        let local = just_put
+            .map(|(_, local)| *local)
+            .or(source.map(|source| source.local));
         let expected = match local {
             Some(Local::Seen(identity)) => Some(identity.inode),
             Some(Local::Unknown) => None,
@@ -630,7 +695,10 @@ impl<'a> Placing<'a> {
                     return Ok(Local::Awaited);
                 }
             }
-            let parent = self.parents.of(self.tree, path).map_err(Setback::at("find", &place))?;
+            let parent = self
+                .parents
+                .of(self.tree, path)
+                .map_err(Setback::at("find", &place))?;
             let linked = self.tree.place_link(from, parent, path, &self.guarded);
             linked.map_err(Setback::at("link", &place))?;
         }
@@ -661,14 +729,18 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    fn move_one(&mut self, from: &RelPath, to: &RelPath, inode: Option<u64>) -> Result<(), Setback> {
+    fn move_one(
+        &mut self,
+        from: &RelPath,
+        to: &RelPath,
+        inode: Option<u64>,
+    ) -> Result<(), Setback> {
         let place = self.place(to);
         self.parents = Parents::default();
         let look = |path: &RelPath| self.tree.look(path).map_err(Setback::at("find", &place));
         let (source, target) = (look(from)?, look(to)?);
-        let is_it = |found: Option<Identity>| {
-            inode.is_some() && found.map(|found| found.inode) == inode
-        };
+        let is_it =
+            |found: Option<Identity>| inode.is_some() && found.map(|found| found.inode) == inode;
         let is_to_do = match inode {
             Some(_) if is_it(target) => {
                 // Both are names of one file, which a rename would leave as they are.
@@ -684,7 +756,12 @@ impl<'a> Placing<'a> {
         };
         if is_to_do {
             // What is moved is in nobody's way.
-            let guarded = self.guarded.iter().copied().filter(|held| Some(*held) != inode).collect();
+            let guarded = self
+                .guarded
+                .iter()
+                .copied()
+                .filter(|held| Some(*held) != inode)
+                .collect();
             let moved = self.tree.rename(from, to, &guarded);
             moved.map_err(Setback::at("move", &place))?;
         }
@@ -711,9 +788,7 @@ impl<'a> Placing<'a> {
         let (at_a, at_b) = (look(a)?, look(b)?);
         let is_to_do = match (one, other) {
             (None, None) => at_a.is_some() && at_b.is_some() && !self.is_redo,
-            (one, other) => {
-                (one.is_none() || at_a == one) && (other.is_none() || at_b == other)
-            }
+            (one, other) => (one.is_none() || at_a == one) && (other.is_none() || at_b == other),
         };
         if is_to_do && at_a.is_some() && at_b.is_some() {
             let swapped = self.tree.exchange(a, b);
@@ -777,7 +852,8 @@ impl<'a> Placing<'a> {
             let found = self.tree.look(&directory);
             let found = found.map_err(FilesError::tree("read", self.place(&directory)))?;
             if found.is_none_or(|found| found.file_type() != rustix::fs::FileType::Directory) {
-                lost = manifest.lookup(&directory);
+                // In a batch that is done again it may be no directory by now, and rightly so.
+                lost = manifest.directory_of(path).and(manifest.lookup(&directory));
             }
             above = directory.parent();
         }

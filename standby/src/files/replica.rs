@@ -86,7 +86,9 @@ impl Replica {
     /// Returns the outboards, which a node has open only while it works on the copy.
     pub(super) fn blocks(&mut self) -> Arc<Blocks> {
         let state = &self.state;
-        let blocks = self.blocks.get_or_insert_with(|| Arc::new(Blocks::open(state)));
+        let blocks = self
+            .blocks
+            .get_or_insert_with(|| Arc::new(Blocks::open(state)));
         blocks.clone()
     }
 
@@ -122,7 +124,8 @@ impl Replica {
         self.ledger.learned(learned)?;
         if self.ledger.manifest.awaited_count() == 0 && head.complete != head.position {
             let complete = head.position;
-            self.ledger.commit(&[], Vec::new(), Head { complete, ..head })?;
+            self.ledger
+                .commit(&[], Vec::new(), Head { complete, ..head })?;
         }
         Ok(self.ledger.sync()?)
     }
@@ -130,5 +133,8 @@ impl Replica {
 
 /// The name under which a content is staged that was asked for by itself.
 pub(super) fn bulk_name(hash: understudy_replication::files::Digest) -> String {
-    format!("{BULK}{}", blake3::Hash::from_bytes(*hash.as_bytes()).to_hex())
+    format!(
+        "{BULK}{}",
+        blake3::Hash::from_bytes(*hash.as_bytes()).to_hex()
+    )
 }

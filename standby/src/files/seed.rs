@@ -231,16 +231,13 @@ pub(super) async fn next(
 }
 
 /// Compares, makes directories and links, and adjusts what is held already.
-fn survey(
-    inner: &Inner,
-    mut target: Manifest,
-    head: Head,
-) -> Result<(Seeding, Found), FilesError> {
+fn survey(inner: &Inner, mut target: Manifest, head: Head) -> Result<(Seeding, Found), FilesError> {
     let mut replica = inner.replica();
     replica.open_tree()?;
     let tree = replica.tree.take().ok_or(FilesError::Broken)?;
     let place = || FilesError::tree("clear the staging of", &inner.root);
-    tree.clear_staging(|name| name == super::tree::FRESH).map_err(place())?;
+    tree.clear_staging(|name| name == super::tree::FRESH)
+        .map_err(place())?;
     let mut places = Places::new(tree).map_err(place())?;
     let known = std::mem::take(&mut replica.ledger.manifest);
     let survey = Survey {
@@ -296,7 +293,9 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
         .dev();
     Origin { device, kept: None }.store(&inner.state)?;
     replica.close();
-    inner.is_suspect.store(false, std::sync::atomic::Ordering::Relaxed);
+    inner
+        .is_suspect
+        .store(false, std::sync::atomic::Ordering::Relaxed);
     inner.flow.change(|state| {
         state.logged = Position(0);
         state.held = None;
@@ -328,7 +327,10 @@ fn link_names(inner: &Inner, places: &Places, target: &mut Manifest) -> Result<(
             continue;
         }
         let names: Vec<NodeId> = target.linked(link).collect();
-        let first = names.iter().copied().find(|name| target.inode(*name).is_some());
+        let first = names
+            .iter()
+            .copied()
+            .find(|name| target.inode(*name).is_some());
         let Some((first, from)) = first.and_then(|id| Some((id, target.path(id)?))) else {
             continue;
         };
@@ -337,7 +339,9 @@ fn link_names(inner: &Inner, places: &Places, target: &mut Manifest) -> Result<(
             if target.inode(*name) == target.inode(first) || !is_same {
                 continue;
             }
-            let Some(path) = target.path(*name) else { continue };
+            let Some(path) = target.path(*name) else {
+                continue;
+            };
             let linked = link_name(places, &from, &path);
             match linked.map_err(Setback::at("link", &places.place(&path))) {
                 Ok(()) => target.learn(*name, target.local(first)),
@@ -367,7 +371,9 @@ fn link_name(places: &Places, from: &RelPath, to: &RelPath) -> std::io::Result<(
     places.tree.unstage(STAGED);
     let staging = places.tree.staging();
     linkat(&source, from.name(), staging, STAGED, AtFlags::empty())?;
-    places.tree.rename_staged(STAGED, parent.as_fd(), to, &Guarded::new())?;
+    places
+        .tree
+        .rename_staged(STAGED, parent.as_fd(), to, &Guarded::new())?;
     places.tree.unstage(STAGED);
     Ok(())
 }
@@ -378,9 +384,13 @@ fn dress_directories(
     places: &Places,
     target: &mut Manifest,
 ) -> Result<(), FilesError> {
-    let directories = collect(target, |id| target.is_directory(id) && !target.is_awaited(id));
+    let directories = collect(target, |id| {
+        target.is_directory(id) && !target.is_awaited(id)
+    });
     for id in directories.into_iter().rev() {
-        let Some(path) = target.path(id) else { continue };
+        let Some(path) = target.path(id) else {
+            continue;
+        };
         let dressed = places.root_of(&path).handle(&path).and_then(|directory| {
             dress(directory.as_fd(), &target.entry(id))?;
             Ok(identity(&stat_fd(directory.as_fd())?))
@@ -403,7 +413,9 @@ fn appear(inner: &Inner, places: &Places, target: &mut Manifest) -> Result<(), F
     places.tree.sync().map_err(failed())?;
     let (fresh, top) = (places.fresh.fd(), places.tree.root().fd());
     for name in &places.names {
-        let place = inner.root.join(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
+        let place = inner
+            .root
+            .join(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
         match renameat(fresh, name.as_slice(), top, name.as_slice()).map_err(std::io::Error::from) {
             Ok(()) => {}
             Err(error) if is_absent(&error) => continue,

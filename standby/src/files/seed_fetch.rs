@@ -193,7 +193,10 @@ impl Lanes<'_> {
             });
             let body = postcard::to_stdvec(&wanted.collect::<Vec<_>>())?;
             let path = format!("/store/{}/content", self.inner.id.name);
-            let response = self.primary.post(&path, body.into(), CONTENT_PATIENCE).await?;
+            let response = self
+                .primary
+                .post(&path, body.into(), CONTENT_PATIENCE)
+                .await?;
             let mut frames = response.frames();
             let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
             let (done, learned) = oneshot::channel();
@@ -210,7 +213,10 @@ impl Lanes<'_> {
                     Err(error) => break Err(error),
                 };
                 let bytes = u64::try_from(frame.len()).unwrap_or(0);
-                let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+                let done = self
+                    .done
+                    .fetch_add(bytes, Ordering::Relaxed)
+                    .saturating_add(bytes);
                 self.progress.at(done.min(self.total));
                 if sender.send(frame).await.is_err() {
                     // The writer has failed, and says why.
@@ -293,12 +299,16 @@ impl<'a> Writer<'a> {
                 let Some(mut open) = current.take() else {
                     return match message {
                         Message::Note(Note::End) => Ok(()),
-                        other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => Err(other.unexpected("the end").into()),
+                        other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
+                            Err(other.unexpected("the end").into())
+                        }
                     };
                 };
                 let left = open.task.size.saturating_sub(open.hashing.count());
                 match message {
-                    Message::Chunk(bytes) if u64::try_from(bytes.len()).is_ok_and(|n| n <= left) => {
+                    Message::Chunk(bytes)
+                        if u64::try_from(bytes.len()).is_ok_and(|n| n <= left) =>
+                    {
                         let written = open.file.write_all_at(&bytes, open.hashing.count());
                         written.map_err(FilesError::tree("write", self.place(&open.task)))?;
                         open.hashing.update(&bytes);
@@ -318,7 +328,9 @@ impl<'a> Writer<'a> {
                         self.give_up(open)?;
                         current = self.open_next(&mut waiting)?;
                     }
-                    other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => return Err(other.unexpected("a content").into()),
+                    other @ (Message::Chunk(_) | Message::Batch(_) | Message::Note(_)) => {
+                        return Err(other.unexpected("a content").into());
+                    }
                 }
             }
         }
@@ -343,7 +355,9 @@ impl<'a> Writer<'a> {
         let place = self.place(&task);
         let hashing = Hashing::of_file(task.size);
         if places.is_fresh(&task.path) {
-            let parent = self.parent(&task.path).map_err(FilesError::tree("find", &place))?;
+            let parent = self
+                .parent(&task.path)
+                .map_err(FilesError::tree("find", &place))?;
             let file = create(parent, task.path.name());
             let file = file.map_err(FilesError::tree("make", &place))?;
             return Ok(Some(Open {
@@ -355,7 +369,10 @@ impl<'a> Writer<'a> {
         }
         let name = format!("seed-{}-{}", self.number, self.staged);
         self.staged = self.staged.saturating_add(1);
-        let file = places.tree.stage(&name).map_err(FilesError::tree("stage", &place))?;
+        let file = places
+            .tree
+            .stage(&name)
+            .map_err(FilesError::tree("stage", &place))?;
         Ok(Some(Open {
             task,
             staged: Some(name),
@@ -471,7 +488,9 @@ impl<'a> Writer<'a> {
             Some(name) => self.seeding.places.tree.unstage(name),
             None => {
                 let place = self.place(&open.task);
-                let parent = self.parent(&open.task.path).map_err(FilesError::tree("find", &place))?;
+                let parent = self
+                    .parent(&open.task.path)
+                    .map_err(FilesError::tree("find", &place))?;
                 let removed = unlinkat(parent, open.task.path.name(), AtFlags::empty());
                 removed.map_err(FilesError::tree("remove", place))?;
             }
@@ -518,7 +537,10 @@ pub(super) fn copy_known(
             continue;
         };
         let place = places.place(&path);
-        let staged = places.tree.stage("copy").map_err(FilesError::tree("stage", &place))?;
+        let staged = places
+            .tree
+            .stage("copy")
+            .map_err(FilesError::tree("stage", &place))?;
         let copied = super::place::copy(&places.tree, &blocks, source, &staged, content);
         if !copied.map_err(FilesError::tree("copy", &place))? {
             places.tree.unstage("copy");
@@ -526,12 +548,16 @@ pub(super) fn copy_known(
             continue;
         }
         if is_replaced {
-            staged.sync_data().map_err(FilesError::tree("sync", &place))?;
+            staged
+                .sync_data()
+                .map_err(FilesError::tree("sync", &place))?;
         }
         let parent = places.root_of(&path).parent(&path);
         let parent = parent.map_err(FilesError::tree("find", &place))?;
         let file = ("copy", &staged);
-        let placed = places.tree.place_file(file, parent.as_fd(), &path, &entry, &Guarded::new());
+        let placed = places
+            .tree
+            .place_file(file, parent.as_fd(), &path, &entry, &Guarded::new());
         let local = Local::Seen(placed.map_err(FilesError::tree("write", &place))?);
         seeding.target().learn(id, local);
         aside.push((path, Known { entry, local }));

@@ -48,7 +48,9 @@ impl Places {
     }
 
     pub(super) fn is_fresh(&self, path: &RelPath) -> bool {
-        path.names().next().is_some_and(|name| self.names.contains(name))
+        path.names()
+            .next()
+            .is_some_and(|name| self.names.contains(name))
     }
 
     /// Returns where a path is for now.
@@ -115,8 +117,12 @@ impl Survey<'_> {
         aside: &mut Vec<(RelPath, Known)>,
     ) -> Result<(), FilesError> {
         let path = self.target.path(id);
-        let root = path.as_ref().map_or(self.places.tree.root(), |path| self.places.root_of(path));
-        let place = path.as_ref().map_or(root.path().to_owned(), |path| self.places.place(path));
+        let root = path
+            .as_ref()
+            .map_or(self.places.tree.root(), |path| self.places.root_of(path));
+        let place = path
+            .as_ref()
+            .map_or(root.path().to_owned(), |path| self.places.place(path));
         let failed = || FilesError::tree("read", &place);
         let directory = root.directory(path.as_ref()).map_err(failed())?;
         let mut there: BTreeSet<Vec<u8>> = BTreeSet::new();
@@ -136,7 +142,13 @@ impl Survey<'_> {
             };
             let at = if is_there {
                 let looked = stat_in(directory.as_fd(), path.name());
-                looked.map(Some).or_else(|error| if is_absent(&error) { Ok(None) } else { Err(error) })
+                looked.map(Some).or_else(|error| {
+                    if is_absent(&error) {
+                        Ok(None)
+                    } else {
+                        Err(error)
+                    }
+                })
             } else {
                 Ok(None)
             };
@@ -145,10 +157,11 @@ impl Survey<'_> {
             let entry = self.target.entry(child);
             let is_held = match (&entry.kind, &at) {
                 (Kind::Directory, at) => {
-                    let is_directory = at.as_ref().is_some_and(|at| {
-                        identity(at).file_type() == FileType::Directory
-                    });
-                    let made = self.make_directory(directory.as_fd(), &path, at.is_some(), is_directory);
+                    let is_directory = at
+                        .as_ref()
+                        .is_some_and(|at| identity(at).file_type() == FileType::Directory);
+                    let made =
+                        self.make_directory(directory.as_fd(), &path, at.is_some(), is_directory);
                     match made {
                         Ok(is_new) => waiting.push((child, is_new)),
                         Err(setback) => self.note(setback, &path, child, found)?,
@@ -231,7 +244,10 @@ impl Survey<'_> {
             return Ok(());
         };
         if self.places.is_fresh(&path) {
-            let removed = self.places.tree.take_away(directory.as_fd(), &path, &Guarded::new());
+            let removed = self
+                .places
+                .tree
+                .take_away(directory.as_fd(), &path, &Guarded::new());
             return removed.map_err(FilesError::tree("remove", self.places.place(&path)));
         }
         if !self.exclude.is_match(path.as_path()) {

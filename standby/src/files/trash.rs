@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, fstatvfs, renameat, unlinkat};
 use rustix::io::Errno;
-use understudy_replication::files::{RelPath, names, open_in, stat_in, identity};
+use understudy_replication::files::{RelPath, identity, names, open_in, stat_in};
 use understudy_replication::position::Position;
 use understudy_replication::wall_time::WallTime;
 

@@ -202,7 +202,13 @@ impl Tree {
         const STAGED: &str = "name";
         self.unstage(STAGED);
         let from = self.root.parent(source)?;
-        linkat(&from, source.name(), &self.staging, STAGED, AtFlags::empty())?;
+        linkat(
+            &from,
+            source.name(),
+            &self.staging,
+            STAGED,
+            AtFlags::empty(),
+        )?;
         self.rename_staged(STAGED, parent, path, guarded)?;
         // A rename between two names of one file does nothing.
         self.unstage(STAGED);
@@ -475,7 +481,13 @@ pub(super) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
                         number = number.saturating_add(1);
                         let flat = format!("..{number}").into_bytes();
                         let flags = RenameFlags::NOREPLACE;
-                        match renameat_with(open, inner.as_slice(), &directory, flat.as_slice(), flags) {
+                        match renameat_with(
+                            open,
+                            inner.as_slice(),
+                            &directory,
+                            flat.as_slice(),
+                            flags,
+                        ) {
                             Ok(()) => break flat,
                             Err(Errno::EXIST) => {}
                             Err(errno) => return Err(errno.into()),
