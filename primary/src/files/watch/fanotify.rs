@@ -25,8 +25,8 @@ const EVENT_BYTES_MAX: usize = 1024;
 /// This many directories outside the tree are known to be outside.
 const OUTSIDE_MAX: usize = 16_384;
 
-/// ext4 says that there is no memory for a directory that is gone while another is about to be made that
-/// gets its number; a moment later it says that it is gone.
+/// ext4 says that it has no memory for a directory that is gone, while something is being made that has
+/// got its inode number. A moment later it says that it is gone.
 const TRIES_MAX: usize = 100;
 
 /// Never the opening or reading of files: we open and read all of them ourselves.
@@ -230,15 +230,18 @@ impl Tree {
         Ok(found)
     }
 
-    fn find(&self, handle: &[u8]) -> io::Result<Directory> {
-        let mut opened = handle::open(self.root.as_fd(), handle);
-        for _ in 0..TRIES_MAX {
-            match &opened {
-                Err(error) if is(error, Errno::NOMEM) => { eprintln!("NOMEM"); opened = handle::open(self.root.as_fd(), handle); eprintln!("then {opened:?}"); },
-                Ok(_) | Err(_) => break,
+    fn open_directory(&self, handle: &[u8]) -> io::Result<OwnedFd> {
+        for _ in 1..TRIES_MAX {
+            match handle::open(self.root.as_fd(), handle) {
+                Err(error) if is(&error, Errno::NOMEM) => std::thread::yield_now(),
+                opened => return opened,
             }
         }
-        let directory = match opened {
+        handle::open(self.root.as_fd(), handle)
+    }
+
+    fn find(&self, handle: &[u8]) -> io::Result<Directory> {
+        let directory = match self.open_directory(handle) {
             Ok(directory) => directory,
             // Its own end is told by the directory that it was in.
             Err(error) if is_gone(&error) => return Ok(Directory::Elsewhere),

@@ -697,7 +697,7 @@ fn take(all: &Path, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     /// Whoever looks where he is told to knows the tree, whether he believes what is told of moves or
     /// not.

@@ -69,9 +69,9 @@ impl Told {
 
     /// Notes a move, by the paths that all have before it and after it.
     pub(super) fn moved(&mut self, moved: Move) {
-        let is_new = self.is_new(&moved.from);
+        let is_known = moved.is_possible() && !self.is_new(&moved.from);
         self.carry(&moved);
-        if is_new {
+        if !is_known {
             self.at(moved.from, false);
             self.came(moved.to, moved.is_directory);
             return;
@@ -150,6 +150,12 @@ impl Told {
                 to: then(&moved.to),
                 is_directory: moved.is_directory,
             };
+            if !then.is_possible() {
+                // Directories were exchanged, which cannot be undone one after the other.
+                self.at(moved.from, moved.is_directory);
+                self.at(moved.to, moved.is_directory);
+                continue;
+            }
             if then.is_directory {
                 later.push(then.clone());
             }
@@ -235,6 +241,12 @@ impl Told {
 impl Move {
     fn ends(&self) -> [&RelPath; 2] {
         [&self.from, &self.to]
+    }
+
+    /// Nothing moves to where it is, or between a directory and what is in it.
+    fn is_possible(&self) -> bool {
+        let Self { from, to, .. } = self;
+        from != to && !from.is_beneath(to) && !to.is_beneath(from)
     }
 }
 
