@@ -9,6 +9,7 @@
 //! followed, checked or taken over.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use understudy_replication::event::Severity;
@@ -18,7 +19,8 @@ use understudy_replication::position::Position;
 
 use super::Inner;
 use super::error::{FilesError, concerns_all};
-use super::place::{Failed, Logged, Placing, Plan, lose};
+use super::place::{Failed, Placing, lose};
+use super::plan::{Logged, Plan};
 use super::replica::Replica;
 use super::trash::Trash;
 
@@ -152,7 +154,7 @@ impl Applier {
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
         let is_redo = logged.batch.start < self.begun;
         let mut trash = Trash::of(inner.trash, logged.batch.start);
-        let mut placing = Placing::new(tree, &blocks, &mut trash, is_redo);
+        let mut placing = Placing::new(tree, &blocks, &mut trash, (is_redo, inner.is_trusted()));
         let performed = placing.perform(&mut replica.ledger.manifest, logged, &plan);
         let (failed, stale, used) = (placing.failed, placing.stale, placing.used);
         let learned = match performed {
@@ -199,8 +201,7 @@ impl Applier {
         let mut learned = Vec::new();
         set_directory_times(replica, &group.directories, &mut learned)?;
         let tree = replica.tree()?;
-        tree.sync()
-            .map_err(FilesError::tree("sync", &replica.path))?;
+        inner.sync(tree)?;
         if let Some((_, last, head)) = group.commits.last_mut() {
             last.extend(learned);
             if replica.ledger.manifest.awaited_count() > 0 && head.complete == head.position {
@@ -277,6 +278,21 @@ pub(super) fn set_directory_times(
 }
 
 impl Inner {
+    /// Makes everything in the tree durable.
+    pub(super) fn sync(&self, tree: &super::tree::Tree) -> Result<(), FilesError> {
+        let synced = tree.sync();
+        if synced.is_err() {
+            // A second attempt would report success, and the page cache would show what is lost.
+            self.has_lost_writes.store(true, Ordering::Relaxed);
+        }
+        synced.map_err(FilesError::tree("sync", &self.root))
+    }
+
+    /// Returns whether what can be read is what is on the disk.
+    pub(super) fn is_trusted(&self) -> bool {
+        !self.has_lost_writes.load(Ordering::Relaxed)
+    }
+
     /// Applies again what is in the log and not yet in the manifest. Repeatable.
     pub(super) fn recover(&self, replica: &mut Replica) -> Result<(), FilesError> {
         if replica.ledger.head().is_none() {
@@ -320,8 +336,13 @@ impl Inner {
                 replica.set_epoch(&epoch)?;
                 self.flow.change(|state| state.epoch = None);
             }
-            let is_done = !applier.apply_group(self, &mut replica)?;
+            let applied = applier.apply_group(self, &mut replica);
+            if applied.is_err() {
+                // Before others see what is in memory.
+                self.suspect();
+            }
             drop(replica);
+            let is_done = !applied?;
             if is_done && state.is_ended {
                 return Ok(());
             }

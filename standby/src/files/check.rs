@@ -245,7 +245,7 @@ impl Check {
         waiting: &mut Vec<Option<RelPath>>,
     ) -> Result<Vec<AsTold>, FilesError> {
         let mut read = Vec::new();
-        let mut locked = self.inner.replica();
+        let mut locked = self.inner.sound_replica()?;
         let replica = &mut *locked;
         replica.open_tree()?;
         let tree = replica.tree()?;
@@ -309,7 +309,7 @@ impl Check {
         let blocks = replica.blocks();
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
         let mut trash = Trash::of(self.inner.trash, Position(0));
-        let mut placing = Placing::new(tree, &blocks, &mut trash, false);
+        let mut placing = Placing::new(tree, &blocks, &mut trash, (false, self.inner.is_trusted()));
         let manifest = &mut replica.ledger.manifest;
         let mut learned = Vec::new();
         let mut directories = BTreeSet::new();
@@ -411,7 +411,7 @@ impl Check {
         {
             return Ok(());
         }
-        let mut locked = self.inner.replica();
+        let mut locked = self.inner.sound_replica()?;
         let replica = &mut *locked;
         let Some(id) = replica.ledger.manifest.lookup(path) else {
             return Ok(());

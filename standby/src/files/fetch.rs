@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,7 +146,7 @@ impl Inner {
         if self.flow.lock().awaited == 0 {
             return Ok(Vec::new());
         }
-        let mut replica = self.replica();
+        let mut replica = self.sound_replica()?;
         if lane == Lane::Short {
             self.awaiting.prune(&replica.ledger.manifest);
             let placed = self.place_shapes(&mut replica);
@@ -219,7 +220,7 @@ impl Inner {
         let blocks = replica.blocks();
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
         let mut trash = Trash::of(self.trash, Position(0));
-        let mut placing = Placing::new(tree, &blocks, &mut trash, false);
+        let mut placing = Placing::new(tree, &blocks, &mut trash, (false, self.is_trusted()));
         let manifest = &mut replica.ledger.manifest;
         let mut learned = Vec::new();
         let mut directories = BTreeSet::new();
@@ -264,8 +265,7 @@ impl Inner {
         mut learned: Vec<(RelPath, Local)>,
     ) -> Result<(), FilesError> {
         set_directory_times(replica, directories, &mut learned)?;
-        let synced = replica.tree()?.sync();
-        synced.map_err(FilesError::tree("sync", &self.root))?;
+        self.sync(replica.tree()?)?;
         for (path, local) in &learned {
             if local.seen().is_some() {
                 self.awaiting.settled(path);
@@ -281,24 +281,23 @@ impl Inner {
         if fetched.is_empty() {
             return Ok(());
         }
-        let failed = || FilesError::tree("sync", &self.root);
-        if fetched.len() > SYNCED_SINGLY_MAX {
-            let root = File::open(&self.root).map_err(failed())?;
-            rustix::fs::syncfs(&root)
-                .map_err(std::io::Error::from)
-                .map_err(failed())?;
+        let synced = if fetched.len() > SYNCED_SINGLY_MAX {
+            let root = File::open(&self.root).map_err(FilesError::tree("open", &self.root))?;
+            rustix::fs::syncfs(&root).map_err(std::io::Error::from)
         } else {
-            for done in &fetched {
-                done.file.sync_data().map_err(failed())?;
-            }
+            fetched.iter().try_for_each(|done| done.file.sync_data())
+        };
+        if synced.is_err() {
+            self.has_lost_writes.store(true, Ordering::Relaxed);
         }
-        let mut locked = self.replica();
+        synced.map_err(FilesError::tree("sync", &self.root))?;
+        let mut locked = self.sound_replica()?;
         let replica = &mut *locked;
         replica.open_tree()?;
         let blocks = replica.blocks();
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
         let mut trash = Trash::of(self.trash, Position(0));
-        let mut placing = Placing::new(tree, &blocks, &mut trash, false);
+        let mut placing = Placing::new(tree, &blocks, &mut trash, (false, self.is_trusted()));
         let manifest = &mut replica.ledger.manifest;
         let mut learned = Vec::new();
         let mut directories = BTreeSet::new();
@@ -329,6 +328,9 @@ impl Inner {
 
     /// Uses what is there already. Looked at without the replica, so that nobody waits for it.
     fn adopt_wished(&self, wishes: Vec<Wish>) -> Result<Vec<Wish>, FilesError> {
+        if !self.is_trusted() {
+            return Ok(wishes);
+        }
         let tree = Tree::open(&self.root).map_err(FilesError::tree("open", &self.root))?;
         let mut left = Vec::new();
         let mut held = Vec::new();
@@ -342,7 +344,7 @@ impl Inner {
         if held.is_empty() {
             return Ok(left);
         }
-        let mut replica = self.replica();
+        let mut replica = self.sound_replica()?;
         let mut learned = Vec::new();
         let mut directories = BTreeSet::new();
         let manifest = &mut replica.ledger.manifest;
@@ -391,7 +393,9 @@ async fn fetch_group(
         let wishes = preparing.adopt_wished(wishes)?;
         let failed = FilesError::tree("open", &preparing.root);
         let tree = Tree::open(&preparing.root).map_err(failed)?;
-        let coming = wishes.into_iter().map(|wish| prepare(&tree, wish));
+        let coming = wishes
+            .into_iter()
+            .map(|wish| prepare(&tree, wish, preparing.is_trusted()));
         coming.collect::<Result<Vec<_>, _>>()
     })
     .await?;
@@ -436,12 +440,12 @@ async fn fetch_group(
 }
 
 /// Opens where a content is staged; what is there of an attempt before counts.
-fn prepare(tree: &Tree, wish: Wish) -> Result<Coming, FilesError> {
+fn prepare(tree: &Tree, wish: Wish, is_trusted: bool) -> Result<Coming, FilesError> {
     let failed = || FilesError::tree("stage", wish.path.as_path());
     let name = bulk_name(wish.hash);
     let mut hashing = Hashing::of_file(wish.size);
     let file = match tree.staged(&name).map_err(failed())? {
-        Some(file) if wish.size >= RESUMED_FROM => {
+        Some(file) if wish.size >= RESUMED_FROM && is_trusted => {
             let length = file.metadata().map_err(failed())?.len().min(wish.size);
             file.set_len(length).map_err(failed())?;
             hash_prefix(&file, length, &mut hashing).map_err(failed())?;

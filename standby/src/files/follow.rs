@@ -162,6 +162,12 @@ async fn stream(
     {
         must_compare(inner, &error_chain(error));
     }
+    if logged.as_ref().is_err_and(FilesError::is_full) {
+        let full = inner.clone();
+        tokio::task::spawn_blocking(move || full.empty_trash())
+            .await
+            .map_err(|_| FilesError::Broken)?;
+    }
     // A mistake of the applier is the reason of what the others then say.
     applied?;
     match logged {

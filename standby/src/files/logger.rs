@@ -20,7 +20,7 @@ use understudy_replication::position::Position;
 use super::Inner;
 use super::content::Hashing;
 use super::error::FilesError;
-use super::place::staged_name;
+use super::plan::staged_name;
 use super::replica::SharedLog;
 use super::tree::Tree;
 

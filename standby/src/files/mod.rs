@@ -21,6 +21,7 @@ mod logger;
 mod origin;
 mod patching;
 mod place;
+mod plan;
 mod replica;
 mod seed;
 mod seed_fetch;
@@ -80,6 +81,8 @@ struct Inner {
     awaiting: Awaiting,
     /// What is in memory may be ahead of what is on the disk.
     is_suspect: AtomicBool,
+    /// A sync has failed since this process was started.
+    has_lost_writes: AtomicBool,
     /// The copy cannot go on from the log.
     must_compare: AtomicBool,
     /// Taken by what works on the copy, with all the threads that it has begun: they may outlive a task
@@ -155,6 +158,7 @@ impl FilesReceiver {
             flow: Flow::default(),
             awaiting: Awaiting::default(),
             is_suspect: AtomicBool::new(false),
+            has_lost_writes: AtomicBool::new(false),
             must_compare: AtomicBool::new(false),
             work_lock: Arc::default(),
             _state_lock: lock_state(state)?,
@@ -223,6 +227,15 @@ impl Inner {
         let guard = self.replica.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         Locked(guard)
+    }
+
+    /// Returns the replica unless it is ahead of what is on the disk: nothing of that may be kept.
+    fn sound_replica(&self) -> Result<Locked<'_>, FilesError> {
+        let replica = self.replica();
+        if self.is_suspect.load(Ordering::Relaxed) {
+            return Err(FilesError::Broken);
+        }
+        Ok(replica)
     }
 
     /// Lets those who wait for the replica have it before it is taken again: a lock is not fair.
@@ -403,7 +416,7 @@ impl Inner {
         let blocks = replica.blocks();
         let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
         let mut trash = Trash::of(Duration::ZERO, Default::default());
-        let placing = place::Placing::new(tree, &blocks, &mut trash, false);
+        let placing = place::Placing::new(tree, &blocks, &mut trash, (false, self.is_trusted()));
         let manifest = &mut replica.ledger.manifest;
         for id in awaited {
             let Some(path) = manifest.path(id) else {
@@ -421,8 +434,7 @@ impl Inner {
         if learned.is_empty() {
             return Ok(());
         }
-        let synced = tree.sync();
-        synced.map_err(FilesError::tree("sync", &self.root))?;
+        self.sync(tree)?;
         replica.commit_learned(learned)
     }
 }

@@ -20,7 +20,8 @@ use understudy_replication::position::Position;
 
 use super::applier::Applier;
 use super::logger::Logger;
-use super::place::{Placing, Plan};
+use super::place::Placing;
+use super::plan::Plan;
 use super::trash::Trash;
 use super::{FilesReceiver, Inner};
 
@@ -237,7 +238,7 @@ impl Bench {
             let tree = replica.tree.as_ref().unwrap();
             let mut manifest = replica.ledger.manifest.clone();
             for (batch, coming) in batches {
-                let mut logged = super::place::Logged {
+                let mut logged = super::plan::Logged {
                     batch: batch.clone(),
                     contents: BTreeMap::new(),
                     awaited: std::collections::BTreeSet::new(),
@@ -260,7 +261,7 @@ impl Bench {
                 count -= some;
                 logged.batch.operations.truncate(some);
                 let mut trash = Trash::of(self.inner.trash, batch.start);
-                let mut placing = Placing::new(tree, &blocks, &mut trash, false);
+                let mut placing = Placing::new(tree, &blocks, &mut trash, (false, true));
                 placing.perform(&mut manifest, &mut logged, &plan).unwrap();
                 if count == 0 {
                     break;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use understudy_config::{Files, Globs, NodeName};
+use understudy_config::{Files, Globs, NodeName, Share};
 use understudy_primary::files::FilesShipper;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
@@ -273,6 +273,7 @@ pub(crate) async fn until(is_true: impl Fn() -> bool, describe: impl Fn() -> Str
 fn config() -> Files {
     Files {
         exclude: Globs::new(["*.tmp".to_owned()]).unwrap(),
+        delete_guard: Share::WHOLE,
         ..Files::new("docs".parse().unwrap(), "/not/used")
     }
 }
