@@ -16,13 +16,14 @@ class Different(Exception):
     """The trees differ."""
 
 
-def assert_equal(source: Path, copy: Path, seed: int, whole: bool) -> None:
+def assert_equal(source: Path, copy: Path, seed: int, whole: bool, folder_times: bool = True) -> None:
     """Compares all names and attributes, and content: of all files, or of a seeded sample.
 
-    The attributes of the top itself are the machine's own and not compared.
+    The attributes of the top itself are the machine's own and not compared. Without `folder_times` the times
+    of directories are not either: rsync sets them before it has deleted everything.
     """
     files = []
-    for left, right in zip_longest(_walk(source), _walk(copy)):
+    for left, right in zip_longest(_walk(source, folder_times), _walk(copy, folder_times)):
         if left != right:
             raise Different(f"{source} and {copy} differ: {left} and {right}")
         path, mode, size = left[0], left[1], left[4]
@@ -35,7 +36,7 @@ def assert_equal(source: Path, copy: Path, seed: int, whole: bool) -> None:
                          size, rng, whole)
 
 
-def _walk(top: Path):
+def _walk(top: Path, folder_times: bool):
     """Yields (path, mode, owner, group, size, mtime, link target) of all beneath, in order of the paths."""
     pending = [b""]
     top = os.fsencode(top)
@@ -53,7 +54,8 @@ def _walk(top: Path):
                 below.append(path)
             target = os.readlink(entry.path) if stat.S_ISLNK(status.st_mode) else None
             yield (path, status.st_mode, status.st_uid, status.st_gid,
-                   0 if is_directory else status.st_size, status.st_mtime_ns, target)
+                   0 if is_directory else status.st_size,
+                   status.st_mtime_ns if folder_times or not is_directory else None, target)
         pending += reversed(below)
 
 

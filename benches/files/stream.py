@@ -3,8 +3,8 @@
 *Visible*: for every change, the moment at which the standby's tree shows it, told by inotify there. What
 is visible has been flushed before, so this bounds *flushed* from above.
 
-*Flushed*: where the build can wait for it, now and then a `wait --flushed` that begins right after a
-change; it includes the start of that command, which a quiet pair is asked for as well.
+*Flushed*: where the build can wait for it, now and then what `wait --flushed` asks the daemon for, right
+after a change; asking takes a while, too, which a quiet pair is measured for as well.
 
 What the monitor shows cannot serve here: a position tells how far a side is, not which change that was.
 """
@@ -121,7 +121,7 @@ def _probe(scene, number: int) -> float | None:
         return None
     (scene.pair.source / "probe").write_text(str(number))
     begun = time.monotonic()
-    scene.pair.wait(scene.bench.sizes.patience, "flushed")
+    scene.pair.ask_flushed(scene.bench.sizes.patience)
     return time.monotonic() - begun
 
 

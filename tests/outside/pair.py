@@ -1,8 +1,10 @@
 """A primary and a standby of one files store, on this machine's loopback."""
 
+import http.client
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +95,19 @@ class Node:
         return f"the daemon of {self.folder.name} ended with {self.daemon.returncode}: " + " | ".join(tail)
 
 
+class _AdminConnection(http.client.HTTPConnection):
+    """HTTP to a daemon's admin socket."""
+
+    def __init__(self, socket_path: Path, timeout: float) -> None:
+        super().__init__("understudy", timeout=timeout)
+        self._path = socket_path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
 class Pair:
     """Node `a` ships the tree, node `b` keeps its copy."""
 
@@ -141,6 +156,19 @@ class Pair:
         elif until != "applied":
             raise Misused(f"this build cannot wait for {until}")
         self._until(f"everything is {until} on the standby", lambda: self.a.run("wait", *arguments), patience)
+
+    def ask_flushed(self, patience: float) -> None:
+        """Waits as `understudy wait --flushed` does, without the time that it takes to start a command."""
+        order = {"stores": [STORE], "level": "flushed", "patience": {"secs": int(patience), "nanos": 0}}
+        connection = _AdminConnection(self.a.folder / "run/understudy.sock", patience)
+        try:
+            connection.request("POST", "/wait", json.dumps(order), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise Failed(f"waiting for flushed: {answer.status} {body[:200]!r}")
+        finally:
+            connection.close()
 
     def wait_both(self, patience: float) -> dict[str, float | None]:
         """Waits for flushed and for applied at once; returns the moments (`time.monotonic`) of each."""

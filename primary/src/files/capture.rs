@@ -529,7 +529,8 @@ impl Capture {
     }
 
     fn commit_if_due(&mut self, now: Instant) -> Result<(), FilesError> {
-        let is_gathering = self.scan.is_some()
+        // While directories are being listed there is more to come; what is alone goes at once.
+        let is_gathering = (self.scan.is_some() || self.jobs.is_listing())
             && self.marks.is_empty()
             && self.pending.changes.len() < PENDING_MAX
             && self

@@ -58,6 +58,7 @@ fn older(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 }
 
 impl Dirty {
+    #[cfg(test)]
     /// Notes that something happened to `path` at `now`, or within it if `is_deep`.
     pub(super) fn mark(&mut self, path: RelPath, is_deep: bool, now: Instant) {
         self.mark_since(path, is_deep, Some(now), now);

@@ -145,6 +145,15 @@ impl Jobs {
         self.running.is_empty()
     }
 
+    /// Returns whether many paths are being looked at.
+    pub(super) fn is_listing(&self) -> bool {
+        self.running.values().any(|(job, _)| match job {
+            Job::Directories(..) => true,
+            Job::Paths(paths) => paths.len() > 1,
+            Job::Large(_) => false,
+        })
+    }
+
     /// Returns whether a large file is being read, or waits for it.
     pub(super) fn is_reading(&self, path: &RelPath) -> bool {
         self.running

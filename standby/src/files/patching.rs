@@ -121,6 +121,23 @@ impl Patching<'_> {
         self.build(&base, parent, (size, hash), guarded)
     }
 
+    /// Makes the new version in a staged file, of what is there; returns whether it is right.
+    pub(super) fn build_beside(&self, staged: &File, of: (u64, Digest)) -> io::Result<bool> {
+        let base = match self.tree.root().file(self.path) {
+            Ok(base) => base,
+            // Nothing is kept of it, so that nothing has to be there.
+            Err(error) if super::tree::is_absent(&error) && self.patch.base_size == 0 => {
+                return self.build_into(staged, staged, of);
+            }
+            Err(error) if super::tree::is_absent(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if identity(&stat_fd(base.as_fd())?).file_type() != FileType::RegularFile {
+            return Ok(false);
+        }
+        self.build_into(staged, &base, of)
+    }
+
     /// Returns whether what is there is what the patch was made for. After a crash it may be that in part,
     /// and is still the same file.
     fn is_known(&self, found: &Identity) -> bool {
@@ -224,6 +241,26 @@ impl Patching<'_> {
     ) -> io::Result<Option<Identity>> {
         const STAGED: &str = "patch";
         let staged = self.tree.stage(STAGED)?;
+        if !self.build_into(&staged, base, (size, hash))? {
+            self.tree.unstage(STAGED);
+            return Ok(None);
+        }
+        // The log has the changes and not the whole: the old version goes only when the new one is safe.
+        staged.sync_data()?;
+        let file = (STAGED, &staged);
+        let placed = self
+            .tree
+            .place_file(file, parent, self.path, self.entry, guarded)?;
+        Ok(Some(placed))
+    }
+
+    /// Makes the new version in a staged file; returns whether it is right.
+    pub(super) fn build_into(
+        &self,
+        staged: &File,
+        base: &File,
+        (size, hash): (u64, Digest),
+    ) -> io::Result<bool> {
         let mut hashing = Hashing::of_file(size);
         let mut taken = 0_u64;
         for (at, piece) in self.patch.placed() {
@@ -244,29 +281,19 @@ impl Patching<'_> {
                 }
             };
             match read {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.tree.unstage(STAGED);
-                    return Ok(None);
-                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
                 read => read?,
             }
         }
         staged.set_len(size)?;
         let (found, outboard) = hashing.finish();
         if found != hash {
-            self.tree.unstage(STAGED);
-            return Ok(None);
+            return Ok(false);
         }
-        // The log has the changes and not the whole: the old version goes only when the new one is safe.
-        staged.sync_data()?;
         if let Some(outboard) = outboard {
             self.blocks.put(hash, &outboard);
         }
-        let file = (STAGED, &staged);
-        let placed = self
-            .tree
-            .place_file(file, parent, self.path, self.entry, guarded)?;
-        Ok(Some(placed))
+        Ok(true)
     }
 }
 

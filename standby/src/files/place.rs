@@ -16,7 +16,7 @@ use understudy_replication::files::{
 
 use super::content;
 use super::error::{FilesError, Setback};
-use super::patching::{Literal, Patching};
+use super::patching::{Literal, Patching, may_be_in_place};
 use super::plan::{Before, Logged, Plan, staged_name};
 use super::trash::Trash;
 use super::tree::{Guarded, Tree, is_absent};
@@ -104,7 +104,7 @@ impl<'a> Placing<'a> {
         self.parents = Parents::default();
         self.puts.clear();
         let mut missing = BTreeSet::new();
-        let copies = self.copy_first(logged)?;
+        let copies = self.make_first(logged, plan)?;
         let operations = std::mem::take(&mut logged.batch.operations);
         for ((index, operation), before) in (0_u32..).zip(&operations).zip(&plan.before) {
             let done = self.perform_one(logged, (index, operation), before, &copies);
@@ -175,6 +175,10 @@ impl<'a> Placing<'a> {
                         self.put_whole(path, entry, literal, staged)?
                     }
                     (Kind::File { .. }, Content::Patch(patch)) => {
+                        if copies.contains_key(&index) {
+                            let made = self.put_copy(path, entry, copies.get(&index))?;
+                            return Ok(Some(made));
+                        }
                         let literal = logged.contents.remove(&index);
                         let staged = staged_name(logged.batch.start, index);
                         self.put_patch(path, entry, patch, literal, staged, was.as_deref())?
@@ -401,21 +405,30 @@ impl<'a> Placing<'a> {
         Ok(placed.map_or(Local::Awaited, Local::Seen))
     }
 
-    /// Copies what the batch copies, before it changes anything, and makes that durable: what it was
-    /// copied from may be gone when the batch has to be done again.
-    fn copy_first(&self, logged: &Logged) -> Result<BTreeMap<u32, String>, FilesError> {
-        let mut copies = BTreeMap::new();
+    /// Makes what the batch makes of files that are there, before it changes anything, and makes that
+    /// durable, all at once: what it was made of may be gone when the batch has to be done again.
+    fn make_first(
+        &self,
+        logged: &mut Logged,
+        plan: &Plan,
+    ) -> Result<BTreeMap<u32, String>, FilesError> {
+        let mut made = BTreeMap::new();
         let mut files = Vec::new();
-        for (index, operation) in (0_u32..).zip(&logged.batch.operations) {
+        let Logged {
+            batch,
+            contents,
+            awaited,
+        } = logged;
+        for ((index, operation), before) in (0_u32..).zip(&batch.operations).zip(&plan.before) {
             let Operation::Put {
                 path,
                 entry,
-                content: Content::Copy(from),
+                content: content @ (Content::Copy(_) | Content::Patch(_)),
             } = operation
             else {
                 continue;
             };
-            let Some((size, hash)) = entry.content() else {
+            let Some((size, hash)) = entry.content().filter(|_| !awaited.contains(&index)) else {
                 continue;
             };
             if self.is_redo
@@ -427,27 +440,69 @@ impl<'a> Placing<'a> {
             {
                 continue;
             }
-            let name = format!("copy-{index}");
-            let staged = self.tree.stage(&name);
-            let staged = staged.map_err(FilesError::tree("stage", self.place(path)))?;
-            match copy(self.tree, self.blocks, from, &staged, (size, hash)) {
-                Ok(true) => {
-                    copies.insert(index, name);
+            let name = format!("made-{index}");
+            let done = match content {
+                Content::Copy(from) => {
+                    let staged = self.tree.stage(&name);
+                    let staged = staged.map_err(FilesError::tree("stage", self.place(path)))?;
+                    copy(self.tree, self.blocks, from, &staged, (size, hash))
+                        .map(|is_right| is_right.then_some(staged))
+                }
+                // A change in place, or of much, is made when its turn comes.
+                Content::Patch(patch)
+                    if may_be_in_place(patch, size)
+                        || (patch.literal_bytes() > 0 && !contents.contains_key(&index)) =>
+                {
+                    continue;
+                }
+                Content::Patch(patch) => {
+                    let was = match before {
+                        Before::Put { was, .. } => was.as_deref(),
+                        Before::Delete { .. } | Before::Move { .. } | Before::Swap { .. } => None,
+                    };
+                    let literal = contents.remove(&index).unwrap_or_default();
+                    let patching = Patching {
+                        tree: self.tree,
+                        blocks: self.blocks,
+                        patch,
+                        literal: Literal::Memory(literal),
+                        path,
+                        entry,
+                        was,
+                        is_redo: self.is_redo,
+                        is_trusted: self.is_trusted,
+                    };
+                    let staged = self.tree.stage(&name);
+                    let staged = staged.map_err(FilesError::tree("stage", self.place(path)))?;
+                    let built = patching.build_beside(&staged, (size, hash));
+                    if !matches!(built, Ok(true))
+                        && let Literal::Memory(literal) = patching.literal
+                    {
+                        // It may be there when its turn comes: a move can bring it.
+                        contents.insert(index, literal);
+                    }
+                    built.map(|is_right| is_right.then_some(staged))
+                }
+                Content::Same | Content::Whole | Content::Link(_) => continue,
+            };
+            match done {
+                Ok(Some(staged)) => {
+                    made.insert(index, name);
                     if files.len() <= SYNCED_SINGLY_MAX {
                         files.push(staged);
                     }
                 }
-                Ok(false) => self.tree.unstage(&name),
+                Ok(None) => self.tree.unstage(&name),
                 Err(error) if super::error::concerns_all(&error) => {
-                    return Err(FilesError::tree("copy", self.place(from))(error));
+                    return Err(FilesError::tree("make", self.place(path))(error));
                 }
                 Err(error) => {
-                    tracing::debug!(path = %from, %error, "cannot be copied, and is asked for");
+                    tracing::debug!(%path, %error, "cannot be made here, and is asked for");
                     self.tree.unstage(&name);
                 }
             }
         }
-        if copies.len() > SYNCED_SINGLY_MAX {
+        if made.len() > SYNCED_SINGLY_MAX {
             let synced = self.tree.sync();
             synced.map_err(FilesError::tree("sync", self.tree.root().path()))?;
         } else {
@@ -456,7 +511,7 @@ impl<'a> Placing<'a> {
                 synced.map_err(FilesError::tree("sync", self.tree.root().path()))?;
             }
         }
-        Ok(copies)
+        Ok(made)
     }
 
     fn put_copy(
