@@ -248,7 +248,9 @@ impl Patching<'_> {
         // The log has the changes and not the whole: the old version goes only when the new one is safe.
         staged.sync_data()?;
         let file = (STAGED, &staged);
-        let placed = self.tree.place_file(file, parent, self.path, self.entry, guarded)?;
+        let placed = self
+            .tree
+            .place_file(file, parent, self.path, self.entry, guarded)?;
         Ok(Some(placed))
     }
 

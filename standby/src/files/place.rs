@@ -474,9 +474,14 @@ impl<'a> Placing<'a> {
                     };
                     let staged = self.tree.stage(&name);
                     let staged = staged.map_err(FilesError::tree("stage", self.place(path)))?;
-                    patching
-                        .build_beside(&staged, (size, hash))
-                        .map(|is_right| is_right.then_some(staged))
+                    let built = patching.build_beside(&staged, (size, hash));
+                    if !matches!(built, Ok(true))
+                        && let Literal::Memory(literal) = patching.literal
+                    {
+                        // It may be there when its turn comes: a move can bring it.
+                        contents.insert(index, literal);
+                    }
+                    built.map(|is_right| is_right.then_some(staged))
                 }
                 Content::Same | Content::Whole | Content::Link(_) => continue,
             };

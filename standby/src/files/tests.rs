@@ -593,6 +593,21 @@ fn a_file_that_was_tampered_with_is_no_base_for_a_patch() {
 }
 
 #[test]
+fn a_file_that_is_moved_and_changed_at_once_is_changed_where_it_is_then() {
+    let mut bench = Bench::new();
+    let old = noise(1, 300_000);
+    bench.follow(vec![directory("d"), whole("a", &old)], &[&old]);
+    let mut new = old.clone();
+    new[5..9].fill(0);
+    new.extend_from_slice(b"and more");
+    let changed = [(0, 4096), (300_000, new.len())];
+    let (made, literal) = patch(&old, &new, &changed);
+    let operations = vec![renamed("a", "d/b"), patched("d/b", &new, made)];
+    bench.follow(operations, &[&literal]);
+    bench.assert_equal();
+}
+
+#[test]
 fn a_content_that_does_not_come_holds_the_position() {
     let mut bench = Bench::new();
     bench.follow(
