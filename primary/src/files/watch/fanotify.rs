@@ -77,7 +77,8 @@ impl Fanotify {
         // that name, across a rename in between.
         let report = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME_TARGET);
         // A queue with a bound would overflow whenever the rest of the file system is busy while a
-        // large file is read. What we hold of it is one buffer.
+        // large file is read. What we hold of it is one buffer; what the kernel holds is as much as
+        // happens until the next drain.
         let fanotify = nix::sys::fanotify::Fanotify::init(
             InitFlags::FAN_CLASS_NOTIF
                 | InitFlags::FAN_CLOEXEC

@@ -8,11 +8,15 @@ use std::os::unix::ffi::OsStrExt;
 use ::inotify::{EventMask, WatchDescriptor, WatchMask};
 use understudy_replication::files::RelPath;
 
+use super::Happening;
 use super::told::{Move, Told, beneath, rebased};
-use super::{HAPPENINGS_MAX, Happening};
 
 /// Room for the events of one read.
 const EVENTS_BYTES: usize = 64 << 10;
+
+/// One drain stops after about this many events, each of which leads to two happenings at most: what is
+/// left comes with the next.
+const EVENTS_MAX: usize = 5000;
 
 /// A watch on each directory of a tree.
 pub(in crate::files) struct Inotify {
@@ -98,12 +102,11 @@ impl Inotify {
 
     pub(super) fn drain(&mut self) -> io::Result<Vec<Happening>> {
         let mut drained = Drained::default();
-        let mut has_waited = false;
+        let (mut taken, mut has_waited) = (0, false);
         self.has_more = loop {
             // What has left comes to another place at once, if it does: that is read in any case. It
             // must not wait for the next drain, before which its old place may be watched again.
-            let found = drained.told.len();
-            if found >= HAPPENINGS_MAX && (drained.left.is_empty() || found >= 2 * HAPPENINGS_MAX) {
+            if taken >= EVENTS_MAX && (drained.left.is_empty() || taken >= 2 * EVENTS_MAX) {
                 break true;
             }
             let events = self.read()?;
@@ -112,7 +115,10 @@ impl Inotify {
                     break false;
                 }
                 has_waited = true;
+                continue;
             }
+            has_waited = false;
+            taken += events.len();
             for event in events {
                 self.note(event, &mut drained);
             }

@@ -21,9 +21,6 @@ use understudy_replication::files::{RelPath, Root};
 use fanotify::Fanotify;
 use inotify::Inotify;
 
-/// One drain stops once it has found about this much: what is left comes with the next.
-const HAPPENINGS_MAX: usize = 10_000;
-
 /// What happened.
 ///
 /// Those of one drain are in this order: moves as they were made; then places, by the paths that they
@@ -100,7 +97,7 @@ impl Watch {
         }
     }
 
-    /// Takes what has happened so far; of very much, a part.
+    /// Takes what has happened so far; of very much, a part of some ten thousand happenings.
     pub(super) fn drain(&mut self) -> io::Result<Vec<Happening>> {
         match self {
             Self::Fanotify(fanotify) => fanotify.drain(),

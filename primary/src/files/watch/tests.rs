@@ -115,6 +115,8 @@ fn told_of(ground: &Ground, watch: &mut Watch, act: impl FnOnce(&Ground)) -> Vec
         let is_move = told.contains(" -> ");
         (!is_move, if is_move { String::new() } else { told.clone() })
     });
+    // Where the file system is busy there may have been two drains.
+    told.dedup();
     told
 }
 
@@ -442,6 +444,27 @@ fn they_differ_where_they_must() {
 }
 
 #[test]
+fn a_directory_may_be_exchanged_with_one_that_is_not_watched_yet() {
+    let ground = Ground::new();
+    lay(&ground);
+    let (root, mut watch) = open(&ground.tree, Backend::Inotify).unwrap();
+    fs::create_dir(ground.tree.join("late")).unwrap();
+    assert_eq!(told_of(&ground, &mut watch, |_| {}), ["late/"]);
+    fs::remove_file(ground.tree.join(LAST)).unwrap();
+    let told = told_of(&ground, &mut watch, |at| {
+        exchange(at.tree.join("d"), at.tree.join("late"));
+    });
+    assert_eq!(told, ["d/ -> late/", "d/", "late/"]);
+    add_all(&root, &mut watch, None);
+    fs::remove_file(ground.tree.join(LAST)).unwrap();
+    let told = told_of(&ground, &mut watch, |at| {
+        write(at.tree.join("late/deep/f"));
+        write(at.tree.join("d/new"));
+    });
+    assert_eq!(told, ["d", "d/new", "late/deep/f"]);
+}
+
+#[test]
 fn a_top_that_is_renamed_leads_to_a_look_everywhere() {
     for backend in [Backend::Fanotify, Backend::Inotify] {
         let mut ground = Ground::new();
@@ -509,7 +532,7 @@ fn a_drain_takes_no_more_than_it_should_and_says_so() {
         let mut drains = 0;
         loop {
             let happenings = watch.drain().unwrap();
-            assert!(happenings.len() < HAPPENINGS_MAX + 5000);
+            assert!(happenings.len() <= 10_000);
             told.extend(happenings.iter().map(text));
             drains += 1;
             if !watch.has_more() {
@@ -699,37 +722,84 @@ fn take(all: &Path, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whoever looks where he is told to knows the tree, whether he believes what is told of moves or
-    /// not.
     #[test]
     fn after_any_history_the_tree_is_known(steps in steps()) {
-        let ground = Ground::new();
-        let all = ground.tree.parent().unwrap().to_owned();
-        for name in ["a/a/a", "a/b", "b/a", "c"] {
-            fs::create_dir_all(ground.tree.join(name)).unwrap();
-            write(ground.tree.join(name).join("f"));
-        }
-        let mut observers = Vec::new();
-        for (backend, follows) in [
-            (Backend::Fanotify, false), (Backend::Fanotify, true),
-            (Backend::Inotify, false), (Backend::Inotify, true),
-        ] {
-            observers.extend(Observer::new(&ground.tree, backend, follows));
-        }
-        for step in &steps {
-            take(&all, step);
-            if matches!(step, Step::Observe) {
-                observers.iter_mut().for_each(Observer::observe);
-            }
-        }
-        for observer in &mut observers {
-            observer.observe();
-            let mut there = BTreeMap::new();
-            listing(&observer.root, None, &mut there);
-            prop_assert_eq!(
-                &observer.known, &there,
-                "{:?}, follows: {}", observer.watch.backend(), observer.follows
-            );
+        observe(&steps);
+    }
+}
+
+/// Whoever looks where he is told to knows the tree, whether he believes what is told of moves or not.
+fn observe(steps: &[Step]) {
+    let ground = Ground::new();
+    let all = ground.tree.parent().unwrap().to_owned();
+    for name in ["a/a/a", "a/b", "b/a", "c"] {
+        fs::create_dir_all(ground.tree.join(name)).unwrap();
+        write(ground.tree.join(name).join("f"));
+    }
+    let mut observers = Vec::new();
+    for (backend, follows) in [
+        (Backend::Fanotify, false),
+        (Backend::Fanotify, true),
+        (Backend::Inotify, false),
+        (Backend::Inotify, true),
+    ] {
+        observers.extend(Observer::new(&ground.tree, backend, follows));
+    }
+    for step in steps {
+        take(&all, step);
+        if matches!(step, Step::Observe) {
+            observers.iter_mut().for_each(Observer::observe);
         }
     }
+    for observer in &mut observers {
+        observer.observe();
+        let mut there = BTreeMap::new();
+        listing(&observer.root, None, &mut there);
+        assert_eq!(
+            observer.known,
+            there,
+            "{:?}, follows: {}, {steps:?}",
+            observer.watch.backend(),
+            observer.follows
+        );
+    }
+}
+
+#[test]
+fn after_histories_that_were_once_misread_the_tree_is_known() {
+    let make = |path: &str| Step::MakeDirectory(path.into());
+    let write = |path: &str| Step::Write(path.into());
+    let rename = |from: &str, to: &str| Step::Rename(from.into(), to.into());
+    let exchange = |one: &str, other: &str| Step::Exchange(one.into(), other.into());
+    // A directory gets the inode number of the one before it.
+    observe(&[
+        Step::Remove("tree/a".into()),
+        make("tree/a"),
+        rename("tree/a", "tree/b/b"),
+    ]);
+    // An exchange with a directory that inotify does not watch yet.
+    observe(&[
+        make("tree/c/a"),
+        write("tree/a/c"),
+        exchange("tree/a/b", "tree/a/a/a"),
+        exchange("tree/a", "tree/c/a"),
+    ]);
+    // What is left goes on to be left by a directory that moves.
+    observe(&[
+        make("tree/c/b"),
+        rename("tree/b/a", "tree/c/b/a"),
+        rename("tree/b", "tree/a/c"),
+    ]);
+    // A directory and a file change places.
+    observe(&[
+        write("outside/b"),
+        exchange("outside/b", "tree/c"),
+        exchange("tree/a", "tree/c"),
+    ]);
+    // A move before an exchange of the directories that it was between.
+    observe(&[
+        rename("tree/a/a", "tree/c/a"),
+        exchange("tree/a", "tree/c"),
+        write("tree/a"),
+    ]);
 }

@@ -102,11 +102,6 @@ impl Told {
         directories.any(|moved| moved.from == *from && moved.to == *to)
     }
 
-    /// Returns how much it holds.
-    pub(super) fn len(&self) -> usize {
-        self.moves.len().saturating_add(self.places.len())
-    }
-
     /// Returns all of it.
     pub(super) fn into_happenings(mut self) -> Vec<Happening> {
         self.tell_by_then();
@@ -348,6 +343,15 @@ mod tests {
                 assert!(told.iter().any(|told| told == deep), "{told:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_new_in_a_directory_is_so_after_that_has_moved() {
+        let mut all = Told::default();
+        all.came(path("a/new"), true);
+        all.moved(moved("a", "b"));
+        all.moved(moved("b/new", "c"));
+        assert_eq!(told(all), ["a -> b", "b/new/", "c/"]);
     }
 
     #[test]
