@@ -76,10 +76,16 @@ fn a_revision_that_the_standby_finds_invalid_is_told_and_not_applied() {
             )
         },
     );
-    let copy = &pair.a.get("/monitor/replication")[&pair.b.ip]["stores"]["settings"];
-    assert!(
-        copy["stalled"].is_string() && copy["lag_revisions"] != "0",
-        "{copy}"
+    until(
+        "the page shows that the standby is behind",
+        Pair::PATIENCE,
+        || {
+            let copy = &pair.a.get("/monitor/replication")[&pair.b.ip]["stores"]["settings"];
+            holds(
+                copy["stalled"].is_string() && copy["lag_revisions"] != "0",
+                copy,
+            )
+        },
     );
     // It is told once, not every second.
     assert_eq!(pair.b.events("settings_refused").len(), 1);

@@ -167,7 +167,8 @@ impl Capture {
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             self.step(true)?;
-            let is_done = self.jobs.is_idle() && self.scan.is_none() && self.dirty.covers(Instant::now());
+            let is_done =
+                self.jobs.is_idle() && self.scan.is_none() && self.dirty.covers(Instant::now());
             if is_done || self.tree.is_none() || Instant::now() >= until {
                 break;
             }
@@ -239,7 +240,9 @@ impl Capture {
 
     /// Looks at what is due, or has it looked at.
     fn look(&mut self, due: Vec<(Option<RelPath>, Duty)>, now: Instant) {
-        let Some(tree) = self.tree.clone() else { return };
+        let Some(tree) = self.tree.clone() else {
+            return;
+        };
         let mut paths = Vec::new();
         let mut since = None;
         for (path, duty) in due {
@@ -302,7 +305,9 @@ impl Capture {
     }
 
     fn note(&mut self, found: Found, since: Option<Instant>, why: Why, now: Instant) {
-        let Some(tree) = self.tree.clone() else { return };
+        let Some(tree) = self.tree.clone() else {
+            return;
+        };
         for (path, change) in found.changes {
             self.pending.add(path, change, now);
         }
@@ -350,9 +355,8 @@ impl Capture {
             let made = self.make_known(&tree, to, now)?;
             directories.extend(made.into_iter().map(|made| (made, *since)));
         }
-        let judge = |manifest: &Manifest, from: &RelPath, to: &RelPath| {
-            confirm(&tree, manifest, from, to)
-        };
+        let judge =
+            |manifest: &Manifest, from: &RelPath, to: &RelPath| confirm(&tree, manifest, from, to);
         let told = moves.iter().map(|(from, to, _)| (from.clone(), to.clone()));
         let moved =
             commit_moves(&self.shared, told, judge).map_err(|source| self.failed(source))?;
@@ -489,7 +493,11 @@ impl Capture {
         let is_halted = self.commit()?;
         if scan.is_whole && scan.why == Why::Scan && !is_halted {
             // What an operator has let through is through.
-            let mut guard = self.shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut guard = self
+                .shared
+                .guard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             guard.guard_again();
             drop(guard);
             self.shared.is_halted.store(false, Ordering::Release);
@@ -590,8 +598,8 @@ impl Capture {
         if self.has_entries() && !names.iter().any(|name| self.is_ours(name)) {
             return Err(self.empty_reason());
         }
-        let watch =
-            Watch::open(&root, None).map_err(|error| format!("{place} cannot be watched: {error}"))?;
+        let watch = Watch::open(&root, None)
+            .map_err(|error| format!("{place} cannot be watched: {error}"))?;
         if had_tree {
             tracing::info!(store = %self.shared.id.name, "the tree was replaced; looking at all of it");
         }
@@ -842,12 +850,7 @@ impl Scan {
 }
 
 /// Returns the operation of a move that was told, if what is there agrees with it.
-fn confirm(
-    tree: &Tree,
-    manifest: &Manifest,
-    from: &RelPath,
-    to: &RelPath,
-) -> Option<Operation> {
+fn confirm(tree: &Tree, manifest: &Manifest, from: &RelPath, to: &RelPath) -> Option<Operation> {
     let inode_at = |path: &RelPath| tree.root.stat(path).ok().map(|stat| stat.stx_ino);
     let id = manifest.lookup(from)?;
     let inode = manifest.inode(id)?;

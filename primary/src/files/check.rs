@@ -102,7 +102,9 @@ pub(super) fn scrub(
             Ok(_) => {}
             Err(error) => {
                 let text = format!("store {}: {path} cannot be read: {error}", shared.id.name);
-                shared.events.record(Severity::Error, "files_unreadable", text);
+                shared
+                    .events
+                    .record(Severity::Error, "files_unreadable", text);
                 rotten.push((path, id, hash, hash));
             }
         }
@@ -146,7 +148,10 @@ fn known(shared: &Shared, id: NodeId) -> Option<(RelPath, Identity, Digest)> {
     if manifest.lookup(&path) != Some(id) {
         return None;
     }
-    let seen = manifest.local(id).seen().filter(|seen| !seen.is_unsettled())?;
+    let seen = manifest
+        .local(id)
+        .seen()
+        .filter(|seen| !seen.is_unsettled())?;
     let (_, hash) = manifest.content(id)?;
     Some((path, seen, hash))
 }
@@ -207,6 +212,9 @@ impl Pace {
         self.bytes = self.bytes.saturating_add(bytes);
         let milliseconds = self.bytes.saturating_mul(1000) / self.bytes_per_second;
         let due = self.begun + Duration::from_millis(milliseconds);
-        thread::sleep(due.saturating_duration_since(Instant::now()).min(Duration::from_secs(1)));
+        thread::sleep(
+            due.saturating_duration_since(Instant::now())
+                .min(Duration::from_secs(1)),
+        );
     }
 }

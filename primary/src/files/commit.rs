@@ -94,7 +94,13 @@ pub(super) fn commit(
             }
             let former = writer.ledger.manifest.lookup(&path);
             let former = former.and_then(|id| writer.ledger.manifest.content(id));
-            let content = fitting(&writer.ledger.manifest, &path, &known.entry, content, former);
+            let content = fitting(
+                &writer.ledger.manifest,
+                &path,
+                &known.entry,
+                content,
+                former,
+            );
             let replaced = former.filter(|former| Some(*former) != known.entry.content());
             let local = known.local;
             let operation = Operation::Put {
@@ -158,7 +164,10 @@ fn within(
     act: impl FnOnce(&mut Ledger, &mut Log) -> Result<Option<Position>, CommitError>,
 ) -> Result<(), CommitError> {
     let mut guard = shared.ledger();
-    let mut shipped = shared.shipped.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shipped = shared
+        .shipped
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     let ledger = guard.as_mut().ok_or(CommitError::Closed)?;
     let log = shipped.as_mut().ok_or(CommitError::Closed)?;
     let result = act(ledger, log);
@@ -242,7 +251,8 @@ impl<'a> Writer<'a> {
         };
         // Invariant: the log first. The manifest can be made again from it, and nothing is shipped
         // that this node could forget.
-        self.log.append(&LogEntry::encode_batch(&batch)?, batch.end)?;
+        self.log
+            .append(&LogEntry::encode_batch(&batch)?, batch.end)?;
         self.log.sync()?;
         let head = Head {
             position: batch.end,
@@ -341,7 +351,10 @@ fn is_allowed(shared: &Shared, manifest: &Manifest, deletes: &[RelPath]) -> bool
     let mut guard = shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
     let judgement = guard.judge(Instant::now(), before, after);
     drop(guard);
-    let mut withheld = shared.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut withheld = shared
+        .withheld
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     match judgement {
         Judgement::Allow => true,
         Judgement::Stop(stopped) => {

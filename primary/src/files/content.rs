@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::FileType;
 use understudy_replication::files::{
-    Blocks, Chunks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath, Xattrs,
-    data_ranges, identity, punch, stat_fd, xattrs,
+    Blocks, Chunks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath,
+    Xattrs, data_ranges, identity, punch, stat_fd, xattrs,
 };
 
 /// A file that has only grown is recognised from this size on: what is shorter is shipped whole.
@@ -86,7 +86,9 @@ fn read_small(
     let capacity = usize::try_from(size).unwrap_or(usize::MAX);
     let mut bytes = Vec::with_capacity(capacity);
     // One more than there should be: a file that has grown meanwhile shows.
-    (&mut &*file).take(size.saturating_add(1)).read_to_end(&mut bytes)?;
+    (&mut &*file)
+        .take(size.saturating_add(1))
+        .read_to_end(&mut bytes)?;
     if bytes.len() != capacity {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -164,7 +166,9 @@ fn read_large(
                 former.blocks.put_chunks(hash, chunks);
             }
             let known = former.blocks.chunks(old.size(), *base);
-            let found = chunks.zip(known).and_then(|(new, old)| new.pieces_from(&old));
+            let found = chunks
+                .zip(known)
+                .and_then(|(new, old)| new.pieces_from(&old));
             if let Some(found) = found.filter(|found| literal_bytes(found) < literal) {
                 pieces = Some(found);
             }
@@ -196,7 +200,9 @@ fn read_large(
 }
 
 fn literal_bytes(pieces: &[Piece]) -> u64 {
-    let literal = pieces.iter().filter(|piece| matches!(piece, Piece::Literal(_)));
+    let literal = pieces
+        .iter()
+        .filter(|piece| matches!(piece, Piece::Literal(_)));
     literal.map(Piece::bytes).sum()
 }
 

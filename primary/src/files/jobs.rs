@@ -67,7 +67,8 @@ impl Jobs {
         let (done_sender, done) = channel();
         let (quick, quick_orders) = channel();
         let (large, large_orders) = channel();
-        let count = thread::available_parallelism().map_or(2, |count| count.get().min(QUICK_THREADS_MAX));
+        let count =
+            thread::available_parallelism().map_or(2, |count| count.get().min(QUICK_THREADS_MAX));
         let quick_orders = Arc::new(Mutex::new(quick_orders));
         let large_orders = Arc::new(Mutex::new(large_orders));
         let names = std::iter::repeat_n(("look", &quick_orders), count)

@@ -152,7 +152,10 @@ mod tests {
         assert!(bucket.ask(now, 100, Lane::Fresh).is_some());
         let paid = now + Duration::from_millis(100);
         bucket.waited = Some(paid);
-        assert!(bucket.ask(paid, 100, Lane::Bulk).is_some(), "it lets the fresh one go first");
+        assert!(
+            bucket.ask(paid, 100, Lane::Bulk).is_some(),
+            "it lets the fresh one go first"
+        );
         assert_eq!(bucket.ask(paid, 100, Lane::Fresh), None);
     }
 }

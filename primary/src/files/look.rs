@@ -115,7 +115,10 @@ impl Tree {
 
     fn inodes(&self, shared: &Shared, fresh: Duration) -> Inodes {
         let mut held = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_some_and(|(_, made)| made.elapsed() > fresh) {
+        if held
+            .as_ref()
+            .is_some_and(|(_, made)| made.elapsed() > fresh)
+        {
             *held = None;
         }
         let (inodes, _) = held.get_or_insert_with(|| {
@@ -217,7 +220,11 @@ impl<'a> Looker<'a> {
         let listed = self.tree.root.directory(path).and_then(|directory| {
             // Watched before it is listed: what comes in between is listed, or told.
             let watched = {
-                let mut watch = self.tree.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut watch = self
+                    .tree
+                    .watch
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 watch.add(path, directory.as_fd())
             };
             match watched {
@@ -285,7 +292,9 @@ impl<'a> Looker<'a> {
             self.look_in(path, directory.as_fd(), name, stat, is_scan);
         }
         for number in compared.directories {
-            let child = stats.get(number).map(|(name, _)| RelPath::child(path, name));
+            let child = stats
+                .get(number)
+                .map(|(name, _)| RelPath::child(path, name));
             self.found.directories.extend(child.and_then(Result::ok));
         }
     }
@@ -306,9 +315,15 @@ impl<'a> Looker<'a> {
             None => Some(TOP),
             Some(path) => manifest.lookup(path),
         };
-        let mut held = at.map_or(&[][..], |at| manifest.children(at)).iter().peekable();
-        let is_unknown =
-            |name: &[u8]| unknown.iter().any(|(unknown, _)| unknown.as_slice() == name);
+        let mut held = at
+            .map_or(&[][..], |at| manifest.children(at))
+            .iter()
+            .peekable();
+        let is_unknown = |name: &[u8]| {
+            unknown
+                .iter()
+                .any(|(unknown, _)| unknown.as_slice() == name)
+        };
         for (number, (name, stat)) in stats.iter().enumerate() {
             while let Some(gone) = held.next_if(|id| manifest.name(**id) < name.as_slice()) {
                 let gone = manifest.name(*gone);
@@ -407,7 +422,9 @@ impl<'a> Looker<'a> {
             };
             let manifest = &ledger.manifest;
             // The node may have gone since, and its number been given to another.
-            let Some(from) = manifest.path(*id).filter(|from| manifest.lookup(from) == Some(*id))
+            let Some(from) = manifest
+                .path(*id)
+                .filter(|from| manifest.lookup(from) == Some(*id))
             else {
                 return false;
             };
@@ -526,9 +543,7 @@ impl<'a> Looker<'a> {
         let held = match read {
             Ok(Some(held)) => held,
             Ok(None) => {
-                self.found
-                    .again
-                    .push(Again::Unstable(path.clone(), cost));
+                self.found.again.push(Again::Unstable(path.clone(), cost));
                 return;
             }
             Err(error) => return self.note_unreadable(path, &error),
@@ -559,7 +574,9 @@ impl<'a> Looker<'a> {
         if was_linked != 0 && known.as_ref().is_some_and(|known| known.entry != entry) {
             // Nobody tells of the other names of a file that was changed under this one.
             let others = self.shared.linked(was_linked, path);
-            self.found.again.extend(others.into_iter().map(Again::Linked));
+            self.found
+                .again
+                .extend(others.into_iter().map(Again::Linked));
         }
         self.note(path, Known { entry, local }, content, known);
     }
@@ -665,7 +682,10 @@ struct Compared {
 /// Returns how long ago a time of a file was; `None` in the future.
 fn age(time_ns: i64) -> Option<Duration> {
     let then = u64::try_from(time_ns.max(0) / 1_000_000).unwrap_or(0);
-    WallTime::now().0.checked_sub(then).map(Duration::from_millis)
+    WallTime::now()
+        .0
+        .checked_sub(then)
+        .map(Duration::from_millis)
 }
 
 /// Returns whether the file was changed so shortly ago that the next change might leave its times as

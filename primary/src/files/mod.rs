@@ -31,9 +31,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use understudy_config::{Files, StoreName};
+use understudy_replication::check::{Checked, Depth, Trouble};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::check::{Checked, Depth, Trouble};
 use understudy_replication::files::{Head, Ledger, LedgerError};
 use understudy_replication::log::Log;
 use understudy_replication::position::Position;
@@ -281,8 +281,7 @@ impl Shipper for FilesShipper {
                 .name(format!("files-{}", self.shared.id.name))
                 .spawn(move || {
                     let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
-                    let result =
-                        Capture::new(shared, flag, Instant::now()).and_then(Capture::run);
+                    let result = Capture::new(shared, flag, Instant::now()).and_then(Capture::run);
                     // Who waits for it may have been dropped.
                     let _gone = done.send(result).is_err();
                 })
@@ -349,7 +348,11 @@ impl Shipper for FilesShipper {
         Box::pin(async move {
             let position = self.ask_for_mark(SYNC_PATIENCE, true).await;
             let id = self.shared.id.clone();
-            let withheld = self.shared.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+            let withheld = self
+                .shared
+                .withheld
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if let Some(withheld) = *withheld {
                 return Err(StoreRefusal::DeletesWithheld { id, withheld }.into());
             }
@@ -360,7 +363,11 @@ impl Shipper for FilesShipper {
 
     fn allow_deletes(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
         Box::pin(async move {
-            let mut guard = self.shared.guard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut guard = self
+                .shared
+                .guard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             guard.allow(Instant::now(), SYNC_PATIENCE);
             drop(guard);
             // The capture takes the allowance back when it has looked at everything.
@@ -410,7 +417,10 @@ impl Shipper for FilesShipper {
             progress.end("done");
             match scrubbed {
                 Ok(checked) => Ok(checked.map_err(|source| FilesError::Wait { source })?),
-                Err(_) => Err(FilesError::Broken { store: name.clone() }.into()),
+                Err(_) => Err(FilesError::Broken {
+                    store: name.clone(),
+                }
+                .into()),
             }
         })
     }

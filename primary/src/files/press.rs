@@ -46,9 +46,7 @@ impl Press {
         self.skip = if has_gained {
             0
         } else {
-            self.skip
-                .saturating_mul(2)
-                .clamp(SKIPPED_MIN, SKIPPED_MAX)
+            self.skip.saturating_mul(2).clamp(SKIPPED_MIN, SKIPPED_MAX)
         };
     }
 

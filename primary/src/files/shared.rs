@@ -159,7 +159,9 @@ impl Shared {
     /// Returns whether a file is known that holds this content.
     pub(super) fn is_held(&self, manifest: &Manifest, size: u64, hash: Digest) -> bool {
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = contents.as_ref().and_then(|contents| contents.get(&prefix(hash)));
+        let id = contents
+            .as_ref()
+            .and_then(|contents| contents.get(&prefix(hash)));
         id.and_then(|id| manifest.path(*id))
             .and_then(|path| manifest.lookup(&path))
             .is_some_and(|id| manifest.content(id) == Some((size, hash)))
@@ -264,7 +266,10 @@ impl Shared {
 
     pub(super) fn problems(&self) -> Vec<String> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.values().map(|problem| problem.text.clone()).collect()
+        problems
+            .values()
+            .map(|problem| problem.text.clone())
+            .collect()
     }
 
     /// Returns the problems of single paths, oldest first.
@@ -284,7 +289,10 @@ impl Shared {
 }
 
 fn prefix(hash: Digest) -> u64 {
-    let (bytes, _) = hash.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
+    let (bytes, _) = hash
+        .as_bytes()
+        .split_first_chunk()
+        .unwrap_or((&[0; 8], &[]));
     u64::from_le_bytes(*bytes)
 }
 

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use axum::{Extension, Router};
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use rustix::fs::FileType;
 use serde::Deserialize;
@@ -502,9 +502,7 @@ fn send_file(
     };
     let data = match holes {
         Holes::Told => match stat_fd(file.as_fd()) {
-            Ok(stat) if stat.stx_blocks.saturating_mul(512) < size => {
-                data_ranges(file, size).ok()
-            }
+            Ok(stat) if stat.stx_blocks.saturating_mul(512) < size => data_ranges(file, size).ok(),
             Ok(_) | Err(_) => None,
         },
         Holes::AsBytes => None,
@@ -522,7 +520,11 @@ fn send_file(
         };
         let mut at = offset;
         let first = data.partition_point(|(start, length)| start.saturating_add(*length) <= at);
-        for (start, length) in data.iter().skip(first).take_while(|(start, _)| *start < end) {
+        for (start, length) in data
+            .iter()
+            .skip(first)
+            .take_while(|(start, _)| *start < end)
+        {
             let stop = start.saturating_add(*length).min(end);
             let start = (*start).max(at);
             if start > at {

@@ -131,7 +131,11 @@ fn many(root: &Path) {
 }
 
 fn literal(operations: &[Operation]) -> u64 {
-    operations.iter().filter_map(Operation::literal).map(|(bytes, _)| bytes).sum()
+    operations
+        .iter()
+        .filter_map(Operation::literal)
+        .map(|(bytes, _)| bytes)
+        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,8 +247,12 @@ async fn of_a_large_file_only_what_has_changed_is_shipped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_file_that_grows_brings_its_end() {
-    let mut captured = Captured::of(|root| fs::write(root.join("log"), noise(1, 60_000)).unwrap()).await;
-    let log = fs::File::options().append(true).open(captured.root().join("log")).unwrap();
+    let mut captured =
+        Captured::of(|root| fs::write(root.join("log"), noise(1, 60_000)).unwrap()).await;
+    let log = fs::File::options()
+        .append(true)
+        .open(captured.root().join("log"))
+        .unwrap();
     std::io::Write::write_all(&mut &log, &noise(2, 200)).unwrap();
     assert_eq!(literal(&captured.operations().await), 200);
     captured.stop().await;
@@ -278,8 +286,20 @@ async fn hard_links_attributes_and_holes_are_seen() {
     captured.operations().await;
     captured.manifest(|manifest| assert_eq!(manifest.get(&path("d/b")).unwrap().entry.link, 0));
 
-    rustix::fs::setxattr(root.join("d/b"), "user.colour", b"red", rustix::fs::XattrFlags::empty()).unwrap();
-    rustix::fs::setxattr(root.join("d"), "user.colour", b"blue", rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(
+        root.join("d/b"),
+        "user.colour",
+        b"red",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    rustix::fs::setxattr(
+        root.join("d"),
+        "user.colour",
+        b"blue",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
     captured.operations().await;
     captured.manifest(|manifest| {
         for (name, colour) in [("d/b", b"red".as_slice()), ("d", b"blue")] {
@@ -305,7 +325,11 @@ async fn modes_times_and_links_change_without_content() {
     fs::set_permissions(root.join("d1/f1"), fs::Permissions::from_mode(0o4755)).unwrap();
     symlink("../elsewhere", root.join("d1/link")).unwrap();
     let operations = captured.file_operations().await;
-    assert_eq!((operations.len(), literal(&operations)), (2, 0), "{operations:?}");
+    assert_eq!(
+        (operations.len(), literal(&operations)),
+        (2, 0),
+        "{operations:?}"
+    );
     captured.stop().await;
 }
 
@@ -320,11 +344,20 @@ async fn a_large_deletion_is_held_back_until_it_is_allowed() {
     fs::write(root.join("fresh"), b"1").unwrap();
     let refused = captured.shipper.sync_now().await.unwrap_err();
     let refused = refused.downcast::<StoreRefusal>().unwrap();
-    assert!(matches!(*refused, StoreRefusal::DeletesWithheld { .. }), "{refused}");
-    assert!(captured.shipper.mark().await.is_none(), "no position stands for what is there");
+    assert!(
+        matches!(*refused, StoreRefusal::DeletesWithheld { .. }),
+        "{refused}"
+    );
+    assert!(
+        captured.shipper.mark().await.is_none(),
+        "no position stands for what is there"
+    );
     captured.manifest(|manifest| {
         assert!(manifest.len() > 150, "{}", manifest.len());
-        assert!(manifest.lookup(&path("fresh")).is_some(), "what is new goes on");
+        assert!(
+            manifest.lookup(&path("fresh")).is_some(),
+            "what is new goes on"
+        );
     });
     captured.shipper.allow_deletes().await.unwrap();
     captured.shipper.sync_now().await.unwrap();

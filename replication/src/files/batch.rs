@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Digest, Entry, Kind};
-use super::path::RelPath;
 use super::patch::Patch;
+use super::path::RelPath;
 use crate::position::Position;
 
 /// The longest encoded batch: a record of the log and a frame of the wire hold it.
@@ -217,7 +217,11 @@ impl Batch {
         if batch.end <= batch.start {
             return Err(BatchError::Backwards(batch.start, batch.end));
         }
-        match batch.operations.iter().find(|operation| !operation.is_valid()) {
+        match batch
+            .operations
+            .iter()
+            .find(|operation| !operation.is_valid())
+        {
             Some(operation) => Err(BatchError::Entry(operation.path().clone())),
             None => Ok(batch),
         }

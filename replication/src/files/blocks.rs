@@ -79,7 +79,9 @@ impl Blocks {
 
     /// Keeps the chunks of a file with this digest.
     pub fn put_chunks(&self, root: Digest, chunks: &Chunks) {
-        let values: Vec<_> = (CHUNKS_FROM..).zip(chunks.encode(TABLE_VALUE_BYTES_MAX)).collect();
+        let values: Vec<_> = (CHUNKS_FROM..)
+            .zip(chunks.encode(TABLE_VALUE_BYTES_MAX))
+            .collect();
         for some in values.chunks(CHANGES_MAX) {
             let changes = some
                 .iter()
@@ -100,7 +102,9 @@ impl Blocks {
             }
         }
         drop(guard);
-        (!values.is_empty()).then(|| Chunks::decode(size, &values)).flatten()
+        (!values.is_empty())
+            .then(|| Chunks::decode(size, &values))
+            .flatten()
     }
 
     /// Forgets what is kept of a file with this size and digest.

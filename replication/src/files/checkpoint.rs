@@ -95,7 +95,10 @@ pub(super) fn store(
     let count = u64::try_from(manifest.len()).unwrap_or(u64::MAX);
     // No entry is that short, so that an end is not taken for one.
     writer.frame(&count.to_le_bytes())?;
-    let file = writer.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let file = writer
+        .file
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     fs::rename(&staged, path)?;
     durable::sync_directory_of(path)?;

@@ -84,14 +84,16 @@ impl Chunks {
 
     /// Returns it as values of a table, each no longer than `bytes_max`.
     pub fn encode(&self, bytes_max: usize) -> impl Iterator<Item = Vec<u8>> {
-        self.0.chunks((bytes_max / ENCODED_BYTES).max(1)).map(|chunks| {
-            let mut bytes = Vec::with_capacity(chunks.len().saturating_mul(ENCODED_BYTES));
-            for chunk in chunks {
-                bytes.extend_from_slice(&chunk.hash);
-                bytes.extend_from_slice(&chunk.bytes.to_le_bytes());
-            }
-            bytes
-        })
+        self.0
+            .chunks((bytes_max / ENCODED_BYTES).max(1))
+            .map(|chunks| {
+                let mut bytes = Vec::with_capacity(chunks.len().saturating_mul(ENCODED_BYTES));
+                for chunk in chunks {
+                    bytes.extend_from_slice(&chunk.hash);
+                    bytes.extend_from_slice(&chunk.bytes.to_le_bytes());
+                }
+                bytes
+            })
     }
 
     /// Reads it from values of a table; `None` when they are not the chunks of a file of that size.

@@ -134,7 +134,9 @@ impl Xattrs {
 
     /// Returns the value of `name`.
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        let at = self.0.binary_search_by(|(held, _)| held.as_slice().cmp(name));
+        let at = self
+            .0
+            .binary_search_by(|(held, _)| held.as_slice().cmp(name));
         let (_, value) = self.0.get(at.ok()?)?;
         Some(value)
     }

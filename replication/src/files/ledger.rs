@@ -138,7 +138,9 @@ impl Ledger {
         let loaded = match checkpoint::load(&path, store) {
             Ok(loaded) => loaded,
             Err(reason) => {
-                damage.push(format!("the manifest of store {store} is made anew: {reason}"));
+                damage.push(format!(
+                    "the manifest of store {store} is made anew: {reason}"
+                ));
                 move_aside(&path)?;
                 None
             }
@@ -157,7 +159,9 @@ impl Ledger {
         let journal = match opened {
             Ok(journal) => journal,
             Err(error) if is_damage(&error) => {
-                damage.push(format!("the journal of store {store} is begun anew: {error}"));
+                damage.push(format!(
+                    "the journal of store {store} is begun anew: {error}"
+                ));
                 move_aside(&folder)?;
                 open_log(&folder, store, first)?
             }
@@ -173,11 +177,14 @@ impl Ledger {
             damage,
         };
         if is_lost {
-            ledger.journal.reset(Position(0)).map_err(log_error(store))?;
-        } else if let Err(reason) = ledger.fold_journal(first) {
             ledger
-                .damage
-                .push(format!("the manifest of store {store} is made anew: {reason}"));
+                .journal
+                .reset(Position(0))
+                .map_err(log_error(store))?;
+        } else if let Err(reason) = ledger.fold_journal(first) {
+            ledger.damage.push(format!(
+                "the manifest of store {store} is made anew: {reason}"
+            ));
             ledger.head = None;
             ledger.manifest = Manifest::default();
             ledger.checkpoint()?;
@@ -238,7 +245,9 @@ impl Ledger {
     /// When the journal fails.
     pub fn learned(&mut self, mut learned: Vec<(RelPath, Local)>) -> Result<(), LedgerError> {
         while !learned.is_empty() {
-            let weights = learned.iter().map(|(path, _)| path.as_bytes().len().saturating_add(80));
+            let weights = learned
+                .iter()
+                .map(|(path, _)| path.as_bytes().len().saturating_add(80));
             let rest = learned.split_off(prefix(weights));
             self.append(&Entry::Learn(learned))?;
             learned = rest;
@@ -257,7 +266,10 @@ impl Ledger {
         while !known.is_empty() {
             let weights = known.iter().map(|(path, known)| {
                 let xattrs = known.entry.xattrs.bytes();
-                path.as_bytes().len().saturating_add(xattrs).saturating_add(250)
+                path.as_bytes()
+                    .len()
+                    .saturating_add(xattrs)
+                    .saturating_add(250)
             });
             let rest = known.split_off(prefix(weights));
             self.append(&Entry::Aside(boot.clone(), known))?;
@@ -329,12 +341,11 @@ impl Ledger {
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), LedgerError> {
-        let bytes = postcard::to_extend(entry, vec![VERSION]).map_err(|source| {
-            LedgerError::Encode {
+        let bytes =
+            postcard::to_extend(entry, vec![VERSION]).map_err(|source| LedgerError::Encode {
                 store: self.store.clone(),
                 source,
-            }
-        })?;
+            })?;
         let end = Position(self.journal.end().0.saturating_add(1));
         self.journal
             .append(&bytes, end)
@@ -353,13 +364,17 @@ impl Ledger {
         let mut reader = self.journal.view().reader(first).map_err(text)?;
         while let Some(record) = reader.next().map_err(text)? {
             let entry = match record.payload.split_first() {
-                Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|error| error.to_string())?,
+                Some((&VERSION, rest)) => {
+                    postcard::from_bytes(rest).map_err(|error| error.to_string())?
+                }
                 Some(_) | None => return Err("it was written by another version".to_owned()),
             };
             match entry {
                 Entry::Commit(head, operations) => {
                     for operation in &operations {
-                        self.manifest.fold(operation).map_err(|error| error.to_string())?;
+                        self.manifest
+                            .fold(operation)
+                            .map_err(|error| error.to_string())?;
                     }
                     self.head = Some(head);
                 }
@@ -622,7 +637,12 @@ mod tests {
             commit(&mut ledger, 10, &[put("d", ""), put("d/a", "1")], 5);
             ledger.checkpoint().unwrap();
             for number in 0..20 {
-                commit(&mut ledger, 11 + number, &[put(&format!("d/{number}"), "2")], 6);
+                commit(
+                    &mut ledger,
+                    11 + number,
+                    &[put(&format!("d/{number}"), "2")],
+                    6,
+                );
             }
             drop(ledger);
             let mut file = folder.path().join(damaged);

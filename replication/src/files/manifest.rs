@@ -310,7 +310,10 @@ impl Manifest {
         match node.seen {
             Seen::Unknown => Local::Unknown,
             Seen::Awaited => Local::Awaited,
-            Seen::Odd => self.odd.get(&id).map_or(Local::Unknown, |odd| Local::Seen(*odd)),
+            Seen::Odd => self
+                .odd
+                .get(&id)
+                .map_or(Local::Unknown, |odd| Local::Seen(*odd)),
             Seen::Plain => Local::Seen(self.plain(id)),
         }
     }
@@ -330,9 +333,7 @@ impl Manifest {
             size: match node.kind {
                 NodeKind::File => node.size,
                 NodeKind::Directory => 0,
-                NodeKind::Symlink => {
-                    length(self.extra(id).map_or(0, |extra| extra.target.len()))
-                }
+                NodeKind::Symlink => length(self.extra(id).map_or(0, |extra| extra.target.len())),
             },
             mtime_ns: node.mtime_ns,
             ctime_ns: node.ctime_ns,
@@ -387,7 +388,9 @@ impl Manifest {
     pub fn link_of_inode(&self, inode: u64) -> Option<u64> {
         let link = *self.link_numbers.get(&inode)?;
         let mut names = self.linked(link);
-        names.any(|id| self.inode(id) == Some(inode)).then_some(link)
+        names
+            .any(|id| self.inode(id) == Some(inode))
+            .then_some(link)
     }
 
     /// Returns the paths outside `id` of the files of which it holds a name.
@@ -398,7 +401,9 @@ impl Manifest {
         }
         let done: Result<(), std::convert::Infallible> = self.visit(id, &mut |_, node| {
             let link = self.extra(node).map_or(0, |extra| extra.link);
-            let others = self.linked(link).filter(|other| !self.is_within(*other, id));
+            let others = self
+                .linked(link)
+                .filter(|other| !self.is_within(*other, id));
             outside.extend(others.filter_map(|other| self.path(other)));
             Ok(())
         });
@@ -683,7 +688,11 @@ impl Manifest {
                 node.ctime_ns = identity.ctime_ns;
                 node.local_owner = local_owner;
                 node.seen = Seen::Plain;
-                if let Some(link) = self.extra(id).map(|extra| extra.link).filter(|link| *link != 0) {
+                if let Some(link) = self
+                    .extra(id)
+                    .map(|extra| extra.link)
+                    .filter(|link| *link != 0)
+                {
                     self.link_numbers.insert(identity.inode, link);
                 }
                 if self.plain(id) != identity {
@@ -1113,8 +1122,17 @@ mod tests {
             manifest.insert(&path(name), directory()).unwrap();
         }
         let before = manifest.root();
-        for (from, to) in [("a", "a/b/x"), ("a", "a/b"), ("a/b", "a"), ("x", "y"), ("a", "y/z")] {
-            assert!(manifest.rename(&path(from), &path(to)).is_err(), "{from} {to}");
+        for (from, to) in [
+            ("a", "a/b/x"),
+            ("a", "a/b"),
+            ("a/b", "a"),
+            ("x", "y"),
+            ("a", "y/z"),
+        ] {
+            assert!(
+                manifest.rename(&path(from), &path(to)).is_err(),
+                "{from} {to}"
+            );
         }
         for (a, b) in [("a", "a/b"), ("a/b", "a"), ("a", "x")] {
             assert!(manifest.swap(&path(a), &path(b)).is_err(), "{a} {b}");

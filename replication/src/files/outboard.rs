@@ -290,7 +290,9 @@ impl Outboard {
             bytes: prefix,
         });
         pieces.push(Piece::Literal(
-            self.size.saturating_sub(prefix).saturating_sub(suffix_bytes),
+            self.size
+                .saturating_sub(prefix)
+                .saturating_sub(suffix_bytes),
         ));
         pieces.push(Piece::Keep {
             offset: suffix,
@@ -483,7 +485,8 @@ fn read_groups(
     let mut buffer = vec![0; at_once.saturating_mul(index(group_bytes))];
     let mut offset = first.saturating_mul(group_bytes);
     for some in groups.chunks_mut(at_once) {
-        let bytes = index(size.saturating_sub(offset)).min(some.len().saturating_mul(index(group_bytes)));
+        let bytes =
+            index(size.saturating_sub(offset)).min(some.len().saturating_mul(index(group_bytes)));
         let room = buffer.get_mut(..bytes).unwrap_or_default();
         file.read_exact_at(room, offset)?;
         for (group, bytes) in some.iter_mut().zip(room.chunks(index(group_bytes))) {
@@ -541,7 +544,10 @@ mod tests {
     }
 
     fn literal_bytes(old: &[u8], new: &[u8]) -> u64 {
-        let pieces = outboard(new).pieces_from(&outboard(old), &file(new)).unwrap().unwrap();
+        let pieces = outboard(new)
+            .pieces_from(&outboard(old), &file(new))
+            .unwrap()
+            .unwrap();
         let (made, literal) = apply(old, new, &pieces);
         assert!(made == new, "the pieces make another file");
         literal
@@ -575,7 +581,10 @@ mod tests {
         let mut values: Vec<_> = outboard.encode().collect();
         values[0][40] ^= 1;
         values[0][3] ^= 1;
-        assert_eq!(Outboard::decode(1 << 20, Digest::of(&content), &values), None);
+        assert_eq!(
+            Outboard::decode(1 << 20, Digest::of(&content), &values),
+            None
+        );
         assert_eq!(Outboard::decode(1 << 20, Digest::of(&content), &[]), None);
     }
 

@@ -183,7 +183,14 @@ mod tests {
 
     #[test]
     fn holes_do_not_travel() {
-        let pieces = vec![Piece::Literal(100), Piece::Keep { offset: 0, bytes: 50 }, Piece::Literal(50)];
+        let pieces = vec![
+            Piece::Literal(100),
+            Piece::Keep {
+                offset: 0,
+                bytes: 50,
+            },
+            Piece::Literal(50),
+        ];
         let punched = punch(pieces, &[(10, 20), (90, 80), (190, 10)]);
         assert_eq!(
             punched.unwrap(),
@@ -192,13 +199,19 @@ mod tests {
                 Piece::Literal(20),
                 Piece::Zero(60),
                 Piece::Literal(10),
-                Piece::Keep { offset: 0, bytes: 50 },
+                Piece::Keep {
+                    offset: 0,
+                    bytes: 50
+                },
                 Piece::Literal(20),
                 Piece::Zero(20),
                 Piece::Literal(10),
             ]
         );
-        assert_eq!(punch(vec![Piece::Literal(7)], &[]).unwrap(), [Piece::Zero(7)]);
+        assert_eq!(
+            punch(vec![Piece::Literal(7)], &[]).unwrap(),
+            [Piece::Zero(7)]
+        );
     }
 
     #[test]
