@@ -29,14 +29,17 @@ def main() -> int:
     binary = Binary()
     started = time.strftime("%Y%m%d-%H%M%S")
     folder = arguments.dir / f"files-{started}"
-    folder.mkdir(parents=True)
+    places = (folder / "near", folder / "far")
+    for place in places:
+        place.mkdir(parents=True)
     sizes = QUICK if arguments.quick else FULL
     if not has_own_network:
         say("without root, the loopback and the file system are shared with whatever else uses them")
     elif not (arguments.keep or arguments.shared_disk):
-        disk.mount_own(folder, sizes.disk_bytes)
+        for place in places:
+            disk.mount_own(place, sizes.disk_bytes)
     bench = Bench(binary, folder, sizes, arguments.seed, has_own_network, arguments.verify)
-    facts = {"machine": report.machine(folder, binary), "quick": arguments.quick, "seed": arguments.seed,
+    facts = {"machine": report.machine(places[0], binary), "quick": arguments.quick, "seed": arguments.seed,
              "own_network": has_own_network}
     try:
         say("what an idle pair and this machine need at least")
@@ -162,9 +165,10 @@ def _print(results: list[Result], facts: dict, kept: Path, is_full_size: bool) -
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_mount():
-        # Whoever still has it open keeps it no longer than it lives.
-        subprocess.run(["umount", "--lazy", folder], check=True)
+    for place in (folder / "near", folder / "far"):
+        if place.is_mount():
+            # Whoever still has it open keeps it no longer than it lives.
+            subprocess.run(["umount", "--lazy", place], check=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

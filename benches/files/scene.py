@@ -28,7 +28,8 @@ class Bench:
 
     def __init__(self, binary: Binary, folder: Path, sizes: Sizes, seed: int, has_own_network: bool,
                  verifies_all: bool) -> None:
-        self.binary, self.folder, self.sizes, self.seed = binary, folder, sizes, seed
+        self.binary, self.folder, self.sizes, self.seed = binary, folder / "near", sizes, seed
+        self.far = folder / "far"
         self.has_own_network, self.verifies_all = has_own_network, verifies_all
         # Of a pair with nothing to keep: what its heartbeats cost, on both sides.
         self.idle_cpu_share = 0.0
@@ -63,6 +64,8 @@ class Scene:
     def __init__(self, bench: Bench, name: str, make: Callable[[Path, Sizes, int], int]) -> None:
         self.bench, self.name = bench, name
         self.folder = bench.folder / name
+        # Where both copies are: another machine, by rights, whose file system tells nobody here.
+        self.far = bench.far / name
         self._make = make
         self._beside = self.folder / "beside"
         self.pair: Pair | None = None
@@ -94,9 +97,10 @@ class Scene:
         if not self._beside.exists():
             self._beside.mkdir(parents=True)
             self.content_bytes = self._make(self._beside, self.bench.sizes, self.bench.seed)
-        self.pair = Pair(self.bench.binary, self.folder / "pair")
+        self.far.mkdir(parents=True, exist_ok=True)
+        self.pair = Pair(self.bench.binary, self.folder / "pair", self.far)
         (self.pair.source / KEPT).touch()
-        self.rsync = Rsync(self.folder / "rsync", self.bench.has_own_network)
+        self.rsync = Rsync(self.far / "rsync", self.bench.has_own_network)
         if with_data:
             self.bring_data()
         self.flush()
@@ -106,7 +110,8 @@ class Scene:
 
     def flush(self) -> None:
         """Leaves nothing for the next sync to write that is not its own."""
-        subprocess.run(["sync", "-f", self.folder], check=True)
+        for folder in (self.folder, self.far):
+            subprocess.run(["sync", "-f", folder], check=True)
 
     def carry(self, change: Callable[[], int], wait: Callable[[], dict] | None = None) -> Round:
         """Makes a change and times ours and then rsync; both clocks start when the change is made.
@@ -167,10 +172,11 @@ class Scene:
             if self.data.exists():
                 os.rename(self.data, self._beside)
             shutil.rmtree(self.pair.folder)
+            shutil.rmtree(self.pair.b.folder)
             self.pair = None
         if self.rsync:
             self.rsync.stop()
-            shutil.rmtree(self.folder / "rsync")
+            shutil.rmtree(self.far / "rsync")
             self.rsync = None
 
     def discard(self, keep: bool) -> None:
@@ -180,8 +186,9 @@ class Scene:
         if self.rsync:
             self.rsync.stop()
         self.pair = self.rsync = None
-        if self.folder.exists():
-            if keep:
-                os.rename(self.folder, self.folder.with_name(f"{self.name}-{time.time_ns()}"))
-            else:
-                shutil.rmtree(self.folder)
+        for folder in (self.folder, self.far):
+            if folder.exists():
+                if keep:
+                    os.rename(folder, folder.with_name(f"{self.name}-{time.time_ns()}"))
+                else:
+                    shutil.rmtree(folder)

@@ -111,9 +111,10 @@ class _AdminConnection(http.client.HTTPConnection):
 class Pair:
     """Node `a` ships the tree, node `b` keeps its copy."""
 
-    def __init__(self, binary: Binary, folder: Path) -> None:
+    def __init__(self, binary: Binary, folder: Path, far: Path | None = None) -> None:
+        """`far` is where the standby lives, if not beside the primary."""
         self.binary, self.folder = binary, folder
-        self.a, self.b = Node(binary, folder / "a"), Node(binary, folder / "b")
+        self.a, self.b = Node(binary, folder / "a"), Node(binary, (far or folder) / "b")
 
     @property
     def source(self) -> Path:
@@ -206,7 +207,8 @@ class Pair:
     def remove(self) -> None:
         """Stops both and removes all that they had."""
         self.stop()
-        shutil.rmtree(self.folder)
+        for folder in (self.folder, self.b.folder):
+            shutil.rmtree(folder, ignore_errors=folder is self.b.folder)
 
     def _until(self, what: str, attempt, patience: float = 60, interval: float = 0.02) -> None:
         deadline = time.monotonic() + patience
