@@ -1,14 +1,14 @@
 //! Reading a file: its hash, and what of it has to be shipped.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Statx};
 use understudy_replication::files::{
     Blocks, Chunks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath,
-    Xattrs, data_ranges, identity, punch, stat_fd, xattrs,
+    Xattrs, data_ranges, identity, punch, stat_fd, xattrs_of_file,
 };
 
 /// A file that has only grown is recognised from this size on: what is shorter is shipped whole.
@@ -40,14 +40,13 @@ pub(super) struct Held {
     pub(super) names: u32,
 }
 
-/// Reads a file; `None` if it changed meanwhile, or is none.
-pub(super) fn read(file: &File, former: &Former<'_>) -> io::Result<Option<Held>> {
-    let stat = stat_fd(file.as_fd())?;
-    let found = identity(&stat);
+/// Reads a file; `None` if it changed since `stat` was taken of its path, or is none.
+pub(super) fn read(file: &File, stat: &Statx, former: &Former<'_>) -> io::Result<Option<Held>> {
+    let found = identity(stat);
     if found.file_type() != FileType::RegularFile {
         return Ok(None);
     }
-    let xattrs = xattrs(file.as_fd())?;
+    let xattrs = xattrs_of_file(file)?;
     let is_sparse = stat.stx_blocks.saturating_mul(512) < found.size;
     let data = if is_sparse && found.size > 0 {
         Some(data_ranges(file, found.size)?)
@@ -84,14 +83,9 @@ fn read_small(
     data: Option<&[(u64, u64)]>,
 ) -> io::Result<(Digest, Content)> {
     let capacity = usize::try_from(size).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(capacity);
-    // One more than there should be: a file that has grown meanwhile shows.
-    (&mut &*file)
-        .take(size.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    if bytes.len() != capacity {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    // A file that has grown meanwhile shows in its size, which is looked at again.
+    let mut bytes = vec![0; capacity];
+    file.read_exact_at(&mut bytes, 0)?;
     let hash = Digest::of(&bytes);
     if former.content == Some((size, hash)) {
         return Ok((hash, Content::Same));

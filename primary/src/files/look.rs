@@ -191,7 +191,7 @@ impl<'a> Looker<'a> {
                     self.found.large.push(path.clone());
                 }
             }
-            FileType::RegularFile => self.look_at_file(path, found, known),
+            FileType::RegularFile => self.look_at_file(path, &stat, known),
             FileType::Symlink => self.look_at_link(path, found, known),
             FileType::Fifo
             | FileType::Socket
@@ -205,9 +205,9 @@ impl<'a> Looker<'a> {
 
     /// Reads the large file at `path`.
     pub(super) fn look_at_large(&mut self, path: &RelPath) {
-        match self.tree.root.stat(path).map(|stat| identity(&stat)) {
-            Ok(found) if found.file_type() == FileType::RegularFile => {
-                self.look_at_file(path, found, self.known(path));
+        match self.tree.root.stat(path) {
+            Ok(stat) if identity(&stat).file_type() == FileType::RegularFile => {
+                self.look_at_file(path, &stat, self.known(path));
             }
             Ok(_) => self.look(path, false),
             Err(error) => self.note_unreadable(path, &error),
@@ -394,7 +394,7 @@ impl<'a> Looker<'a> {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
                 match open_in(directory, name, flags) {
-                    Ok(file) => self.read(&path, &File::from(file), known),
+                    Ok(file) => self.read(&path, &File::from(file), stat, known),
                     Err(error) => self.note_unreadable(&path, &error),
                 }
             }
@@ -506,7 +506,8 @@ impl<'a> Looker<'a> {
         }
     }
 
-    fn look_at_file(&mut self, path: &RelPath, found: Identity, known: Option<Known>) {
+    fn look_at_file(&mut self, path: &RelPath, stat: &Statx, known: Option<Known>) {
+        let found = identity(stat);
         if known
             .as_ref()
             .is_some_and(|known| known.local == Local::Seen(found))
@@ -515,17 +516,15 @@ impl<'a> Looker<'a> {
             return;
         }
         match self.tree.root.file(path) {
-            Ok(file) => self.read(path, &file, known),
+            Ok(file) => self.read(path, &file, stat, known),
             Err(error) => self.note_unreadable(path, &error),
         }
     }
 
-    fn read(&mut self, path: &RelPath, file: &File, known: Option<Known>) {
-        use understudy_replication::files::stat_fd;
+    fn read(&mut self, path: &RelPath, file: &File, stat: &Statx, known: Option<Known>) {
         let begun = Instant::now();
-        if let Ok(stat) = stat_fd(file.as_fd())
-            && stat.stx_size >= SETTLING_FROM
-            && age(identity(&stat).mtime_ns).is_some_and(|age| age < SETTLING)
+        if stat.stx_size >= SETTLING_FROM
+            && age(identity(stat).mtime_ns).is_some_and(|age| age < SETTLING)
         {
             self.found
                 .again
@@ -538,7 +537,7 @@ impl<'a> Looker<'a> {
             blocks: &self.shared.blocks,
             elsewhere: &elsewhere,
         };
-        let read = content::read(file, &former);
+        let read = content::read(file, stat, &former);
         let cost = begun.elapsed();
         let held = match read {
             Ok(Some(held)) => held,

@@ -36,4 +36,6 @@ pub use outboard::{OUTBOARD_FROM, Outboard, OutboardBuilder};
 pub use patch::{PIECES_MAX, Patch, Piece, punch};
 pub use path::{LOST_AND_FOUND, NAME_BYTES_MAX, PATH_BYTES_MAX, PathError, RESERVED, RelPath};
 pub use record::{LogEntry, LogEntryError};
-pub use root::{Root, data_ranges, identity, names, open_in, stat_fd, stat_in, xattrs};
+pub use root::{
+    Root, data_ranges, identity, names, open_in, stat_fd, stat_in, xattrs, xattrs_of_file,
+};

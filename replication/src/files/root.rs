@@ -178,11 +178,32 @@ pub fn stat_in(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Statx> {
 pub fn xattrs(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
     // By the path that leads to what is open: it may be open for nothing but that.
     let place = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    xattrs_by(
+        |room| rustix::fs::listxattr(place.as_str(), room),
+        |name, room| rustix::fs::getxattr(place.as_str(), name, room),
+    )
+}
+
+/// Returns the extended attributes that are replicated of a file that is open for reading.
+///
+/// # Errors
+/// When they cannot be read, or are too many.
+pub fn xattrs_of_file(file: &File) -> io::Result<Xattrs> {
+    xattrs_by(
+        |room| rustix::fs::flistxattr(file, room),
+        |name, room| rustix::fs::fgetxattr(file, name, room),
+    )
+}
+
+fn xattrs_by(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+) -> io::Result<Xattrs> {
     let mut names: Vec<u8> = Vec::new();
     let mut capacity = 256;
     loop {
         names.resize(capacity, 0);
-        match rustix::fs::listxattr(place.as_str(), names.as_mut_slice()) {
+        match list(names.as_mut_slice()) {
             Ok(bytes) => {
                 names.truncate(bytes);
                 break;
@@ -193,13 +214,16 @@ pub fn xattrs(fd: BorrowedFd<'_>) -> io::Result<Xattrs> {
             Err(errno) => return Err(errno.into()),
         }
     }
+    if names.is_empty() {
+        return Ok(Xattrs::default());
+    }
     let mut all = Vec::new();
     for name in names.split(|byte| *byte == 0) {
         if !super::entry::is_replicated(name) {
             continue;
         }
         let mut value = vec![0; 64 << 10];
-        match rustix::fs::getxattr(place.as_str(), name, value.as_mut_slice()) {
+        match get(name, value.as_mut_slice()) {
             Ok(bytes) => {
                 value.truncate(bytes);
                 value.shrink_to_fit();

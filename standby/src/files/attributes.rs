@@ -11,7 +11,9 @@ use rustix::fs::{
     removexattr, setxattr, utimensat,
 };
 use rustix::io::Errno;
-use understudy_replication::files::{Entry, Kind, mtime_timespec, xattrs};
+use understudy_replication::files::{
+    Entry, Identity, Kind, identity, mtime_timespec, stat_fd, xattrs,
+};
 
 /// Gives what is open, for whatever it is open, all that its entry says.
 pub(super) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
@@ -46,6 +48,26 @@ pub(super) fn dress_fresh(file: BorrowedFd<'_>, entry: &Entry, ours: (u32, u32))
     rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))?;
     set_xattrs(file, entry, |_, _| true)?;
     Ok(rustix::fs::futimens(file, &times(entry.mtime_ns))?)
+}
+
+/// Like [`dress_fresh`], for a file that was made with its permissions; returns how it looks then. The
+/// process's mask may have taken some of them, and those that are not permissions are set here.
+pub(super) fn dress_made(
+    file: BorrowedFd<'_>,
+    entry: &Entry,
+    ours: (u32, u32),
+) -> io::Result<Identity> {
+    if (entry.uid, entry.gid) != ours {
+        change_owner(file, entry)?;
+    }
+    set_xattrs(file, entry, |_, _| true)?;
+    rustix::fs::futimens(file, &times(entry.mtime_ns))?;
+    let found = identity(&stat_fd(file)?);
+    if found.mode & 0o7777 == entry.mode {
+        return Ok(found);
+    }
+    dress_fresh(file, entry, ours)?;
+    Ok(identity(&stat_fd(file)?))
 }
 
 /// Sets when what is open was changed.

@@ -16,13 +16,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use understudy_replication::files::wire::{Message, Note, Part, WANTED_BYTES_MAX, Wanted, unpack};
-use understudy_replication::files::{
-    Blocks, Digest, Entry, Known, Local, NodeId, RelPath, identity, stat_fd,
-};
+use understudy_replication::files::{Blocks, Digest, Entry, Known, Local, NodeId, RelPath};
 use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::PeerClient;
 
-use super::attributes::dress_fresh;
+use super::attributes::dress_made;
 use super::content::Hashing;
 use super::error::{FilesError, Setback};
 use super::follow::FRAMES_WAITING_MAX;
@@ -37,6 +35,10 @@ const GROUP_BYTES_MAX: u64 = 4 << 20;
 
 /// Or this many files.
 const GROUP_FILES_MAX: usize = 500;
+
+/// What was fetched is sent to the disk when it is this much, looked at this often.
+const SYNC_BYTES: u64 = 64 << 20;
+const SYNC_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// How many threads write.
 const WRITERS: usize = 2;
@@ -152,12 +154,18 @@ pub(super) async fn fetch(
         total,
         progress,
     };
-    let fetched = tokio::try_join!(
-        lanes.run(sender.clone()),
-        lanes.run(sender.clone()),
-        lanes.run(sender.clone()),
-        lanes.run(sender),
-    );
+    let fetching = async {
+        tokio::try_join!(
+            lanes.run(sender.clone()),
+            lanes.run(sender.clone()),
+            lanes.run(sender.clone()),
+            lanes.run(sender),
+        )
+    };
+    let fetched = tokio::select! {
+        fetched = fetching => fetched,
+        never = lanes.sync_beside() => match never {},
+    };
     for writer in writers {
         writer.await.map_err(|_| FilesError::Broken)?;
     }
@@ -178,6 +186,28 @@ struct Lanes<'a> {
 }
 
 impl Lanes<'_> {
+    /// Has what was written go to the disk while more is fetched: at the end, when all of it is made
+    /// durable, little is left. Whatever goes wrong here goes wrong there, too, and is told there.
+    async fn sync_beside(&self) -> std::convert::Infallible {
+        let mut synced = 0_u64;
+        loop {
+            tokio::time::sleep(SYNC_INTERVAL).await;
+            let done = self.done.load(Ordering::Relaxed);
+            if done.saturating_sub(synced) < SYNC_BYTES {
+                continue;
+            }
+            synced = done;
+            let root = self.inner.root.clone();
+            let syncing = tokio::task::spawn_blocking(move || {
+                let top = std::fs::File::open(root)?;
+                Ok::<_, std::io::Error>(rustix::fs::syncfs(top)?)
+            });
+            if let Ok(Err(error)) = syncing.await {
+                tracing::debug!(%error, "cannot sync what was fetched so far");
+            }
+        }
+    }
+
     async fn run(&self, writers: mpsc::Sender<Job>) -> Result<(), FilesError> {
         loop {
             let tasks = {
@@ -360,7 +390,7 @@ impl<'a> Writer<'a> {
             let parent = self
                 .parent(&task.path)
                 .map_err(FilesError::tree("find", &place))?;
-            let file = create(parent, task.path.name());
+            let file = create(parent, task.path.name(), task.entry.mode);
             let file = file.map_err(FilesError::tree("make", &place))?;
             return Ok(Some(Open {
                 task,
@@ -425,8 +455,7 @@ impl<'a> Writer<'a> {
             }
             None => {
                 let ours = self.seeding.places.tree.ours();
-                let dressed = dress_fresh(file.as_fd(), &task.entry, ours)
-                    .and_then(|()| Ok(identity(&stat_fd(file.as_fd())?)));
+                let dressed = dress_made(file.as_fd(), &task.entry, ours);
                 let place = self.place(&task);
                 self.learn(task, dressed.map_err(Setback::at("write", &place)))
             }
@@ -502,10 +531,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Makes a file in a directory that nobody else sees.
-fn create(parent: &OwnedFd, name: &[u8]) -> std::io::Result<File> {
+/// Makes a file in a directory that nobody else sees, so that it may have its permissions at once.
+fn create(parent: &OwnedFd, name: &[u8], mode: u32) -> std::io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let make = || openat(parent, name, flags, Mode::from_raw_mode(0o600));
+    let make = || openat(parent, name, flags, Mode::from_raw_mode(mode & 0o777));
     match make() {
         Err(Errno::EXIST) => {
             super::tree::remove(parent.as_fd(), name)?;

@@ -268,6 +268,7 @@ pub(super) fn rebased(path: &RelPath, from: &RelPath, to: &RelPath) -> Option<Re
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use understudy_replication::files::PATH_BYTES_MAX;
 
     fn path(text: &str) -> RelPath {
         RelPath::new(text).unwrap()
@@ -360,8 +361,9 @@ mod tests {
         assert_eq!(moved("a/x/y"), Some(path("b/c/x/y")));
         assert_eq!(moved("a"), None);
         assert_eq!(moved("ab/x"), None);
-        let long = ["l".repeat(200).as_str(); 20].join("/").into_bytes();
-        let long = RelPath::new(long.get(..3498).unwrap()).unwrap();
+        let long = "l".repeat(199) + "/";
+        let long = long.repeat(PATH_BYTES_MAX / 200) + &"l".repeat(PATH_BYTES_MAX % 200);
+        let long = RelPath::new(&long.as_bytes()[..PATH_BYTES_MAX - 2]).unwrap();
         assert_eq!(
             rebased(
                 &RelPath::child(Some(&path("a")), b"x").unwrap(),
