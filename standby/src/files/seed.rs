@@ -76,8 +76,10 @@ pub(super) async fn seed(
     begun.await?;
     // Until it is done: it may be broken off anywhere.
     inner.suspect();
+    let mut phases = Phases::new(inner);
     progress.start("listing files", None, Unit::Items);
     let (target, head) = snapshot(inner, primary).await?;
+    phases.over("listing");
     progress.end(&format!("{} files", target.len()));
     progress.start("comparing files", None, Unit::Items);
     let (surveyed, held) = (inner.clone(), work.clone());
@@ -100,7 +102,9 @@ pub(super) async fn seed(
         wanted.len(),
         seeding.target().len()
     ));
+    phases.over("comparing");
     seed_fetch::fetch((inner, work), primary, &seeding, wanted, progress).await?;
+    phases.over("fetching");
     progress.start("making it durable", None, Unit::Items);
     let (finished, held) = (inner.clone(), work.clone());
     let finished = blocking(move || {
@@ -108,8 +112,30 @@ pub(super) async fn seed(
         finish(&finished, seeding, &found)
     });
     finished.await?;
+    phases.over("making durable");
     progress.end("done");
     Ok(())
+}
+
+/// Tells the log how long each part of a seeding took.
+struct Phases<'a> {
+    inner: &'a Inner,
+    begun: std::time::Instant,
+}
+
+impl<'a> Phases<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        Self {
+            inner,
+            begun: std::time::Instant::now(),
+        }
+    }
+
+    fn over(&mut self, phase: &str) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        tracing::info!(store = %self.inner.id.name, phase, seconds, "seeding");
+        self.begun = std::time::Instant::now();
+    }
 }
 
 pub(super) fn check_wanted(is_left: &AtomicBool) -> Result<(), FilesError> {

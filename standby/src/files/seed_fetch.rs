@@ -36,10 +36,6 @@ const GROUP_BYTES_MAX: u64 = 4 << 20;
 /// Or this many files.
 const GROUP_FILES_MAX: usize = 500;
 
-/// What was fetched is sent to the disk when it is this much, looked at this often.
-const SYNC_BYTES: u64 = 64 << 20;
-const SYNC_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
-
 /// How many threads write.
 const WRITERS: usize = 2;
 
@@ -154,18 +150,12 @@ pub(super) async fn fetch(
         total,
         progress,
     };
-    let fetching = async {
-        tokio::try_join!(
-            lanes.run(sender.clone()),
-            lanes.run(sender.clone()),
-            lanes.run(sender.clone()),
-            lanes.run(sender),
-        )
-    };
-    let fetched = tokio::select! {
-        fetched = fetching => fetched,
-        never = lanes.sync_beside() => match never {},
-    };
+    let fetched = tokio::try_join!(
+        lanes.run(sender.clone()),
+        lanes.run(sender.clone()),
+        lanes.run(sender.clone()),
+        lanes.run(sender),
+    );
     for writer in writers {
         writer.await.map_err(|_| FilesError::Broken)?;
     }
@@ -186,28 +176,6 @@ struct Lanes<'a> {
 }
 
 impl Lanes<'_> {
-    /// Has what was written go to the disk while more is fetched: at the end, when all of it is made
-    /// durable, little is left. Whatever goes wrong here goes wrong there, too, and is told there.
-    async fn sync_beside(&self) -> std::convert::Infallible {
-        let mut synced = 0_u64;
-        loop {
-            tokio::time::sleep(SYNC_INTERVAL).await;
-            let done = self.done.load(Ordering::Relaxed);
-            if done.saturating_sub(synced) < SYNC_BYTES {
-                continue;
-            }
-            synced = done;
-            let root = self.inner.root.clone();
-            let syncing = tokio::task::spawn_blocking(move || {
-                let top = std::fs::File::open(root)?;
-                Ok::<_, std::io::Error>(rustix::fs::syncfs(top)?)
-            });
-            if let Ok(Err(error)) = syncing.await {
-                tracing::debug!(%error, "cannot sync what was fetched so far");
-            }
-        }
-    }
-
     async fn run(&self, writers: mpsc::Sender<Job>) -> Result<(), FilesError> {
         loop {
             let tasks = {
