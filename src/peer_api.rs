@@ -14,6 +14,7 @@ use understudy_replication::link::{
     RootRequest, StandbyReport,
 };
 use understudy_replication::role::{Event, Role};
+use understudy_replication::status::RoleName;
 use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
@@ -99,6 +100,15 @@ async fn remember(State(node): State<Arc<Node>>, request: Request, next: Next) -
 }
 
 async fn not_here(State(node): State<Arc<Node>>) -> Response {
+    let role = Lineage::role(&*node);
+    if node.role().name() == RoleName::Primary && !matches!(node.stage(), Stage::Primary(_)) {
+        // Its stores are being opened: who asks may ask again.
+        let reason = format!(
+            "node {} is {role} and is still opening its stores",
+            node.me()
+        );
+        return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    }
     let reason = format!(
         "node {} is {} and does not answer this",
         node.me(),

@@ -83,8 +83,9 @@ fn read_small(
     data: Option<&[(u64, u64)]>,
 ) -> io::Result<(Digest, Content)> {
     let capacity = usize::try_from(size).unwrap_or(usize::MAX);
-    // A file that has grown meanwhile shows in its size, which is looked at again.
     let mut bytes = vec![0; capacity];
+    // By offsets: looking for holes has moved where the file would be read on from. One that has grown
+    // meanwhile shows in its size.
     file.read_exact_at(&mut bytes, 0)?;
     let hash = Digest::of(&bytes);
     if former.content == Some((size, hash)) {
@@ -92,9 +93,9 @@ fn read_small(
     }
     if let Some((old_size, base)) = former.content
         && (GROWN_FROM..size).contains(&old_size)
-        && let Some((before, more)) = usize::try_from(old_size)
+        && let Some(before) = usize::try_from(old_size)
             .ok()
-            .and_then(|at| bytes.split_at_checked(at))
+            .and_then(|at| bytes.get(..at))
         && Digest::of(before) == base
     {
         let pieces = vec![
@@ -104,18 +105,24 @@ fn read_small(
             },
             Piece::Literal(size - old_size),
         ];
+        let punched = data.and_then(|data| punch(pieces.clone(), data));
         let patch = Patch {
             base,
             base_size: old_size,
-            pieces,
-            literal: Digest::of(more),
+            pieces: punched.unwrap_or(pieces),
+            literal: Digest::of(b""),
         };
-        return Ok((hash, Content::Patch(patch)));
+        return Ok((hash, Content::Patch(with_literal(patch, &bytes))));
     }
     let Some(pieces) = data.and_then(|data| punch(vec![Piece::Literal(size)], data)) else {
         return Ok((hash, Content::Whole));
     };
-    let mut patch = from_nothing(pieces);
+    let patch = with_literal(from_nothing(pieces), &bytes);
+    Ok((hash, Content::Patch(patch)))
+}
+
+/// Returns the patch with the digest of what comes along of a file that holds `bytes`.
+fn with_literal(mut patch: Patch, bytes: &[u8]) -> Patch {
     let mut literal = blake3::Hasher::new();
     for (offset, length) in patch.literals() {
         let range = usize::try_from(offset)
@@ -126,7 +133,7 @@ fn read_small(
         }
     }
     patch.literal = literal.finalize().into();
-    Ok((hash, Content::Patch(patch)))
+    patch
 }
 
 fn read_large(

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use tokio::task::JoinHandle;
 use understudy_config::{NodeName, Share};
-use understudy_replication::files::{Content, LogEntry, Operation, RelPath};
+use understudy_replication::files::{Content, Digest, LogEntry, Operation, RelPath};
 
 use super::*;
 
@@ -315,6 +315,40 @@ async fn hard_links_attributes_and_holes_are_seen() {
     let operations = captured.file_operations().await;
     assert!(literal(&operations) <= 64 << 10, "{}", literal(&operations));
     assert!(fs::metadata(root.join("sparse")).unwrap().blocks() < 1000);
+
+    // Small ones, with the hole at the end, in the middle, and all over.
+    for (name, size, at) in [
+        ("tail", 5430, 0),
+        ("middle", 9000, 8990),
+        ("grows", 1500, 0),
+    ] {
+        let file = fs::File::create(root.join(name)).unwrap();
+        file.write_all_at(b"here", at).unwrap();
+        file.set_len(size).unwrap();
+    }
+    fs::File::create(root.join("all"))
+        .unwrap()
+        .set_len(5000)
+        .unwrap();
+    captured.operations().await;
+    let grows = fs::File::options()
+        .write(true)
+        .open(root.join("grows"))
+        .unwrap();
+    grows.write_all_at(b"there", 200_000).unwrap();
+    drop(grows);
+    let operations = captured.file_operations().await;
+    assert!(literal(&operations) <= 8 << 10, "{}", literal(&operations));
+    captured.manifest(|manifest| {
+        for name in ["tail", "middle", "all", "grows"] {
+            let bytes = fs::read(root.join(name)).unwrap();
+            let size = u64::try_from(bytes.len()).unwrap();
+            let held = manifest
+                .get(&path(name))
+                .and_then(|known| known.entry.content());
+            assert_eq!(held, Some((size, Digest::of(&bytes))), "{name}");
+        }
+    });
     captured.stop().await;
 }
 

@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, OFlags};
 use understudy_replication::files::{
-    Blocks, Digest, Entry, Identity, Known, Outboard, Patch, Piece, RelPath, identity, open_in,
-    stat_fd,
+    Blocks, Digest, Entry, Identity, Known, Outboard, Patch, Piece, RelPath, data_ranges, identity,
+    open_in, stat_fd,
 };
 
 use super::attributes::dress;
@@ -261,19 +261,34 @@ impl Patching<'_> {
         base: &File,
         (size, hash): (u64, Digest),
     ) -> io::Result<bool> {
+        let held = identity(&stat_fd(base.as_fd())?).size;
+        if held < self.patch.base_size {
+            return Ok(false);
+        }
+        let data = data_ranges(base, held).unwrap_or_else(|_| vec![(0, held)]);
         let mut hashing = Hashing::of_file(size);
         let mut taken = 0_u64;
         for (at, piece) in self.patch.placed() {
-            let mut take = |done: u64, bytes: &[u8]| {
-                hashing.update(bytes);
-                staged.write_all_at(bytes, at.saturating_add(done))
-            };
             let read = match piece {
-                Piece::Keep { offset, bytes } => read_range(base, (offset, bytes), &mut take),
+                // What are holes in the base are holes again.
+                Piece::Keep { offset, bytes } => within(&data, (offset, bytes))
+                    .try_for_each(|(start, length)| {
+                        hashing.zeros(at.saturating_add(start - offset) - hashing.count());
+                        read_range(base, (start, length), &mut |done, bytes| {
+                            hashing.update(bytes);
+                            let at = at.saturating_add(start - offset).saturating_add(done);
+                            staged.write_all_at(bytes, at)
+                        })
+                    })
+                    .map(|()| hashing.zeros(at.saturating_add(bytes) - hashing.count())),
                 Piece::Literal(bytes) => {
                     let offset = taken;
                     taken = taken.saturating_add(bytes);
-                    self.literal.read_range((offset, bytes), &mut take)
+                    self.literal
+                        .read_range((offset, bytes), &mut |done, bytes| {
+                            hashing.update(bytes);
+                            staged.write_all_at(bytes, at.saturating_add(done))
+                        })
                 }
                 Piece::Zero(bytes) => {
                     hashing.zeros(bytes);
@@ -295,6 +310,20 @@ impl Patching<'_> {
         }
         Ok(true)
     }
+}
+
+/// Returns the parts of `data`, which is in order, that lie between an offset and as many bytes further on.
+fn within(data: &[(u64, u64)], (offset, bytes): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
+    let end = offset.saturating_add(bytes);
+    let first = data.partition_point(|(start, length)| start.saturating_add(*length) <= offset);
+    data.iter()
+        .skip(first)
+        .take_while(move |(start, _)| *start < end)
+        .map(move |(start, length)| {
+            let stop = start.saturating_add(*length).min(end);
+            let start = (*start).max(offset);
+            (start, stop.saturating_sub(start))
+        })
 }
 
 /// The new version, before it is there.

@@ -509,6 +509,29 @@ fn patched(name: &str, new: &[u8], patch: Patch) -> Operation {
 }
 
 #[test]
+fn what_is_kept_of_a_sparse_file_keeps_its_holes() {
+    let mut bench = Bench::new();
+    let mut old = vec![0; 4 << 20];
+    old[1 << 20..][..5000].copy_from_slice(&noise(1, 5000));
+    let zero = |bytes: u64| Piece::Zero(bytes);
+    let made = Patch {
+        base: Digest::of(b""),
+        base_size: 0,
+        pieces: vec![zero(1 << 20), Piece::Literal(5000), zero((3 << 20) - 5000)],
+        literal: Digest::of(&old[1 << 20..][..5000]),
+    };
+    let literal = old[1 << 20..][..5000].to_vec();
+    bench.follow(vec![patched("sparse", &old, made)], &[&literal]);
+    let new = [&old[..], b"more"].concat();
+    let (made, literal) = patch(&old, &new, &[(4 << 20, (4 << 20) + 4)]);
+    bench.follow(vec![patched("sparse", &new, made)], &[&literal]);
+    bench.assert_equal();
+    assert_eq!(fs::read(bench.root().join("sparse")).unwrap(), new);
+    let kept = fs::metadata(bench.root().join("sparse")).unwrap().blocks() * 512;
+    assert!(kept <= 64 << 10, "{kept}");
+}
+
+#[test]
 fn a_large_file_is_changed_in_place_and_again_after_a_crash() {
     let mut bench = Bench::new();
     let old = noise(1, 17 << 20);

@@ -349,7 +349,7 @@ class Mutator:
                 return
 
     def set_xattr(self) -> None:
-        path = self._any(lambda mode: not stat.S_ISLNK(mode))
+        path = self._any(_takes_user_xattrs)
         os.setxattr(path, b"user.%d" % self._rng.randrange(4), self._bytes(200))
 
     def set_acl(self) -> None:
@@ -360,7 +360,7 @@ class Mutator:
         os.setxattr(self._any(lambda mode: not stat.S_ISLNK(mode)), b"system.posix_acl_access", acl)
 
     def remove_xattr(self) -> None:
-        path = self._any(lambda mode: not stat.S_ISLNK(mode))
+        path = self._any(_takes_user_xattrs)
         for name in os.listxattr(path):
             if name.startswith("user."):
                 os.removexattr(path, name)
@@ -379,6 +379,11 @@ class Mutator:
         length = self._rng.randrange(1, MIB)
         _libc.fallocate(out, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(begin), ctypes.c_long(length))
         os.close(out)
+
+
+def _takes_user_xattrs(mode: int) -> bool:
+    """The kernel refuses `user.` attributes of links, pipes and devices with EPERM (xattr(7))."""
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 # (operation, how often, the capability that it needs)
