@@ -85,8 +85,9 @@ pub(crate) struct EventCount {
     pub(crate) count: usize,
 }
 
-/// Serves the admin socket until told to stop. Only the daemon's own user may connect.
-pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io::Result<()> {
+/// Makes the admin socket: who connects from now on is answered as soon as it is served. Only the
+/// daemon's own user may connect.
+pub(crate) fn listen(socket: &Path) -> std::io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     if let Some(folder) = socket.parent() {
         understudy_replication::durable::create_directory(folder, 0o755)?;
@@ -99,6 +100,15 @@ pub(crate) async fn serve(node: Arc<Node>, socket: &Path, stop: Stop) -> std::io
     }
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the admin socket until told to stop.
+pub(crate) async fn serve(
+    node: Arc<Node>,
+    listener: UnixListener,
+    stop: Stop,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/status", get(status))
         .route("/status/store", get(store_status))

@@ -200,9 +200,14 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     tasks.spawn(understudy_monitor::serve(monitor, router, stop.clone()));
     let (admin_node, admin_stop) = (node.clone(), stop.clone());
     let socket = node.local.socket();
-    let admin_socket = socket.clone();
-    tasks
-        .spawn(async move { crate::admin_api::serve(admin_node, &admin_socket, admin_stop).await });
+    // Here and not in the task: who is told that the node is ready finds the socket.
+    let admin = crate::admin_api::listen(&socket).map_err(|error| {
+        Failure::failed(format!(
+            "cannot make the admin socket {}: {error}",
+            socket.display()
+        ))
+    })?;
+    tasks.spawn(async move { crate::admin_api::serve(admin_node, admin, admin_stop).await });
     let (greeting, greeting_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         crate::peer_api::greet_always(greeting, greeting_stop).await;
