@@ -60,17 +60,30 @@ class Node:
 
     def start(self, verb: str, *arguments: str) -> None:
         """Starts the daemon with the verb that leads to it; its output goes to the folder's `log`."""
+        self._spawn(self.command(verb, *arguments))
+
+    def start_under(self, wrapper: list[str]) -> None:
+        """Starts the daemon within another program that becomes it."""
+        self._spawn([*wrapper, *self.command("serve")])
+
+    def _spawn(self, command: list) -> None:
         with open(self.folder / "log", "ab") as log:
-            self.daemon = spawn(self.command(verb, *arguments), stdout=log, stderr=log)
+            self.daemon = spawn(command, stdout=log, stderr=log)
 
     def start_anew(self, verb: str, *arguments: str) -> None:
         """Starts a node that has no configuration yet."""
-        self.start(
-            verb, *arguments,
+        self.start(verb, *arguments, *self._places(), "--serve")
+
+    def make(self, verb: str, *arguments: str) -> None:
+        """Makes the configuration of a node, and starts nothing."""
+        self.run(verb, *arguments, *self._places())
+
+    def _places(self) -> list[str]:
+        return [
             "--address", f"127.0.0.1:{self.peer_port}", "--monitor", f"127.0.0.1:{self.monitor_port}",
             "--root", str(self.root), "--state-dir", str(self.folder / "state"),
-            "--run-dir", str(self.folder / "run"), "--serve",
-        )
+            "--run-dir", str(self.folder / "run"),
+        ]
 
     def stop(self, with_signal: int = signal.SIGTERM) -> None:
         if self.daemon is None:
@@ -128,10 +141,25 @@ class Pair:
     def pids(self) -> list[int]:
         return [node.daemon.pid for node in (self.a, self.b) if node.daemon]
 
-    def start_primary(self) -> None:
-        self.a.start_anew("init", "--name", "a", "--files", f"{STORE}=/{TREE}")
+    def start_primary(self, **settings: str) -> None:
+        """`settings` of the store are set to something else than what a new configuration has."""
+        init = ["init", "--name", "a", "--files", f"{STORE}=/{TREE}"]
+        if settings:
+            self.a.make(*init)
+            self._configure(settings)
+            self.a.start("serve")
+        else:
+            self.a.start_anew(*init)
         self._until("the primary serves", self.a.assert_socket)
         self._until("the primary answers", lambda: self.a.run("status", "--json"))
+
+    def _configure(self, settings: dict[str, str]) -> None:
+        path = self.a.folder / "etc/understudy.toml"
+        lines = path.read_text().splitlines()
+        for name, value in settings.items():
+            [number] = [number for number, line in enumerate(lines) if line.startswith(f"{name} =")]
+            lines[number] = f'{name} = "{value}"'
+        path.write_text("\n".join(lines) + "\n")
 
     def join(self) -> None:
         """Starts the standby; it seeds before it streams."""

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    BATCH_BYTES_MAX, Batch, BatchError, Content, Head, Ledger, LedgerError, Local, LogEntry,
+    BATCH_BYTES_MAX, Batch, BatchError, Content, Head, Known, Ledger, LedgerError, Local, LogEntry,
     LogEntryError, Manifest, Misfit, OUTBOARD_FROM, Operation, RelPath,
 };
 use understudy_replication::guard::{Extent, Judgement};
@@ -94,13 +94,7 @@ pub(super) fn commit(
             }
             let former = writer.ledger.manifest.lookup(&path);
             let former = former.and_then(|id| writer.ledger.manifest.content(id));
-            let content = fitting(
-                &writer.ledger.manifest,
-                &path,
-                &known.entry,
-                content,
-                former,
-            );
+            let content = fitting(&writer.ledger.manifest, &path, &known, content, former);
             let replaced = former.filter(|former| Some(*former) != known.entry.content());
             let local = known.local;
             let operation = Operation::Put {
@@ -277,10 +271,11 @@ impl<'a> Writer<'a> {
 fn fitting(
     manifest: &Manifest,
     path: &RelPath,
-    entry: &understudy_replication::files::Entry,
+    known: &Known,
     content: Content,
     former: Option<(u64, understudy_replication::files::Digest)>,
 ) -> Content {
+    let entry = &known.entry;
     let wanted = entry.content();
     if wanted.is_none() {
         return Content::Same;
@@ -294,14 +289,24 @@ fn fitting(
             .find(|sibling| sibling != path);
         let was_linked = former == wanted
             && manifest
-                .get(path)
-                .is_some_and(|known| known.entry.link == entry.link);
-        if let Some(sibling) = sibling.filter(|_| !was_linked) {
+                .lookup(path)
+                .is_some_and(|id| manifest.link(id) == entry.link);
+        if was_linked {
+            // However it was read: what is put whole becomes a file of its own.
+            return Content::Same;
+        }
+        if let Some(sibling) = sibling {
             return Content::Link(sibling);
         }
     }
+    // What was one of several names, and is another file now, must not be changed where the copies have it:
+    // that is the file of the other names.
+    let is_another = manifest.lookup(path).is_some_and(|id| {
+        let seen = known.local.seen().map(|seen| seen.inode);
+        manifest.link(id) != 0 && manifest.inode(id) != seen
+    });
     match content {
-        Content::Same if former == wanted => Content::Same,
+        Content::Same if former == wanted && !is_another => Content::Same,
         Content::Same => Content::Whole,
         Content::Whole => Content::Whole,
         Content::Patch(patch) => {

@@ -308,6 +308,19 @@ async fn hard_links_attributes_and_holes_are_seen() {
         }
     });
 
+    // One name becomes a file of its own, with the same content.
+    fs::write(root.join("one"), b"content").unwrap();
+    fs::hard_link(root.join("one"), root.join("two")).unwrap();
+    captured.operations().await;
+    fs::write(root.join("copy"), b"content").unwrap();
+    fs::rename(root.join("copy"), root.join("two")).unwrap();
+    let operations = captured.file_operations().await;
+    let two = operations.iter().find(|operation| *operation.path() == path("two"));
+    assert!(
+        matches!(two, Some(Operation::Put { entry, content: Content::Whole, .. }) if entry.link == 0),
+        "{operations:?}"
+    );
+
     let sparse = fs::File::create(root.join("sparse")).unwrap();
     sparse.set_len(100 << 20).unwrap();
     sparse.write_all_at(b"here", 50 << 20).unwrap();

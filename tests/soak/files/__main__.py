@@ -13,15 +13,19 @@ from pathlib import Path
 
 from tests.outside import network
 from tests.outside.binary import REPOSITORY, Binary
-from tests.outside.pair import Failed, Pair
+from tests.outside.pair import STORE, Failed, Pair
 
-from . import judge
+from . import faults, judge
 from .mutator import CAPABILITIES, Mutator
 from .tagged import Ledger
 
 # A pair that has not caught up by then never will.
-PATIENCE = 180
+PATIENCE = 90
 SEEDS_VIOLATED_MAX = 3
+
+# With `--faults`: in how many rounds calls fail, and how long a node may take to say that all is well then.
+FAULTY_SHARE = 0.7
+FAULTY_PATIENCE = 3
 
 
 class Violation(Exception):
@@ -40,8 +44,10 @@ class Outcome:
 class Trial:
     """A pair, from nothing, under the history of one seed."""
 
-    def __init__(self, binary: Binary, folder: Path, seed: int, without: set[str], may_cut: bool) -> None:
+    def __init__(self, binary: Binary, folder: Path, seed: int, without: set[str], may_cut: bool,
+                 has_faults: bool) -> None:
         self._seed = seed
+        self._has_faults = has_faults
         self._without = without
         self._ledger = Ledger()
         self._disturbances = [self._kill_standby, self._kill_primary] + [self._cut] * may_cut
@@ -50,7 +56,9 @@ class Trial:
 
     def begin(self) -> None:
         self._mutate(0).has_ended()
-        self._pair.start_primary()
+        # The mutator means what it removes. And nothing may be found by chance: that everything is looked
+        # at now and then would hide what was missed.
+        self._pair.start_primary(delete_guard="100%", scan="0 0 0 1 1 *")
         self._pair.join()
         self._pair.wait_equal(PATIENCE)
 
@@ -58,6 +66,8 @@ class Trial:
         """Disturbs while the tree changes, then waits and compares; returns what it did in a line."""
         mutator = self._mutate(number)
         done = []
+        if self._has_faults and self._rng.random() < FAULTY_SHARE:
+            self._suffer(mutator, done)
         while not mutator.has_ended(within=self._rng.random()):
             disturbance = self._rng.choice(self._disturbances)
             disturbance()
@@ -69,7 +79,7 @@ class Trial:
         except Failed as failed:
             raise Violation(str(failed)) from failed
         waited = time.monotonic() - begun
-        found = judge.differences(os.fsencode(self._pair.source), os.fsencode(self._pair.copy), self._without)
+        found = self._differences()
         if found:
             raise Violation("\n".join(["`understudy wait` says that both agree, and they do not:", *found]))
         self._assert_whole()
@@ -86,6 +96,44 @@ class Trial:
                           self._without)
         mutator.start()
         return mutator
+
+    def _suffer(self, mutator: Mutator, done: list[str]) -> None:
+        """Lets system calls of a node fail while the tree changes, and then a little longer.
+
+        The daemon may stand still, tell troubles or end; it must claim nothing that is not so.
+        """
+        node = self._rng.choice([self._pair.b, self._pair.b, self._pair.a])
+        while True:
+            fault = faults.draw(self._rng)
+            done.append(f"{node.folder.name}: {fault}")
+            node.stop(self._rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            self._assert_whole()
+            node.start_under(fault.wrapper())
+            has_ended = mutator.has_ended(within=1 + 3 * self._rng.random())
+            if has_ended:
+                break
+        if node is self._pair.b:
+            self._assert_honest()
+        node.stop(signal.SIGKILL)
+        self._assert_whole()
+        # Whoever had an end because of what the other did is started again, too.
+        for each in (self._pair.a, self._pair.b):
+            if each is node or each.ended():
+                each.stop()
+                each.start("serve")
+
+    def _assert_honest(self) -> None:
+        """A standby that says that it has everything has it, whatever has failed."""
+        try:
+            self._pair.a.run("wait", "--timeout", str(FAULTY_PATIENCE), "--store", STORE)
+        except Failed:
+            return
+        found = self._differences()
+        if found:
+            raise Violation("\n".join(["a standby whose calls fail says that it has applied everything:", *found]))
+
+    def _differences(self) -> list[str]:
+        return judge.differences(os.fsencode(self._pair.source), os.fsencode(self._pair.copy), self._without)
 
     def _kill_standby(self) -> None:
         self._assert_running()
@@ -121,6 +169,9 @@ def main() -> int:
     if os.geteuid():
         print("scripts/soak files: owners, and reading what is closed to everybody, need root", file=sys.stderr)
         return 2
+    if arguments.faults and not faults.is_possible():
+        print("scripts/soak files --faults: needs strace (`apt-get install strace`)", file=sys.stderr)
+        return 2
     may_cut = network.enter_own_namespaces("tests.soak.files")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if not may_cut:
@@ -132,7 +183,8 @@ def main() -> int:
     seed = arguments.seed
     say(f"begins with seed {seed}")
     while outcome.rounds < arguments.rounds and outcome.violations < SEEDS_VIOLATED_MAX:
-        _try(Trial(binary, folder / f"seed-{seed}", seed, without, may_cut), seed, arguments.rounds, outcome)
+        trial = Trial(binary, folder / f"seed-{seed}", seed, without, may_cut, arguments.faults)
+        _try(trial, seed, arguments, outcome)
         if seed not in outcome.seeds:
             shutil.rmtree(folder / f"seed-{seed}")
         seed += 1
@@ -145,12 +197,12 @@ def main() -> int:
     return 1 if outcome.violations else 0
 
 
-def _try(trial: Trial, seed: int, rounds: int, outcome: Outcome) -> None:
+def _try(trial: Trial, seed: int, arguments: argparse.Namespace, outcome: Outcome) -> None:
     """Runs rounds until all are done or one finds a violation; then nothing after it would tell anything."""
     number = 0
     try:
         trial.begin()
-        while outcome.rounds < rounds:
+        while outcome.rounds < arguments.rounds:
             number += 1
             outcome.rounds += 1
             say(f"seed {seed}, round {number}: {trial.round(number)}")
@@ -158,7 +210,7 @@ def _try(trial: Trial, seed: int, rounds: int, outcome: Outcome) -> None:
         outcome.violations += 1
         outcome.seeds.append(seed)
         say(f"VIOLATION with seed {seed} in round {number}: {violation}")
-        say(f"again: scripts/soak files --seed {seed} --rounds {number}")
+        say(f"again: scripts/soak files --seed {seed} --rounds {number}" + " --faults" * arguments.faults)
     finally:
         trial.end()
 
@@ -172,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--without", action="append", default=[], choices=CAPABILITIES,
                         help="neither make nor compare these (may be repeated)")
+    parser.add_argument("--faults", action="store_true", help="let system calls of the daemons fail (needs strace)")
     parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
     arguments = parser.parse_args()
     if arguments.rounds < 1:

@@ -22,6 +22,7 @@ ENTRIES_MAX = 1200
 DEPTH_MAX = 8
 PATH_BYTES_MAX = 2500
 MIB = 1 << 20
+BLOCK = 4096
 
 LOOSE, FOLDER, LINK = b"l", b"d", b"s"
 
@@ -372,13 +373,19 @@ class Mutator:
             os.truncate(path, self._rng.randrange(16 * MIB))
 
     def punch_hole(self) -> None:
+        """Only where no block is all zeroes: such a block holds the same as a hole, and becoming one is no change
+        of the file that would have to be copied."""
         path = self._loose()
         size = os.path.getsize(path)
-        out = os.open(path, os.O_WRONLY)
         begin = self._rng.randrange(size + 1)
         length = self._rng.randrange(1, MIB)
-        _libc.fallocate(out, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(begin), ctypes.c_long(length))
-        os.close(out)
+        out = os.open(path, os.O_RDWR)
+        try:
+            first, end = begin // BLOCK * BLOCK, min(begin + length, size)
+            if all(any(os.pread(out, BLOCK, at)) for at in range(first, end, BLOCK)):
+                _libc.fallocate(out, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(begin), ctypes.c_long(length))
+        finally:
+            os.close(out)
 
 
 def _takes_user_xattrs(mode: int) -> bool:
