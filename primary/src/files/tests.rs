@@ -315,7 +315,9 @@ async fn hard_links_attributes_and_holes_are_seen() {
     fs::write(root.join("copy"), b"content").unwrap();
     fs::rename(root.join("copy"), root.join("two")).unwrap();
     let operations = captured.file_operations().await;
-    let two = operations.iter().find(|operation| *operation.path() == path("two"));
+    let two = operations
+        .iter()
+        .find(|operation| *operation.path() == path("two"));
     assert!(
         matches!(two, Some(Operation::Put { entry, content: Content::Whole, .. }) if entry.link == 0),
         "{operations:?}"
