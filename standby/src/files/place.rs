@@ -547,6 +547,10 @@ impl<'a> Placing<'a> {
         from: &RelPath,
         source: Option<&Known>,
     ) -> Result<Local, Setback> {
+        // What the other name holds is believed to be what this one should hold.
+        if source.is_none_or(|source| source.entry.content() != entry.content()) {
+            return Ok(Local::Awaited);
+        }
         let place = self.place(path);
         let just_put = self.puts.iter().rev().find(|(put, _)| put == from);
         let local = just_put

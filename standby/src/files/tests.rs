@@ -509,6 +509,23 @@ fn patched(name: &str, new: &[u8], patch: Patch) -> Operation {
 }
 
 #[test]
+fn a_further_name_of_a_file_with_another_content_is_not_made() {
+    let mut bench = Bench::new();
+    bench.follow(vec![whole("a", b"one")], &[b"one"]);
+    let wrong = Operation::Put {
+        path: path("b"),
+        entry: file(b"two"),
+        content: Content::Link(path("a")),
+    };
+    let batch = bench.batch(vec![wrong]);
+    bench.log(&[(batch, vec![])]);
+    bench.restart();
+    bench.recover();
+    assert!(!bench.root().join("b").exists(), "it is asked for");
+    assert_eq!(fs::read(bench.root().join("a")).unwrap(), b"one");
+}
+
+#[test]
 fn what_is_kept_of_a_sparse_file_keeps_its_holes() {
     let mut bench = Bench::new();
     let mut old = vec![0; 4 << 20];
