@@ -178,7 +178,7 @@ def main() -> int:
         say("nobody is cut off: no network namespace can be made here")
     without = set(arguments.without)
     binary = Binary()
-    folder = arguments.dir / time.strftime("files-%Y%m%d-%H%M%S")
+    folder = arguments.dir / f"{time.strftime('files-%Y%m%d-%H%M%S')}-{os.getpid()}"
     outcome = Outcome()
     seed = arguments.seed
     say(f"begins with seed {seed}")
