@@ -151,6 +151,10 @@ impl Capture {
             if let Some(since) = inbox.scan_wanted {
                 self.dirty.mark_all(since);
             }
+            let now = Instant::now();
+            for path in inbox.superseded {
+                self.dirty.mark_since(path, false, None, now);
+            }
             if is_stopped {
                 return self.finish();
             }

@@ -436,8 +436,8 @@ enum Holes {
     Told,
 }
 
-/// Sends parts of a file, or that it is not what it was. Then the capture has found that out, or will,
-/// and a later batch brings the file.
+/// Sends parts of a file, or that it is not what it was. Then the capture looks at it, and a later batch
+/// brings the file, or it can be asked for again.
 fn send_part(
     sender: &mut Sender,
     shared: &Shared,
@@ -454,6 +454,9 @@ fn send_part(
         }
         Ok(_) | Err(_) => false,
     };
+    if !is_whole {
+        shared.is_superseded(path);
+    }
     sender.packer.note(if is_whole {
         &Note::Complete
     } else {
