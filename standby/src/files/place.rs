@@ -294,6 +294,11 @@ impl<'a> Placing<'a> {
         if verified.map_err(Setback::at("read", &place))?.is_none() {
             return Ok(Local::Awaited);
         }
+        // Its attributes would be those of the other names, which are to be another file by now.
+        let shared = self.tree.is_shared(path);
+        if entry.link == 0 && shared.map_err(Setback::at("read", &place))? {
+            return Ok(Local::Awaited);
+        }
         let dressed = self.tree.dress(path, entry);
         Ok(Local::Seen(dressed.map_err(Setback::at("change", &place))?))
     }
