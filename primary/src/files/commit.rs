@@ -456,11 +456,16 @@ mod tests {
             manifest.insert(&path(name), known).unwrap();
         }
         let fit = |name: &str, known: &Known, content: Content| {
-            let former = manifest.lookup(&path(name)).and_then(|id| manifest.content(id));
+            let former = manifest
+                .lookup(&path(name))
+                .and_then(|id| manifest.content(id));
             fitting(&manifest, &path(name), known, content, former)
         };
         let linked = known(b"linked", 7, Some(1));
-        assert_eq!(fit("new", &linked, Content::Whole), Content::Link(path("one")));
+        assert_eq!(
+            fit("new", &linked, Content::Whole),
+            Content::Link(path("one"))
+        );
         // Read otherwise, or how it looked not known: still a name of the same file.
         assert_eq!(fit("one", &linked, Content::Whole), Content::Same);
         assert_eq!(fit("two", &linked, Content::Same), Content::Same);
@@ -474,8 +479,14 @@ mod tests {
         assert_eq!(fit("one", &last, Content::Same), Content::Same);
         // Another name that was found has become something else.
         let content = Content::Link(path("alone"));
-        assert_eq!(fit("new", &known(b"more", 9, Some(4)), content), Content::Whole);
+        assert_eq!(
+            fit("new", &known(b"more", 9, Some(4)), content),
+            Content::Whole
+        );
         let content = Content::Link(path("gone"));
-        assert_eq!(fit("new", &known(b"more", 9, Some(4)), content), Content::Whole);
+        assert_eq!(
+            fit("new", &known(b"more", 9, Some(4)), content),
+            Content::Whole
+        );
     }
 }

@@ -315,7 +315,9 @@ async fn hard_links_attributes_and_holes_are_seen() {
     fs::write(root.join("copy"), b"content").unwrap();
     fs::rename(root.join("copy"), root.join("two")).unwrap();
     let operations = captured.file_operations().await;
-    let two = operations.iter().find(|operation| *operation.path() == path("two"));
+    let two = operations
+        .iter()
+        .find(|operation| *operation.path() == path("two"));
     assert!(
         matches!(two, Some(Operation::Put { entry, content: Content::Whole, .. }) if entry.link == 0),
         "{operations:?}"
@@ -330,14 +332,24 @@ async fn hard_links_attributes_and_holes_are_seen() {
     assert!(fs::metadata(root.join("sparse")).unwrap().blocks() < 1000);
 
     // Small ones, with the hole at the end, in the middle, and all over.
-    for (name, size, at) in [("tail", 5430, 0), ("middle", 9000, 8990), ("grows", 1500, 0)] {
+    for (name, size, at) in [
+        ("tail", 5430, 0),
+        ("middle", 9000, 8990),
+        ("grows", 1500, 0),
+    ] {
         let file = fs::File::create(root.join(name)).unwrap();
         file.write_all_at(b"here", at).unwrap();
         file.set_len(size).unwrap();
     }
-    fs::File::create(root.join("all")).unwrap().set_len(5000).unwrap();
+    fs::File::create(root.join("all"))
+        .unwrap()
+        .set_len(5000)
+        .unwrap();
     captured.operations().await;
-    let grows = fs::File::options().write(true).open(root.join("grows")).unwrap();
+    let grows = fs::File::options()
+        .write(true)
+        .open(root.join("grows"))
+        .unwrap();
     grows.write_all_at(b"there", 200_000).unwrap();
     drop(grows);
     let operations = captured.file_operations().await;
@@ -346,7 +358,9 @@ async fn hard_links_attributes_and_holes_are_seen() {
         for name in ["tail", "middle", "all", "grows"] {
             let bytes = fs::read(root.join(name)).unwrap();
             let size = u64::try_from(bytes.len()).unwrap();
-            let held = manifest.get(&path(name)).and_then(|known| known.entry.content());
+            let held = manifest
+                .get(&path(name))
+                .and_then(|known| known.entry.content());
             assert_eq!(held, Some((size, Digest::of(&bytes))), "{name}");
         }
     });
@@ -364,7 +378,9 @@ async fn a_file_that_cannot_be_shipped_because_it_looks_otherwise_is_looked_at()
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let found = fs::metadata(&file).unwrap();
-        let known = captured.manifest(|manifest| manifest.get(&path("d1/f1"))).unwrap();
+        let known = captured
+            .manifest(|manifest| manifest.get(&path("d1/f1")))
+            .unwrap();
         let seen = known.local.seen().unwrap();
         if seen.ctime_ns == found.ctime() * 1_000_000_000 + found.ctime_nsec() {
             break;

@@ -528,7 +528,10 @@ fn a_further_name_of_a_file_with_another_content_is_not_made() {
 #[test]
 fn what_is_to_be_a_file_of_its_own_is_not_adopted_while_it_has_other_names() {
     let mut bench = Bench::new();
-    bench.follow(vec![whole("a", b"one"), whole("b", b"old")], &[b"one", b"old"]);
+    bench.follow(
+        vec![whole("a", b"one"), whole("b", b"old")],
+        &[b"one", b"old"],
+    );
     // As if a link that was broken had not been broken here.
     fs::remove_file(bench.root().join("b")).unwrap();
     fs::hard_link(bench.root().join("a"), bench.root().join("b")).unwrap();
