@@ -151,6 +151,10 @@ impl Capture {
             if let Some(since) = inbox.scan_wanted {
                 self.dirty.mark_all(since);
             }
+            let now = Instant::now();
+            for path in inbox.superseded {
+                self.dirty.mark_since(path, false, None, now);
+            }
             if is_stopped {
                 return self.finish();
             }
@@ -558,7 +562,7 @@ impl Capture {
 
     /// Commits what was found; returns whether the tree cannot be believed.
     fn commit(&mut self) -> Result<bool, FilesError> {
-        let pending = std::mem::take(&mut self.pending).changes;
+        let mut pending = std::mem::take(&mut self.pending).changes;
         if pending.is_empty() {
             return Ok(false);
         }
@@ -568,7 +572,9 @@ impl Capture {
             self.halt(&reason);
             return Ok(true);
         }
-        let again = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
+        let back = self.take_what_is_there(&mut pending);
+        let mut again = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
+        again.extend(back);
         // Who waits for a mark waits for what belongs to what was committed, too.
         let since = self.marks.iter().map(|mark| mark.asked).min();
         let now = Instant::now();
@@ -576,6 +582,26 @@ impl Capture {
             self.dirty.mark_since(path, true, since, now);
         }
         Ok(false)
+    }
+
+    /// Takes the deletions of what is there: a directory that was listed may have been another one by
+    /// then than the manifest still said, and a move has been committed since.
+    fn take_what_is_there(&self, pending: &mut BTreeMap<RelPath, Change>) -> Vec<RelPath> {
+        let Some(tree) = &self.tree else {
+            return Vec::new();
+        };
+        let looker = Looker::new(&self.shared, tree);
+        let is_there = |path: &RelPath| {
+            let found = tree.root.stat(path).map(|stat| identity(&stat).file_type());
+            found.is_ok_and(|found| matches!(found, FileType::RegularFile | FileType::Directory))
+                && !looker.is_excluded(path)
+        };
+        pending
+            .extract_if(.., |path, change| {
+                *change == Change::Delete && is_there(path)
+            })
+            .map(|(path, _)| path)
+            .collect()
     }
 
     /// Makes sure that the tree is open and where it should be.
@@ -884,4 +910,50 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use understudy_config::Files;
+    use understudy_replication::epoch::Epoch;
+    use understudy_replication::event::Events;
+
+    #[test]
+    fn what_is_there_is_not_deleted_whatever_a_look_has_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir(&root).unwrap();
+        for name in ["gone", "there"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+        let config = Files::new("docs".parse().unwrap(), &root);
+        let events = Events::open(&folder.path().join("events.jsonl")).unwrap();
+        let epoch = Epoch::first("a".parse().unwrap());
+        let state = folder.path().join("state");
+        let shipper =
+            super::super::FilesShipper::open(&config, root.clone(), &state, &epoch, events)
+                .unwrap();
+        let now = Instant::now();
+        let mut capture = Capture::new(shipper.shared.clone(), Arc::default(), now).unwrap();
+        capture.reopen().unwrap();
+        let held = |capture: &Capture| {
+            let guard = capture.shared.ledger();
+            let manifest = &guard.as_ref().unwrap().manifest;
+            ["gone", "there"].map(|name| manifest.lookup(&RelPath::new(name).unwrap()).is_some())
+        };
+        let until = now + Duration::from_secs(20);
+        while held(&capture) != [true, true] {
+            assert!(Instant::now() < until);
+            capture.step(true).unwrap();
+        }
+        fs::remove_file(root.join("gone")).unwrap();
+        for name in ["gone", "there"] {
+            let path = RelPath::new(name).unwrap();
+            capture.pending.add(path, Change::Delete, now);
+        }
+        capture.commit().unwrap();
+        assert_eq!(held(&capture), [false, true]);
+    }
 }

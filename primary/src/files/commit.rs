@@ -326,7 +326,17 @@ fn fitting(
                 Content::Whole
             }
         }
-        Content::Link(sibling) => Content::Link(sibling),
+        Content::Link(sibling) => {
+            // It was there when it was looked for, and may have gone before it was looked at.
+            let is_right = manifest.lookup(&sibling).is_some_and(|id| {
+                manifest.link(id) == entry.link && manifest.content(id) == wanted
+            });
+            if is_right {
+                Content::Link(sibling)
+            } else {
+                Content::Whole
+            }
+        }
     }
 }
 
@@ -400,4 +410,83 @@ pub(super) fn replay(ledger: &mut Ledger, log: &Log) -> Result<(), CommitError> 
         ledger.commit(&batch.operations, Vec::new(), head.clone())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_replication::files::{Digest, Identity, Kind};
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    fn known(content: &[u8], link: u64, inode: Option<u64>) -> Known {
+        let mut known = Known::directory();
+        known.entry.kind = Kind::File {
+            size: u64::try_from(content.len()).unwrap(),
+            hash: Digest::of(content),
+        };
+        known.entry.link = link;
+        known.local = match inode {
+            None => Local::Unknown,
+            Some(inode) => Local::Seen(Identity {
+                inode,
+                ..identity()
+            }),
+        };
+        known
+    }
+
+    fn identity() -> Identity {
+        let file = tempfile::tempfile().unwrap();
+        let stat = understudy_replication::files::stat_fd(std::os::fd::AsFd::as_fd(&file)).unwrap();
+        understudy_replication::files::identity(&stat)
+    }
+
+    #[test]
+    fn names_of_one_file_are_told_as_such_and_no_others() {
+        let mut manifest = Manifest::default();
+        let held = [
+            ("one", known(b"linked", 7, Some(1))),
+            ("two", known(b"linked", 7, None)),
+            ("alone", known(b"other", 0, Some(2))),
+        ];
+        for (name, known) in held {
+            manifest.insert(&path(name), known).unwrap();
+        }
+        let fit = |name: &str, known: &Known, content: Content| {
+            let former = manifest
+                .lookup(&path(name))
+                .and_then(|id| manifest.content(id));
+            fitting(&manifest, &path(name), known, content, former)
+        };
+        let linked = known(b"linked", 7, Some(1));
+        assert_eq!(
+            fit("new", &linked, Content::Whole),
+            Content::Link(path("one"))
+        );
+        // Read otherwise, or how it looked not known: still a name of the same file.
+        assert_eq!(fit("one", &linked, Content::Whole), Content::Same);
+        assert_eq!(fit("two", &linked, Content::Same), Content::Same);
+        // What has a link of its own, or none, by now is another file than the copies have there.
+        for link in [0, 8] {
+            let another = known(b"linked", link, Some(3));
+            assert_eq!(fit("one", &another, Content::Same), Content::Whole);
+        }
+        // The last name of a file that had several is still that file.
+        let last = known(b"linked", 0, Some(1));
+        assert_eq!(fit("one", &last, Content::Same), Content::Same);
+        // Another name that was found has become something else.
+        let content = Content::Link(path("alone"));
+        assert_eq!(
+            fit("new", &known(b"more", 9, Some(4)), content),
+            Content::Whole
+        );
+        let content = Content::Link(path("gone"));
+        assert_eq!(
+            fit("new", &known(b"more", 9, Some(4)), content),
+            Content::Whole
+        );
+    }
 }

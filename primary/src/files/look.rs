@@ -607,7 +607,7 @@ impl<'a> Looker<'a> {
             .is_some_and(|ledger| ledger.manifest.directory_of(path).is_some())
     }
 
-    fn is_excluded(&self, path: &RelPath) -> bool {
+    pub(super) fn is_excluded(&self, path: &RelPath) -> bool {
         if path.names().next() == Some(LOST_AND_FOUND) {
             return true;
         }

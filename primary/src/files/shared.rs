@@ -1,6 +1,6 @@
 //! What the capture and the routes of one store share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -27,6 +27,9 @@ const ELSEWHERE_FROM: u64 = 64 << 10;
 
 /// How many problems are told; more are only counted.
 const PROBLEMS_MAX: usize = 20;
+
+/// As many paths wait for being looked at because a standby has asked for them in vain.
+const SUPERSEDED_MAX: usize = 10_000;
 
 pub(super) struct Shared {
     pub(super) id: StoreId,
@@ -73,6 +76,8 @@ pub(super) struct Inbox {
     /// Since when somebody wants everything to be looked at: who has asked for a mark then waits for
     /// that.
     pub(super) scan_wanted: Option<Instant>,
+    /// What a standby has asked for, and does not look as it is known to.
+    pub(super) superseded: BTreeSet<RelPath>,
 }
 
 pub(super) struct MarkRequest {
@@ -228,6 +233,17 @@ impl Shared {
         leave(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
         // It can only fail when the counter is full, and then the capture wakes, too.
         let _woken = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).is_ok();
+    }
+
+    /// Has a path looked at that a standby has asked for in vain: not everything that changes how a file
+    /// looks is told, such as further names of it.
+    pub(super) fn is_superseded(&self, path: &RelPath) {
+        self.ask(|inbox| {
+            // Who is not heard now asks again.
+            if inbox.superseded.len() < SUPERSEDED_MAX {
+                inbox.superseded.insert(path.clone());
+            }
+        });
     }
 
     pub(super) fn take_inbox(&self) -> Inbox {

@@ -38,6 +38,9 @@ use super::shared::Shared;
 /// not wait behind it.
 const ALONG_BYTES_MAX: u64 = 4 << 20;
 
+/// Nor does one with holes of so many bytes in all: as a part of a batch they would be bytes.
+const HOLES_FROM: u64 = 64 << 10;
+
 /// How long a request for a snapshot waits for the first look at the tree.
 const READY_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -406,12 +409,34 @@ fn send_batch(sender: &mut Sender, shared: &Shared, batch: &Batch) -> Result<(),
             root = Some(Root::open(&shared.root).map_err(ShipError::Tree)?);
         }
         if let Some(root) = &root {
+            if matches!(content, Content::Whole) && is_sparse(root, path) {
+                // Who asks for it by itself is told of its holes.
+                sender.packer.note(&Note::Deferred)?;
+                continue;
+            }
             let holes = Holes::AsBytes;
             send_part(sender, shared, root, path, of, &part, holes)?;
         }
         sender.flush_if_full()?;
     }
     Ok(())
+}
+
+/// Returns whether a file has holes worth keeping.
+fn is_sparse(root: &Root, path: &RelPath) -> bool {
+    let has_holes = |size: u64, kept: u64| kept.saturating_add(HOLES_FROM) <= size;
+    let found = root.stat(path);
+    let Some(stat) = found
+        .ok()
+        .filter(|stat| has_holes(stat.stx_size, stat.stx_blocks.saturating_mul(512)))
+    else {
+        return false;
+    };
+    // A file system that compresses keeps fewer blocks, too.
+    let data = root
+        .file(path)
+        .and_then(|file| data_ranges(&file, stat.stx_size));
+    data.is_ok_and(|data| has_holes(stat.stx_size, data.iter().map(|(_, bytes)| bytes).sum()))
 }
 
 /// Sends what a standby has asked for.
@@ -436,8 +461,8 @@ enum Holes {
     Told,
 }
 
-/// Sends parts of a file, or that it is not what it was. Then the capture has found that out, or will,
-/// and a later batch brings the file.
+/// Sends parts of a file, or that it is not what it was. Then the capture looks at it, and a later batch
+/// brings the file, or it can be asked for again.
 fn send_part(
     sender: &mut Sender,
     shared: &Shared,
@@ -454,6 +479,9 @@ fn send_part(
         }
         Ok(_) | Err(_) => false,
     };
+    if !is_whole {
+        shared.is_superseded(path);
+    }
     sender.packer.note(if is_whole {
         &Note::Complete
     } else {

@@ -368,6 +368,30 @@ async fn hard_links_attributes_and_holes_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_shipped_because_it_looks_otherwise_is_looked_at() {
+    let mut captured = Captured::of(many).await;
+    let file = captured.root().join("d1/f1");
+    // A name outside of the tree, of which nobody tells: only the change time shows it.
+    fs::hard_link(&file, captured.folder.path().join("outside")).unwrap();
+    captured.operations().await;
+    captured.shipper.shared.is_superseded(&path("d1/f1"));
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = fs::metadata(&file).unwrap();
+        let known = captured
+            .manifest(|manifest| manifest.get(&path("d1/f1")))
+            .unwrap();
+        let seen = known.local.seen().unwrap();
+        if seen.ctime_ns == found.ctime() * 1_000_000_000 + found.ctime_nsec() {
+            break;
+        }
+        assert!(Instant::now() < until, "{seen:?}");
+        captured.mark().await;
+    }
+    captured.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn modes_times_and_links_change_without_content() {
     let mut captured = Captured::of(many).await;
     let root = captured.root();

@@ -129,6 +129,18 @@ impl Setback {
             }
         }
     }
+
+    /// Like [`Setback::at`], for what takes a name away. Nothing awaits a name that should be no more: a
+    /// disk that fails stops the store, and the batch is done again.
+    pub(super) fn at_leaving(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            if source.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+                Self::Store(FilesError::tree(action, path)(source))
+            } else {
+                Self::at(action, path)(source)
+            }
+        }
+    }
 }
 
 /// Returns whether an error says nothing of the path but of the disk or the process.
@@ -198,6 +210,30 @@ impl FilesError {
             action,
             path,
             source: source.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_stays_for_a_failing_disk_stops_the_store_and_a_content_does_not() {
+        let stops = |errno: Errno, is_leaving: bool| {
+            let (path, error) = (Path::new("a"), io::Error::from(errno));
+            let setback = if is_leaving {
+                Setback::at_leaving("remove", path)(error)
+            } else {
+                Setback::at("write", path)(error)
+            };
+            matches!(setback, Setback::Store(_))
+        };
+        assert!(stops(Errno::IO, true));
+        assert!(!stops(Errno::IO, false));
+        for is_leaving in [true, false] {
+            assert!(stops(Errno::NOSPC, is_leaving));
+            assert!(!stops(Errno::PERM, is_leaving));
         }
     }
 }

@@ -356,6 +356,11 @@ impl Inner {
             if tree.look(&wish.path).ok().flatten() != Some(found) {
                 continue;
             }
+            if manifest.link(id) == 0 && tree.is_shared(&wish.path).unwrap_or(true) {
+                // To be a file of its own, it is made anew.
+                left.push(wish);
+                continue;
+            }
             match tree.dress(&wish.path, &manifest.entry(id)) {
                 Ok(found) => {
                     manifest.learn(id, Local::Seen(found));

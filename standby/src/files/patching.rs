@@ -100,7 +100,8 @@ impl Patching<'_> {
             Err(error) if super::tree::is_absent(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if self.is_redo && self.is_trusted && verify(&base, size, hash)?.is_some() {
+        let is_own = self.entry.link != 0 || stat_fd(base.as_fd())?.stx_nlink == 1;
+        if self.is_redo && self.is_trusted && is_own && verify(&base, size, hash)?.is_some() {
             // Done by the attempt before.
             dress(base.as_fd(), self.entry)?;
             return Ok(Some(identity(&stat_fd(base.as_fd())?)));

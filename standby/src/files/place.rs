@@ -294,6 +294,11 @@ impl<'a> Placing<'a> {
         if verified.map_err(Setback::at("read", &place))?.is_none() {
             return Ok(Local::Awaited);
         }
+        // Its attributes would be those of the other names, which are to be another file by now.
+        let shared = self.tree.is_shared(path);
+        if entry.link == 0 && shared.map_err(Setback::at("read", &place))? {
+            return Ok(Local::Awaited);
+        }
         let dressed = self.tree.dress(path, entry);
         Ok(Local::Seen(dressed.map_err(Setback::at("change", &place))?))
     }
@@ -547,6 +552,10 @@ impl<'a> Placing<'a> {
         from: &RelPath,
         source: Option<&Known>,
     ) -> Result<Local, Setback> {
+        // What the other name holds is believed to be what this one should hold.
+        if source.is_none_or(|source| source.entry.content() != entry.content()) {
+            return Ok(Local::Awaited);
+        }
         let place = self.place(path);
         let just_put = self.puts.iter().rev().find(|(put, _)| put == from);
         let local = just_put
@@ -585,19 +594,19 @@ impl<'a> Placing<'a> {
         let parent = match self.parents.of(self.tree, path) {
             Ok(parent) => parent,
             Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => return Err(Setback::at("find", &place)(error)),
+            Err(error) => return Err(Setback::at_leaving("find", &place)(error)),
         };
         let found = match stat_in(parent, path.name()) {
             Ok(found) => identity(&found),
             Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => return Err(Setback::at("read", &place)(error)),
+            Err(error) => return Err(Setback::at_leaving("read", &place)(error)),
         };
         // What an operation further on has moved there is not what is to be deleted.
         if self.is_redo && was != Some(found.inode) && self.guarded.contains(&found.inode) {
             return Ok(());
         }
         let removed = self.trash.put(self.tree, parent, path, index);
-        removed.map_err(Setback::at("remove", &place))?;
+        removed.map_err(Setback::at_leaving("remove", &place))?;
         // It may have been the directory that is held open.
         self.parents = Parents::default();
         Ok(())
@@ -611,7 +620,11 @@ impl<'a> Placing<'a> {
     ) -> Result<(), Setback> {
         let place = self.place(to);
         self.parents = Parents::default();
-        let look = |path: &RelPath| self.tree.look(path).map_err(Setback::at("find", &place));
+        let look = |path: &RelPath| {
+            self.tree
+                .look(path)
+                .map_err(Setback::at_leaving("find", &place))
+        };
         let (source, target) = (look(from)?, look(to)?);
         let is_it =
             |found: Option<Identity>| inode.is_some() && found.map(|found| found.inode) == inode;
@@ -620,7 +633,7 @@ impl<'a> Placing<'a> {
                 // Both are names of one file, which a rename would leave as they are.
                 if is_it(source) {
                     let removed = self.tree.remove(from);
-                    removed.map_err(Setback::at("remove", &place))?;
+                    removed.map_err(Setback::at_leaving("remove", &place))?;
                 }
                 false
             }
@@ -637,7 +650,7 @@ impl<'a> Placing<'a> {
                 .filter(|held| Some(*held) != inode)
                 .collect();
             let moved = self.tree.rename(from, to, &guarded);
-            moved.map_err(Setback::at("move", &place))?;
+            moved.map_err(Setback::at_leaving("move", &place))?;
         }
         for (path, _) in &mut self.puts {
             if let Some(moved) = moved_with(path, from, to) {
@@ -656,7 +669,10 @@ impl<'a> Placing<'a> {
         let place = self.place(a);
         self.parents = Parents::default();
         let look = |path: &RelPath| {
-            let found = self.tree.look(path).map_err(Setback::at("find", &place))?;
+            let found = self
+                .tree
+                .look(path)
+                .map_err(Setback::at_leaving("find", &place))?;
             Ok::<_, Setback>(found.map(|found| found.inode))
         };
         let (at_a, at_b) = (look(a)?, look(b)?);
@@ -666,7 +682,7 @@ impl<'a> Placing<'a> {
         };
         if is_to_do && at_a.is_some() && at_b.is_some() {
             let swapped = self.tree.exchange(a, b);
-            swapped.map_err(Setback::at("exchange", &place))?;
+            swapped.map_err(Setback::at_leaving("exchange", &place))?;
         }
         for (path, _) in &mut self.puts {
             if let Some(moved) = moved_with(path, a, b).or_else(|| moved_with(path, b, a)) {

@@ -509,6 +509,49 @@ fn patched(name: &str, new: &[u8], patch: Patch) -> Operation {
 }
 
 #[test]
+fn a_further_name_of_a_file_with_another_content_is_not_made() {
+    let mut bench = Bench::new();
+    bench.follow(vec![whole("a", b"one")], &[b"one"]);
+    let wrong = Operation::Put {
+        path: path("b"),
+        entry: file(b"two"),
+        content: Content::Link(path("a")),
+    };
+    let batch = bench.batch(vec![wrong]);
+    bench.log(&[(batch, vec![])]);
+    bench.restart();
+    bench.recover();
+    assert!(!bench.root().join("b").exists(), "it is asked for");
+    assert_eq!(fs::read(bench.root().join("a")).unwrap(), b"one");
+}
+
+#[test]
+fn what_is_to_be_a_file_of_its_own_is_not_adopted_while_it_has_other_names() {
+    let mut bench = Bench::new();
+    bench.follow(
+        vec![whole("a", b"one"), whole("b", b"old")],
+        &[b"one", b"old"],
+    );
+    // As if a link that was broken had not been broken here.
+    fs::remove_file(bench.root().join("b")).unwrap();
+    fs::hard_link(bench.root().join("a"), bench.root().join("b")).unwrap();
+    let before = fs::metadata(bench.root().join("a")).unwrap().mtime_nsec();
+    let mut entry = file(b"one");
+    entry.mtime_ns += 1000;
+    let same = Operation::Put {
+        path: path("b"),
+        entry,
+        content: Content::Copy(path("gone")),
+    };
+    let batch = bench.batch(vec![same]);
+    bench.log(&[(batch, vec![])]);
+    bench.restart();
+    bench.recover();
+    let a = fs::metadata(bench.root().join("a")).unwrap();
+    assert_eq!(a.mtime_nsec(), before, "the other name is as it was");
+}
+
+#[test]
 fn what_is_kept_of_a_sparse_file_keeps_its_holes() {
     let mut bench = Bench::new();
     let mut old = vec![0; 4 << 20];

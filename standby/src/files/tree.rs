@@ -309,6 +309,11 @@ impl Tree {
         verify(&file, size, hash)
     }
 
+    /// Returns whether the file at `path` has other names, too.
+    pub(super) fn is_shared(&self, path: &RelPath) -> io::Result<bool> {
+        Ok(self.root.stat(path)?.stx_nlink > 1)
+    }
+
     /// Returns how `path` looks, if it is there.
     pub(super) fn look(&self, path: &RelPath) -> io::Result<Option<Identity>> {
         match self.root.stat(path) {

@@ -65,7 +65,13 @@ class Trial:
     def round(self, number: int) -> str:
         """Disturbs while the tree changes, then waits and compares; returns what it did in a line."""
         mutator = self._mutate(number)
-        done = []
+        done: list[str] = []
+        try:
+            return self._disturbed(mutator, done)
+        except (Violation, Failed) as violation:
+            raise Violation(f"{violation}\nafter: {', '.join(done) or 'nothing'}") from violation
+
+    def _disturbed(self, mutator: Mutator, done: list[str]) -> str:
         if self._has_faults and self._rng.random() < FAULTY_SHARE:
             self._suffer(mutator, done)
         while not mutator.has_ended(within=self._rng.random()):
@@ -178,7 +184,7 @@ def main() -> int:
         say("nobody is cut off: no network namespace can be made here")
     without = set(arguments.without)
     binary = Binary()
-    folder = arguments.dir / time.strftime("files-%Y%m%d-%H%M%S")
+    folder = arguments.dir / f"{time.strftime('files-%Y%m%d-%H%M%S')}-{os.getpid()}"
     outcome = Outcome()
     seed = arguments.seed
     say(f"begins with seed {seed}")

@@ -4,8 +4,8 @@ import random
 import shutil
 from dataclasses import dataclass
 
-# What fails together, as the same trouble would make it fail. A `write` also wakes threads of the daemon up,
-# and nothing else than memory is behind that: only what is written at an offset or to a disk's end fails.
+# What fails together, as the same trouble would make it fail. No `write`: that also wakes threads of the daemon
+# up, which never fails, and strace cannot tell one from the other.
 _CALLS = (
     ("pwrite64,pwritev,pwritev2,copy_file_range", "ENOSPC EIO EDQUOT"),
     ("fsync,fdatasync,syncfs", "EIO ENOSPC EDQUOT"),
