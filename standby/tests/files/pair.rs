@@ -1,6 +1,6 @@
 //! A primary and a standby of one files store, on one machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -285,7 +285,18 @@ pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiv
         || format!("position {position}: {:?}", receiver.received()),
     )
     .await;
-    assert_eq!(tree(&pair.copy()), tree(&pair.source()));
+    assert_equal(&tree(&pair.copy()), &tree(&pair.source()));
+}
+
+/// Shows what is different, and nothing else.
+fn assert_equal(copy: &BTreeMap<String, Part>, source: &BTreeMap<String, Part>) {
+    let is_different = |name: &&String| copy.get(*name) != source.get(*name);
+    let names: BTreeSet<&String> = copy.keys().chain(source.keys()).filter(is_different).collect();
+    let differences: Vec<String> = names
+        .into_iter()
+        .map(|name| format!("{name}: {:?} for {:?}", copy.get(name), source.get(name)))
+        .collect();
+    assert!(differences.is_empty(), "the copy has {}", differences.join("\n"));
 }
 
 pub(crate) async fn until(is_true: impl Fn() -> bool, describe: impl Fn() -> String) {
@@ -470,6 +481,8 @@ impl Followed {
 
     /// Has everything looked at, and then compares.
     pub(crate) async fn agree_after_sync(&self) {
+        // It has begun when there is a position.
+        self.primary.mark().await;
         self.primary.shipper.sync_now().await.unwrap();
         self.agree().await;
     }

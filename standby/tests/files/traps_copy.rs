@@ -148,20 +148,18 @@ fn copy_all(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_19_what_the_primary_keeps_is_older_than_its_files_and_its_copy() {
     let mut followed = Followed::of(|_| {}).await;
-    let (state, kept) = (
-        followed.pair.state("a"),
-        followed.pair.folder.path().join("kept"),
-    );
+    let (source, copy, state) = (followed.source(), followed.copy(), followed.pair.state("a"));
+    let kept = followed.pair.folder.path().join("kept");
     let mut dice = Dice(19);
     for _ in 0..40 {
-        happen(&followed.source(), &mut dice);
+        happen(&source, &mut dice);
     }
     followed.agree().await;
     followed.primary.stop().await;
     copy_all(&state, &kept);
     followed.primary = followed.pair.primary();
     for _ in 0..60 {
-        happen(&followed.source(), &mut dice);
+        happen(&source, &mut dice);
     }
     followed.agree().await;
     // The machine's disk is set back to a snapshot, and the tree, which lies elsewhere, is not.
@@ -170,14 +168,14 @@ async fn trap_19_what_the_primary_keeps_is_older_than_its_files_and_its_copy() {
     fs::remove_dir_all(&state).unwrap();
     fs::rename(&kept, &state).unwrap();
     for _ in 0..20 {
-        happen(&followed.source(), &mut dice);
+        happen(&source, &mut dice);
     }
     followed.primary = followed.pair.primary();
     followed.primary.mark().await;
     followed.following = followed.pair.follow(&followed.receiver);
-    let is_equal = || tree(&followed.copy()) == tree(&followed.source());
+    let is_equal = || tree(&copy) == tree(&source);
     until(is_equal, || format!("{:?}", followed.receiver.received())).await;
-    fs::write(followed.source().join("last"), "last").unwrap();
+    fs::write(source.join("last"), "last").unwrap();
     followed.end().await;
 }
 
@@ -237,8 +235,10 @@ async fn trap_21_a_hole_is_punched_where_data_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_26_appended_to_while_it_is_shipped() {
     let followed = Followed::of(|root| fs::write(root.join("log"), "").unwrap()).await;
-    let append = fs::File::options().append(true);
-    let mut log = append.clone().open(followed.source().join("log")).unwrap();
+    let mut log = fs::File::options()
+        .append(true)
+        .open(followed.source().join("log"))
+        .unwrap();
     for round in 0..200_u32 {
         writeln!(log, "{round} {}", "x".repeat(round as usize % 50 * 40)).unwrap();
         tokio::time::sleep(Duration::from_millis(u64::from(round % 3))).await;
