@@ -428,7 +428,7 @@ impl Capture {
         // Later, if nothing else is heard of it.
         self.next_scan = now + self.until_next_scan();
         match &mut self.scan {
-            Some(scan) => scan.again = scan.again.or(Some((why, since))),
+            Some(scan) => scan.look_again(why, since),
             None => {
                 let mut scan = Scan::new(why, since, now);
                 scan.is_whole = true;
@@ -797,11 +797,7 @@ impl Capture {
 
     /// Returns whether everything that happened before `asked` is committed.
     fn covers(&self, asked: Instant) -> bool {
-        let is_scanned = self
-            .scan
-            .as_ref()
-            .and_then(|scan| scan.since)
-            .is_none_or(|since| since > asked);
+        let is_scanned = self.scan.as_ref().is_none_or(|scan| scan.covers(asked));
         is_scanned
             && self.pending.changes.is_empty()
             && self.moves.is_empty()
@@ -872,6 +868,24 @@ impl Scan {
             again: None,
             is_whole: false,
         }
+    }
+
+    /// Notes that everything has to be looked at once more, for the oldest of all that it was asked for.
+    fn look_again(&mut self, why: Why, since: Option<Instant>) {
+        let (asked_why, asked_since) = self.again.unwrap_or((why, since));
+        let since = match (asked_since, since) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.again = Some((asked_why.min(why), since));
+    }
+
+    /// Returns whether nothing that happened before `asked` is still to be found by it, or by the one
+    /// that follows.
+    fn covers(&self, asked: Instant) -> bool {
+        let again = self.again.and_then(|(_, since)| since);
+        let since = self.since.into_iter().chain(again).min();
+        since.is_none_or(|since| since > asked)
     }
 }
 

@@ -4,5 +4,10 @@
 
 mod follow;
 mod hostile;
+mod mapping;
 mod pair;
 mod seed;
+mod traps_capture;
+mod traps_copy;
+mod traps_names;
+mod traps_rot;

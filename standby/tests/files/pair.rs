@@ -1,7 +1,8 @@
 //! A primary and a standby of one files store, on one machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use rustix::fs::{SeekFrom, lgetxattr, llistxattr, seek};
+use rustix::io::Errno;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use understudy_config::{Files, Globs, NodeName, Share};
@@ -40,9 +44,10 @@ impl Lineage for Fixed {
 
 /// The parts that both nodes need, and the folders of both.
 pub(crate) struct Pair {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: TempDir,
     routes: SharedRouter,
     pub(crate) client: Arc<PeerClient>,
+    config: Files,
     _server: Stopper,
 }
 
@@ -56,7 +61,18 @@ pub(crate) fn epoch() -> Epoch {
 
 impl Pair {
     pub(crate) async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::configured(|_| {}).await
+    }
+
+    /// With another configuration than [`config`] gives.
+    pub(crate) async fn configured(change: impl FnOnce(&mut Files)) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// In a folder of the test's choice.
+    pub(crate) async fn within(folder: TempDir, change: impl FnOnce(&mut Files)) -> Self {
+        let mut config = config();
+        change(&mut config);
         for part in ["a/root", "a/state", "b/state"] {
             fs::create_dir_all(folder.path().join(part)).unwrap();
         }
@@ -89,6 +105,7 @@ impl Pair {
             folder,
             routes,
             client: Arc::new(client),
+            config,
             _server: stopper,
         }
     }
@@ -127,7 +144,7 @@ impl Pair {
     pub(crate) fn primary_in(&self, epoch: &Epoch, node: &str) -> Primary {
         let root = self.folder.path().join(node).join("root");
         let shipper = FilesShipper::open(
-            &config(),
+            &self.config,
             root,
             &self.state(node),
             epoch,
@@ -151,7 +168,7 @@ impl Pair {
     pub(crate) fn receiver_of(&self, node: &str) -> Arc<FilesReceiver> {
         let root = self.folder.path().join(node).join("root");
         let receiver = FilesReceiver::open(
-            &config(),
+            &self.config,
             root,
             &self.state(node),
             events(self.folder.path(), node),
@@ -216,6 +233,15 @@ impl Primary {
         self.shipper
     }
 
+    /// As near to a crash as it gets in one process: the task is dropped wherever it is, and all is
+    /// opened again from the disk.
+    pub(crate) async fn crash_and_open(self, pair: &Pair) -> Self {
+        self.task.abort();
+        let _aborted = self.task.await.is_err();
+        drop(self.shipper);
+        pair.primary()
+    }
+
     pub(crate) fn resume(shipper: Arc<FilesShipper>) -> Self {
         let (stopper, stop) = Stopper::new();
         let task = tokio::spawn(shipper.clone().run(stop));
@@ -259,7 +285,18 @@ pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiv
         || format!("position {position}: {:?}", receiver.received()),
     )
     .await;
-    assert_eq!(tree(&pair.copy()), tree(&pair.source()));
+    assert_equal(&tree(&pair.copy()), &tree(&pair.source()));
+}
+
+/// Shows what is different, and nothing else.
+fn assert_equal(copy: &BTreeMap<String, Part>, source: &BTreeMap<String, Part>) {
+    let is_different = |name: &&String| copy.get(*name) != source.get(*name);
+    let names: BTreeSet<&String> = copy.keys().chain(source.keys()).filter(is_different).collect();
+    let differences: Vec<String> = names
+        .into_iter()
+        .map(|name| format!("{name}: {:?} for {:?}", copy.get(name), source.get(name)))
+        .collect();
+    assert!(differences.is_empty(), "the copy has {}", differences.join("\n"));
 }
 
 pub(crate) async fn until(is_true: impl Fn() -> bool, describe: impl Fn() -> String) {
@@ -282,44 +319,186 @@ fn events(folder: &Path, node: &str) -> Events {
     Events::open(&folder.join(format!("{node}-events.jsonl"))).unwrap()
 }
 
-/// Everything that is to be equal on both sides, by path.
-pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
-    fn walk(root: &Path, at: &Path, found: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(at).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path
-                .strip_prefix(root)
-                .unwrap()
-                .as_os_str()
-                .as_bytes()
-                .escape_ascii()
-                .to_string();
-            if name == ".understudy" || name.ends_with(".tmp") {
-                continue;
+/// A part of a tree that is to be equal on both sides.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    what: String,
+    /// How much of a file is no hole, and in how many pieces.
+    data: (u64, u64),
+}
+
+/// What one edge of a hole may be off by: a block of a file system, which may be larger on the other side.
+const EDGE_BYTES_MAX: u64 = 4096;
+
+impl PartialEq for Part {
+    fn eq(&self, other: &Self) -> bool {
+        let ((bytes, pieces), (other_bytes, other_pieces)) = (self.data, other.data);
+        let tolerance = (pieces + other_pieces) * 2 * EDGE_BYTES_MAX;
+        self.what == other.what && bytes.abs_diff(other_bytes) <= tolerance
+    }
+}
+
+/// Everything that is to be equal on both sides, by path. Paths may be longer than a system call takes:
+/// each is relative to an open directory.
+pub(crate) fn tree(root: &Path) -> BTreeMap<String, Part> {
+    let mut found = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    walk("", &fs::File::open(root).unwrap(), &mut found, &mut names);
+    for names in names.into_values().filter(|names| names.len() > 1) {
+        for name in &names {
+            if let Some(part) = found.get_mut(name) {
+                part.what += &format!(" the same as {}", names[0]);
             }
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            let content = if metadata.is_symlink() {
-                format!("-> {:?}", fs::read_link(&path).unwrap())
-            } else if metadata.is_dir() {
-                walk(root, &path, found);
-                "directory".to_owned()
-            } else if metadata.is_file() {
-                let content = fs::read(&path).unwrap();
-                format!(
-                    "{} bytes {}",
-                    content.len(),
-                    blake3::hash(&content).to_hex()
-                )
-            } else {
-                continue;
-            };
-            let mode = metadata.permissions().mode() & 0o7777;
-            let owner = (metadata.uid(), metadata.gid());
-            let time = (metadata.mtime(), metadata.mtime_nsec());
-            found.insert(name, format!("{content} {mode:o} {owner:?} {time:?}"));
         }
     }
-    let mut found = BTreeMap::new();
-    walk(root, root, &mut found);
     found
+}
+
+/// Which paths an inode has, in order.
+type Names = BTreeMap<u64, Vec<String>>;
+
+fn walk(
+    above: &str,
+    directory: &fs::File,
+    found: &mut BTreeMap<String, Part>,
+    inodes: &mut Names,
+) {
+    let place = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let entries = fs::read_dir(&place).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap().as_bytes().escape_ascii();
+        let name = format!("{above}{name}");
+        if name == ".understudy" || name.ends_with(".tmp") {
+            continue;
+        }
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let mut data = (0, 0);
+        let content = if metadata.is_symlink() {
+            format!("-> {:?}", fs::read_link(&path).unwrap())
+        } else if metadata.is_dir() {
+            let inner = fs::File::open(&path).unwrap();
+            walk(&format!("{name}/"), &inner, found, inodes);
+            "directory".to_owned()
+        } else if metadata.is_file() {
+            inodes.entry(metadata.ino()).or_default().push(name.clone());
+            let file = fs::File::open(&path).unwrap();
+            data = data_of(&file);
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(&file).unwrap();
+            format!("{} bytes {}", metadata.len(), hasher.finalize().to_hex())
+        } else {
+            continue;
+        };
+        let mode = metadata.permissions().mode() & 0o7777;
+        let owner = (metadata.uid(), metadata.gid());
+        let time = (metadata.mtime(), metadata.mtime_nsec());
+        let xattrs = xattrs(&path);
+        let what = format!("{content} {mode:o} {owner:?} {time:?}{xattrs}");
+        found.insert(name, Part { what, data });
+    }
+}
+
+/// Returns how many bytes of a file are no holes, and in how many pieces.
+fn data_of(file: &fs::File) -> (u64, u64) {
+    let (mut bytes, mut pieces, mut at) = (0, 0, 0);
+    loop {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(errno) => panic!("{errno}"),
+        };
+        at = seek(file, SeekFrom::Hole(start)).unwrap();
+        bytes += at - start;
+        pieces += 1;
+    }
+    seek(file, SeekFrom::Start(0)).unwrap();
+    (bytes, pieces)
+}
+
+/// Returns the attributes that belong to the data, in order.
+pub(crate) fn xattrs(path: &Path) -> String {
+    let mut names = vec![0; 64 << 10];
+    let length = llistxattr(path, names.as_mut_slice()).unwrap();
+    let mut names: Vec<&[u8]> = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty() && *name != b"security.selinux")
+        .collect();
+    names.sort_unstable();
+    let mut text = String::new();
+    for name in names {
+        let mut value = vec![0; 64 << 10];
+        let length = lgetxattr(path, name, value.as_mut_slice()).unwrap();
+        let (name, value) = (name.escape_ascii(), value[..length].escape_ascii());
+        text += &format!(" {name}={value}");
+    }
+    text
+}
+
+/// A primary, and a standby that follows it.
+pub(crate) struct Followed {
+    pub(crate) pair: Pair,
+    pub(crate) primary: Primary,
+    pub(crate) receiver: Arc<FilesReceiver>,
+    pub(crate) following: Following,
+}
+
+impl Followed {
+    /// Begins with the tree that `make` makes.
+    pub(crate) async fn of(make: impl FnOnce(&Path)) -> Self {
+        Self::with(Pair::new().await, make).await
+    }
+
+    pub(crate) async fn with(pair: Pair, make: impl FnOnce(&Path)) -> Self {
+        fs::write(pair.source().join("anything"), "so that it is not empty").unwrap();
+        make(&pair.source());
+        let primary = pair.primary();
+        let receiver = pair.receiver();
+        pair.seed(&receiver).await.unwrap();
+        let following = pair.follow(&receiver);
+        let followed = Self {
+            pair,
+            primary,
+            receiver,
+            following,
+        };
+        followed.agree().await;
+        followed
+    }
+
+    pub(crate) fn source(&self) -> PathBuf {
+        self.pair.source()
+    }
+
+    pub(crate) fn copy(&self) -> PathBuf {
+        self.pair.copy()
+    }
+
+    pub(crate) async fn agree(&self) {
+        agree(&self.pair, &self.primary, &self.receiver).await;
+    }
+
+    /// Has everything looked at, and then compares.
+    pub(crate) async fn agree_after_sync(&self) {
+        // It has begun when there is a position.
+        self.primary.mark().await;
+        self.primary.shipper.sync_now().await.unwrap();
+        self.agree().await;
+    }
+
+    /// Makes changes while nothing is captured.
+    pub(crate) async fn unwatched(mut self, change: impl FnOnce(&Path)) -> Self {
+        let shipper = self.primary.pause().await;
+        change(&self.pair.source());
+        self.primary = Primary::resume(shipper);
+        self
+    }
+
+    /// Compares, and stops both.
+    pub(crate) async fn end(self) {
+        self.agree().await;
+        self.following.stop().await;
+        self.primary.stop().await;
+    }
 }
