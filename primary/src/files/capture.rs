@@ -200,6 +200,11 @@ impl Capture {
             (_, _) => {
                 *guard = None;
                 *shipped = None;
+                if self.shared.is_left.load(Ordering::Acquire) {
+                    return Err(FilesError::Broken {
+                        store: self.shared.id.name.clone(),
+                    });
+                }
                 let (ledger, log, _) =
                     open_kept(&self.shared.state, &self.shared.id, &self.shared.epoch)?;
                 *self
@@ -631,7 +636,8 @@ impl Capture {
         }
         tracing::info!(store = %self.shared.id.name, backend = ?watch.backend(), "watching the tree");
         self.tree = Some(Arc::new(Tree::new(root, watch)));
-        self.dirty.mark_all(Instant::now());
+        // Nobody has told of what has happened since then.
+        self.dirty.mark_all(self.drained);
         Ok(())
     }
 
@@ -731,6 +737,7 @@ impl Capture {
                 Ok(happenings) => self.hear(happenings, since),
                 Err(error) => {
                     tracing::warn!(%error, "cannot read the events of the tree");
+                    self.drained = since;
                     self.tree = None;
                     return;
                 }

@@ -305,6 +305,18 @@ fn fitting(
         let seen = known.local.seen().map(|seen| seen.inode);
         manifest.link(id) != 0 && manifest.inode(id) != seen
     });
+    // A name that has left others: the copies' file is still theirs, and is not to be changed for it.
+    let left = manifest.get(path).map_or(0, |known| known.entry.link);
+    if left != 0 && left != entry.link {
+        let mut others = manifest
+            .linked(left)
+            .filter_map(|id| Some((id, manifest.path(id).filter(|other| other != path)?)))
+            .peekable();
+        if others.peek().is_some() {
+            let held = others.find(|(id, _)| manifest.content(*id) == wanted);
+            return held.map_or(Content::Whole, |(_, other)| Content::Copy(other));
+        }
+    }
     match content {
         Content::Same if former == wanted && !is_another => Content::Same,
         Content::Same => Content::Whole,

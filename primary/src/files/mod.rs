@@ -118,6 +118,8 @@ impl std::fmt::Debug for FilesShipper {
 impl Drop for FilesShipper {
     fn drop(&mut self) {
         // The receiver of this node may open it from now on, even while a stream is still ending.
+        // A capture that has not ended yet opens it no more.
+        self.shared.is_left.store(true, Ordering::Release);
         self.shared.close();
     }
 }
@@ -277,11 +279,13 @@ impl Shipper for FilesShipper {
             let (shared, guard) = (self.shared.clone(), self.capture.clone());
             let is_stopped = Arc::new(AtomicBool::new(false));
             let flag = is_stopped.clone();
+            // Before anybody can ask for a mark: all that happened until then is to be looked for.
+            let begun = Instant::now();
             thread::Builder::new()
                 .name(format!("files-{}", self.shared.id.name))
                 .spawn(move || {
                     let _one = guard.lock().unwrap_or_else(PoisonError::into_inner);
-                    let result = Capture::new(shared, flag, Instant::now()).and_then(Capture::run);
+                    let result = Capture::new(shared, flag, begun).and_then(Capture::run);
                     // Who waits for it may have been dropped.
                     let _gone = done.send(result).is_err();
                 })

@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub(super) is_ready: watch::Sender<bool>,
     /// What happens on the tree is not trusted to mean what it seems to.
     pub(super) is_halted: AtomicBool,
+    /// The shipper has been dropped: somebody else may have opened what is kept.
+    pub(super) is_left: AtomicBool,
     inbox: Mutex<Inbox>,
     pub(super) wake: OwnedFd,
     problems: Mutex<BTreeMap<String, Problem>>,
@@ -122,6 +124,7 @@ impl Shared {
             position: watch::Sender::new(position),
             is_ready: watch::Sender::new(false),
             is_halted: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             inbox: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             problems: Mutex::default(),

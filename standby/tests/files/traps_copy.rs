@@ -37,7 +37,7 @@ fn noise(seed: u64, count: usize) -> Vec<u8> {
 
 /// Does one thing of any kind to a tree of a few names; what does not fit is not done.
 fn happen(root: &Path, dice: &mut Dice) {
-    let mut name = || root.join(format!("{}", (b'a' + dice.throw(8) as u8) as char));
+    let mut name = || root.join(dice.throw(8).to_string());
     let (one, other) = (name(), name());
     let within = one.join("within");
     // Whether it can be done depends on what is there; either is a case.
@@ -105,7 +105,10 @@ async fn trap_19_a_root_that_is_replaced_by_another_tree_deletes_nothing() {
         }
     })
     .await;
-    let (source, away) = (followed.source(), followed.pair.folder.path().join("a/away"));
+    let (source, away) = (
+        followed.source(),
+        followed.pair.folder.path().join("a/away"),
+    );
     let before = tree(&followed.copy());
     fs::rename(&source, &away).unwrap();
     fs::create_dir(&source).unwrap();
@@ -243,7 +246,11 @@ async fn trap_26_appended_to_while_it_is_shipped() {
         writeln!(log, "{round} {}", "x".repeat(round as usize % 50 * 40)).unwrap();
         tokio::time::sleep(Duration::from_millis(u64::from(round % 3))).await;
         let copied = fs::read(followed.copy().join("log")).unwrap();
-        assert!(fs::read(followed.source().join("log")).unwrap().starts_with(&copied));
+        assert!(
+            fs::read(followed.source().join("log"))
+                .unwrap()
+                .starts_with(&copied)
+        );
     }
     followed.end().await;
 }
@@ -294,7 +301,10 @@ async fn trap_26_room_is_set_aside_beyond_the_end() {
     followed.agree().await;
     let copied = followed.copy().join("log");
     assert_eq!(fs::metadata(&copied).unwrap().len(), 10_000);
-    assert!(allocated(&copied) < 1 << 20, "room beyond the end is no data");
+    assert!(
+        allocated(&copied) < 1 << 20,
+        "room beyond the end is no data"
+    );
     // And within it: zeros that were never written.
     fallocate(&file, FallocateFlags::empty(), 0, 8 << 20).unwrap();
     file.write_all_at(&noise(5, 10_000), 5 << 20).unwrap();
@@ -327,11 +337,17 @@ async fn trap_31_what_is_long_does_not_delay_what_is_short() {
     }
     times.sort();
     let (middle, worst) = (times[times.len() / 2], times[times.len() - 1]);
-    eprintln!("{} short ones, seen after {middle:?}, at worst {worst:?}", times.len());
+    eprintln!(
+        "{} short ones, seen after {middle:?}, at worst {worst:?}",
+        times.len()
+    );
     assert!(middle < Duration::from_secs(1), "{times:?}");
     followed.end().await;
     let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(2), "the limit was kept: {took:?}");
+    assert!(
+        took >= Duration::from_secs(2),
+        "the limit was kept: {took:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,8 +384,7 @@ async fn trap_32_a_rename_across_the_roots_boundary_makes_and_deletes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_33_a_file_that_shares_its_extents_is_equal_and_changes_alone() {
-    let followed =
-        Followed::of(|root| fs::write(root.join("a"), noise(7, 1 << 20)).unwrap()).await;
+    let followed = Followed::of(|root| fs::write(root.join("a"), noise(7, 1 << 20)).unwrap()).await;
     let source = followed.source();
     let (from, to) = (
         fs::File::open(source.join("a")).unwrap(),
@@ -384,7 +399,10 @@ async fn trap_33_a_file_that_shares_its_extents_is_equal_and_changes_alone() {
     to.write_all_at(b"only here", 70_000).unwrap();
     followed.agree().await;
     let copied = fs::read(followed.copy().join("a")).unwrap();
-    assert!(copied == noise(7, 1 << 20), "what it was made of is as it was");
+    assert!(
+        copied == noise(7, 1 << 20),
+        "what it was made of is as it was"
+    );
     followed.end().await;
 }
 
