@@ -103,7 +103,10 @@ async fn not_here(State(node): State<Arc<Node>>) -> Response {
     let role = Lineage::role(&*node);
     if node.role().name() == RoleName::Primary && !matches!(node.stage(), Stage::Primary(_)) {
         // Its stores are being opened: who asks may ask again.
-        let reason = format!("node {} is {role} and is still opening its stores", node.me());
+        let reason = format!(
+            "node {} is {role} and is still opening its stores",
+            node.me()
+        );
         return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
     }
     let reason = format!(
