@@ -291,12 +291,20 @@ pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiv
 /// Shows what is different, and nothing else.
 fn assert_equal(copy: &BTreeMap<String, Part>, source: &BTreeMap<String, Part>) {
     let is_different = |name: &&String| copy.get(*name) != source.get(*name);
-    let names: BTreeSet<&String> = copy.keys().chain(source.keys()).filter(is_different).collect();
+    let names: BTreeSet<&String> = copy
+        .keys()
+        .chain(source.keys())
+        .filter(is_different)
+        .collect();
     let differences: Vec<String> = names
         .into_iter()
         .map(|name| format!("{name}: {:?} for {:?}", copy.get(name), source.get(name)))
         .collect();
-    assert!(differences.is_empty(), "the copy has {}", differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "the copy has {}",
+        differences.join("\n")
+    );
 }
 
 pub(crate) async fn until(is_true: impl Fn() -> bool, describe: impl Fn() -> String) {
@@ -357,12 +365,7 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<String, Part> {
 /// Which paths an inode has, in order.
 type Names = BTreeMap<u64, Vec<String>>;
 
-fn walk(
-    above: &str,
-    directory: &fs::File,
-    found: &mut BTreeMap<String, Part>,
-    inodes: &mut Names,
-) {
+fn walk(above: &str, directory: &fs::File, found: &mut BTreeMap<String, Part>, inodes: &mut Names) {
     let place = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     let entries = fs::read_dir(&place).unwrap();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();

@@ -71,7 +71,8 @@ async fn trap_17_the_capture_breaks_off_anywhere_and_begins_again() {
             followed.agree().await;
         }
     }
-    assert!(!followed.receiver.received().must_reseed);
+    let events = followed.pair.events("b");
+    assert!(!events.contains(&"files_compare".to_owned()), "{events:?}");
     followed.end().await;
 }
 
@@ -105,7 +106,10 @@ async fn trap_19_a_root_that_is_replaced_by_another_tree_deletes_nothing() {
         }
     })
     .await;
-    let (source, away) = (followed.source(), followed.pair.folder.path().join("a/away"));
+    let (source, away) = (
+        followed.source(),
+        followed.pair.folder.path().join("a/away"),
+    );
     let before = tree(&followed.copy());
     fs::rename(&source, &away).unwrap();
     fs::create_dir(&source).unwrap();
@@ -193,12 +197,12 @@ async fn trap_21_holes_are_kept_and_cost_nothing() {
     .await;
     let (source, copy) = (followed.source(), followed.copy());
     assert!(allocated(&copy.join("seeded")) < 100_000);
-    // One that is all hole, and one with some data.
+    // One that is all hole, and one with some data. Hashing zeros is what takes long in a debug build.
     let empty = fs::File::create(source.join("empty")).unwrap();
     empty.set_len(64 << 20).unwrap();
     let large = fs::File::create(source.join("large")).unwrap();
-    large.set_len(1 << 30).unwrap();
-    large.write_all_at(b"here", 500 << 20).unwrap();
+    large.set_len(256 << 20).unwrap();
+    large.write_all_at(b"here", 100 << 20).unwrap();
     followed.agree().await;
     for name in ["empty", "large"] {
         let bytes = allocated(&copy.join(name));
@@ -243,7 +247,11 @@ async fn trap_26_appended_to_while_it_is_shipped() {
         writeln!(log, "{round} {}", "x".repeat(round as usize % 50 * 40)).unwrap();
         tokio::time::sleep(Duration::from_millis(u64::from(round % 3))).await;
         let copied = fs::read(followed.copy().join("log")).unwrap();
-        assert!(fs::read(followed.source().join("log")).unwrap().starts_with(&copied));
+        assert!(
+            fs::read(followed.source().join("log"))
+                .unwrap()
+                .starts_with(&copied)
+        );
     }
     followed.end().await;
 }
@@ -294,7 +302,10 @@ async fn trap_26_room_is_set_aside_beyond_the_end() {
     followed.agree().await;
     let copied = followed.copy().join("log");
     assert_eq!(fs::metadata(&copied).unwrap().len(), 10_000);
-    assert!(allocated(&copied) < 1 << 20, "room beyond the end is no data");
+    assert!(
+        allocated(&copied) < 1 << 20,
+        "room beyond the end is no data"
+    );
     // And within it: zeros that were never written.
     fallocate(&file, FallocateFlags::empty(), 0, 8 << 20).unwrap();
     file.write_all_at(&noise(5, 10_000), 5 << 20).unwrap();
@@ -327,11 +338,17 @@ async fn trap_31_what_is_long_does_not_delay_what_is_short() {
     }
     times.sort();
     let (middle, worst) = (times[times.len() / 2], times[times.len() - 1]);
-    eprintln!("{} short ones, seen after {middle:?}, at worst {worst:?}", times.len());
+    eprintln!(
+        "{} short ones, seen after {middle:?}, at worst {worst:?}",
+        times.len()
+    );
     assert!(middle < Duration::from_secs(1), "{times:?}");
     followed.end().await;
     let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(2), "the limit was kept: {took:?}");
+    assert!(
+        took >= Duration::from_secs(2),
+        "the limit was kept: {took:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,8 +385,7 @@ async fn trap_32_a_rename_across_the_roots_boundary_makes_and_deletes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_33_a_file_that_shares_its_extents_is_equal_and_changes_alone() {
-    let followed =
-        Followed::of(|root| fs::write(root.join("a"), noise(7, 1 << 20)).unwrap()).await;
+    let followed = Followed::of(|root| fs::write(root.join("a"), noise(7, 1 << 20)).unwrap()).await;
     let source = followed.source();
     let (from, to) = (
         fs::File::open(source.join("a")).unwrap(),
@@ -384,7 +400,10 @@ async fn trap_33_a_file_that_shares_its_extents_is_equal_and_changes_alone() {
     to.write_all_at(b"only here", 70_000).unwrap();
     followed.agree().await;
     let copied = fs::read(followed.copy().join("a")).unwrap();
-    assert!(copied == noise(7, 1 << 20), "what it was made of is as it was");
+    assert!(
+        copied == noise(7, 1 << 20),
+        "what it was made of is as it was"
+    );
     followed.end().await;
 }
 

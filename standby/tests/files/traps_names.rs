@@ -86,7 +86,11 @@ async fn trap_14_a_path_that_is_longer_than_a_system_call_takes() {
     fs::write(here(&deepest).join("deepest"), "made").unwrap();
     followed.agree().await;
     fs::write(here(&deepest).join("deepest"), "changed").unwrap();
-    fs::rename(here(&deepest).join("deepest"), here(&deepest).join("renamed")).unwrap();
+    fs::rename(
+        here(&deepest).join("deepest"),
+        here(&deepest).join("renamed"),
+    )
+    .unwrap();
     followed.agree().await;
     fs::rename(followed.source().join(&name), followed.source().join("top")).unwrap();
     followed.agree().await;
@@ -95,7 +99,10 @@ async fn trap_14_a_path_that_is_longer_than_a_system_call_takes() {
     fs::rename(followed.source().join("top"), followed.source().join(&name)).unwrap();
     followed.agree().await;
     let copied = descend(&followed.copy(), false);
-    assert_eq!(fs::read_to_string(here(&copied).join("renamed")).unwrap(), "changed");
+    assert_eq!(
+        fs::read_to_string(here(&copied).join("renamed")).unwrap(),
+        "changed"
+    );
     fs::remove_dir_all(followed.source().join(&name)).unwrap();
     followed.end().await;
 }
@@ -317,13 +324,18 @@ async fn trap_25_directories_that_nobody_may_write_to() {
     })
     .await;
     let (source, copy) = (followed.source(), followed.copy());
-    let append = fs::File::options().write(true).open(source.join("d/inner/a"));
+    let append = fs::File::options()
+        .write(true)
+        .open(source.join("d/inner/a"));
     append.unwrap().write_all_at(b"two", 0).unwrap();
     fs::write(source.join("d/inner/b"), "new").unwrap();
     fs::create_dir(source.join("d/inner/none")).unwrap();
     mode(&source.join("d/inner/none"), 0);
     followed.agree().await;
-    assert_eq!(fs::metadata(copy.join("d/inner")).unwrap().mode() & 0o777, 0o555);
+    assert_eq!(
+        fs::metadata(copy.join("d/inner")).unwrap().mode() & 0o777,
+        0o555
+    );
     fs::rename(source.join("d/inner"), source.join("inner")).unwrap();
     fs::remove_dir_all(source.join("d")).unwrap();
     followed.end().await;
