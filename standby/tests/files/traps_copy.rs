@@ -37,7 +37,7 @@ fn noise(seed: u64, count: usize) -> Vec<u8> {
 
 /// Does one thing of any kind to a tree of a few names; what does not fit is not done.
 fn happen(root: &Path, dice: &mut Dice) {
-    let mut name = || root.join(format!("{}", (b'a' + dice.throw(8) as u8) as char));
+    let mut name = || root.join(format!("name {}", dice.throw(8)));
     let (one, other) = (name(), name());
     let within = one.join("within");
     // Whether it can be done depends on what is there; either is a case.
