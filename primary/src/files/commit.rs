@@ -307,7 +307,7 @@ fn fitting(
     });
     // A name that has left others: the copies' file is still theirs, and is not to be changed for it.
     let left = manifest.get(path).map_or(0, |known| known.entry.link);
-    if left != 0 && left != entry.link {
+    if is_another && left != 0 && left != entry.link {
         let mut others = manifest
             .linked(left)
             .filter_map(|id| Some((id, manifest.path(id).filter(|other| other != path)?)))
@@ -484,7 +484,8 @@ mod tests {
         // What has a link of its own, or none, by now is another file than the copies have there.
         for link in [0, 8] {
             let another = known(b"linked", link, Some(3));
-            assert_eq!(fit("one", &another, Content::Same), Content::Whole);
+            let copied = Content::Copy(path("two"));
+            assert_eq!(fit("one", &another, Content::Same), copied);
         }
         // The last name of a file that had several is still that file.
         let last = known(b"linked", 0, Some(1));

@@ -163,9 +163,13 @@ fn stream(
 
 async fn snapshot(State(shop): State<Shop>, Extension(caller): Extension<Caller>) -> Response {
     let mut is_ready = shop.shared.is_ready.subscribe();
-    let waited = tokio::time::timeout(READY_PATIENCE, is_ready.wait_for(|ready| *ready)).await;
-    let is_ready = matches!(waited, Ok(Ok(_)));
-    drop(waited);
+    let is_ready = tokio::select! {
+        waited = tokio::time::timeout(READY_PATIENCE, is_ready.wait_for(|ready| *ready)) => {
+            matches!(waited, Ok(Ok(_)))
+        }
+        // It will never be: the standby is to ask whoever serves the store now.
+        () = shop.stop.wait() => false,
+    };
     if !is_ready {
         let reason = match shop.shared.problems().into_iter().next() {
             Some(problem) => problem,
@@ -289,19 +293,27 @@ async fn log(
     let shared = shop.shared.clone();
     let opened = tokio::task::spawn_blocking(move || open_log(&shared, &asked)).await;
     match opened {
-        Ok(Ok((reader, first))) => {
+        Ok(Ok(Some((reader, first)))) => {
             let shared = shop.shared.clone();
             stream(&shop, &caller, Lane::Fresh, move |sender| {
                 follow(sender, &shared, reader, first)
             })
         }
+        Ok(Ok(None)) => refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store is closed".to_owned(),
+        ),
         Ok(Err(reason)) => refusal(StatusCode::GONE, reason),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-/// Opens the log where the standby is; an error is the reason why it has to compare everything.
-fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>), String> {
+/// Where a stream of the log begins, and what was read of it already.
+type Opened = (LogReader, Option<Record>);
+
+/// Opens the log where the standby is; `None` when the store is closed. An error is the reason why it
+/// has to compare everything.
+fn open_log(shared: &Shared, asked: &From) -> Result<Option<Opened>, String> {
     let from = Position(asked.from);
     let mut reader = shared
         .log()
@@ -309,7 +321,11 @@ fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>)
         .map_err(|error| error.to_string())?;
     let here = {
         let guard = shared.ledger();
-        let head = guard.as_ref().and_then(|ledger| ledger.head().cloned());
+        let Some(ledger) = guard.as_ref() else {
+            // Whoever serves the store next knows how far it is.
+            return Ok(None);
+        };
+        let head = ledger.head().cloned();
         head.filter(|head| head.position == from)
             .map(|head| head.root)
     };
@@ -331,7 +347,7 @@ fn open_log(shared: &Shared, asked: &From) -> Result<(LogReader, Option<Record>)
             "at position {from} the files here were others ({root})"
         ));
     }
-    Ok((reader, first))
+    Ok(Some((reader, first)))
 }
 
 fn follow(

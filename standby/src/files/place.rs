@@ -630,10 +630,18 @@ impl<'a> Placing<'a> {
             |found: Option<Identity>| inode.is_some() && found.map(|found| found.inode) == inode;
         let is_to_do = match inode {
             Some(_) if is_it(target) => {
-                // Both are names of one file, which a rename would leave as they are.
+                let is_again = self.is_redo
+                    && source.is_some_and(|found| !self.guarded.contains(&found.inode));
                 if is_it(source) {
+                    // Both are names of one file, which a rename would leave as they are.
                     let removed = self.tree.remove(from);
                     removed.map_err(Setback::at_leaving("remove", &place))?;
+                } else if is_again {
+                    // An operation before this one has put it there again; an empty directory at most,
+                    // since what it held has been moved along.
+                    self.tree
+                        .remove_if_empty(from)
+                        .map_err(Setback::at_leaving("remove", &place))?;
                 }
                 false
             }

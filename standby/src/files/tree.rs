@@ -294,6 +294,19 @@ impl Tree {
         }
     }
 
+    /// Removes `path` if it is an empty directory.
+    pub(super) fn remove_if_empty(&self, path: &RelPath) -> io::Result<()> {
+        let parent = match self.root.parent(path) {
+            Ok(parent) => parent,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match unlinkat(&parent, path.name(), AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Returns how the file at `path` looks, if it holds what `hash` says.
     pub(super) fn verify(
         &self,

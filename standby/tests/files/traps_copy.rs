@@ -37,7 +37,7 @@ fn noise(seed: u64, count: usize) -> Vec<u8> {
 
 /// Does one thing of any kind to a tree of a few names; what does not fit is not done.
 fn happen(root: &Path, dice: &mut Dice) {
-    let mut name = || root.join(dice.throw(8).to_string());
+    let mut name = || root.join(format!("name {}", dice.throw(8)));
     let (one, other) = (name(), name());
     let within = one.join("within");
     // Whether it can be done depends on what is there; either is a case.
@@ -71,7 +71,8 @@ async fn trap_17_the_capture_breaks_off_anywhere_and_begins_again() {
             followed.agree().await;
         }
     }
-    assert!(!followed.receiver.received().must_reseed);
+    let events = followed.pair.events("b");
+    assert!(!events.contains(&"files_compare".to_owned()), "{events:?}");
     followed.end().await;
 }
 
@@ -196,12 +197,12 @@ async fn trap_21_holes_are_kept_and_cost_nothing() {
     .await;
     let (source, copy) = (followed.source(), followed.copy());
     assert!(allocated(&copy.join("seeded")) < 100_000);
-    // One that is all hole, and one with some data.
+    // One that is all hole, and one with some data. Hashing zeros is what takes long in a debug build.
     let empty = fs::File::create(source.join("empty")).unwrap();
     empty.set_len(64 << 20).unwrap();
     let large = fs::File::create(source.join("large")).unwrap();
-    large.set_len(1 << 30).unwrap();
-    large.write_all_at(b"here", 500 << 20).unwrap();
+    large.set_len(256 << 20).unwrap();
+    large.write_all_at(b"here", 100 << 20).unwrap();
     followed.agree().await;
     for name in ["empty", "large"] {
         let bytes = allocated(&copy.join(name));

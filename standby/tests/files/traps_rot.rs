@@ -151,8 +151,11 @@ async fn trap_28_a_primary_that_rots_is_told_and_never_shipped() {
     followed.end().await;
 }
 
-/// What may be damaged, and in how many ways.
-const DAMAGES: [(&str, fn(&mut Vec<u8>)); 4] = [
+/// What is done to bytes, and in words.
+type Damage = (&'static str, fn(&mut Vec<u8>));
+
+/// In how many ways a file may be damaged.
+const DAMAGES: [Damage; 4] = [
     ("flipped in the middle", |bytes| {
         let at = bytes.len() / 2;
         bytes[at] ^= 1;
