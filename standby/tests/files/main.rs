@@ -9,5 +9,6 @@ mod pair;
 mod seed;
 mod traps_capture;
 mod traps_copy;
+mod traps_moves;
 mod traps_names;
 mod traps_rot;
