@@ -165,7 +165,12 @@ impl Applier {
                     path: inner.root.clone(),
                 });
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                if error.is_failed_sync() {
+                    inner.has_lost_writes.store(true, Ordering::Relaxed);
+                }
+                return Err(error);
+            }
         };
         if !failed.is_empty() && !tree.root().is_in_place() {
             return Err(FilesError::NotMounted {

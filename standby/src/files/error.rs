@@ -159,6 +159,12 @@ pub(super) fn concerns_all(error: &io::Error) -> bool {
 }
 
 impl FilesError {
+    /// Returns whether it says that something could not be made durable: what can be read then says
+    /// nothing about the disk.
+    pub(super) fn is_failed_sync(&self) -> bool {
+        matches!(self, Self::Tree { action: "sync", .. })
+    }
+
     /// Returns whether the disk is full.
     pub(super) fn is_full(&self) -> bool {
         let mut at: Option<&dyn std::error::Error> = Some(self);

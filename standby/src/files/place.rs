@@ -290,11 +290,6 @@ impl<'a> Placing<'a> {
             return Ok(Local::Awaited);
         }
         let place = self.place(path);
-        // A file that has other names is theirs, and is not to be changed for this one.
-        let is_shared = |found: rustix::fs::Statx| entry.link == 0 && found.stx_nlink > 1;
-        if self.tree.root().stat(path).is_ok_and(is_shared) {
-            return Ok(Local::Awaited);
-        }
         let verified = self.tree.verify(path, size, hash);
         if verified.map_err(Setback::at("read", &place))?.is_none() {
             return Ok(Local::Awaited);
