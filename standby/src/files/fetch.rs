@@ -472,9 +472,58 @@ fn write(
     mut frames: mpsc::Receiver<Bytes>,
 ) -> Result<(), FilesError> {
     let mut fetched = Vec::new();
-    let written = write_frames(inner, coming, &mut frames, &mut fetched);
+    let mut behind = SyncBehind::default();
+    let written = write_frames(inner, coming, &mut frames, &mut fetched, &mut behind);
+    if let Err(error) = behind.finish() {
+        // Who syncs next is not told again.
+        inner.has_lost_writes.store(true, Ordering::Relaxed);
+        return Err(FilesError::tree("sync", &inner.root)(error));
+    }
     inner.place_fetched(fetched)?;
     written
+}
+
+/// After so many bytes of a long file what has come is synced while more comes, so that little is left
+/// at its end.
+const SYNC_BEHIND_BYTES: u64 = 128 << 20;
+
+/// Syncs files beside those who write them.
+#[derive(Default)]
+struct SyncBehind {
+    syncing: Option<(
+        std::sync::mpsc::SyncSender<File>,
+        std::thread::JoinHandle<std::io::Result<()>>,
+    )>,
+}
+
+impl SyncBehind {
+    /// Has what is written of a file synced, unless that is being done.
+    fn sync(&mut self, file: &File) -> std::io::Result<()> {
+        if self.syncing.is_none() {
+            let (sender, files) = std::sync::mpsc::sync_channel::<File>(1);
+            let thread = std::thread::Builder::new()
+                .name("files-sync".to_owned())
+                .spawn(move || files.into_iter().try_for_each(|file| file.sync_data()))?;
+            self.syncing = Some((sender, thread));
+        }
+        let file = file.try_clone()?;
+        if let Some((sender, _)) = &self.syncing {
+            // One that waits already covers this, too; one that has failed is told at the end.
+            let _taken = sender.try_send(file).is_ok();
+        }
+        Ok(())
+    }
+
+    /// Waits for what is under way, and tells whether all of it went well.
+    fn finish(self) -> std::io::Result<()> {
+        let Some((sender, thread)) = self.syncing else {
+            return Ok(());
+        };
+        drop(sender);
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("syncing broke off")))
+    }
 }
 
 fn write_frames(
@@ -482,8 +531,10 @@ fn write_frames(
     coming: Vec<Coming>,
     frames: &mut mpsc::Receiver<Bytes>,
     fetched: &mut Vec<Fetched>,
+    behind: &mut SyncBehind,
 ) -> Result<(), FilesError> {
     let blocks = inner.replica().blocks();
+    let mut unsynced = 0_u64;
     let mut waiting = coming.into_iter();
     let mut current = waiting.next();
     while let Some(mut frame) = frames.blocking_recv() {
@@ -502,6 +553,12 @@ fn write_frames(
                     let offset = at.hashing.count();
                     let written = at.file.write_all_at(&bytes, offset);
                     written.map_err(FilesError::tree("stage", at.wish.path.as_path()))?;
+                    unsynced = unsynced.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+                    if unsynced >= SYNC_BEHIND_BYTES {
+                        unsynced = 0;
+                        let begun = behind.sync(&at.file);
+                        begun.map_err(FilesError::tree("stage", at.wish.path.as_path()))?;
+                    }
                     at.hashing.update(&bytes);
                     current = Some(at);
                 }
