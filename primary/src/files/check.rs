@@ -77,16 +77,8 @@ pub(super) fn scrub(
     let mut files = Vec::new();
     if let Some(ledger) = shared.ledger().as_ref() {
         let manifest = &ledger.manifest;
-        let visited: Result<(), std::convert::Infallible> = manifest.visit(TOP, &mut |_, id| {
-            if manifest.content(id).is_some() {
-                files.push(id);
-            }
-            Ok(())
-        });
-        match visited {
-            Ok(()) => {}
-            Err(never) => match never {},
-        }
+        let all = manifest.walk(TOP).map(|(_, id)| id);
+        files.extend(all.filter(|id| manifest.content(*id).is_some()));
     }
     let mut pace = Pace::new(bytes_per_second);
     let mut rotten = Vec::new();

@@ -125,15 +125,8 @@ impl Tree {
             let mut inodes = HashMap::new();
             if let Some(ledger) = shared.ledger().as_ref() {
                 let manifest = &ledger.manifest;
-                let visited: Result<(), std::convert::Infallible> =
-                    manifest.visit(TOP, &mut |_, id| {
-                        inodes.extend(manifest.inode(id).map(|inode| (inode, id)));
-                        Ok(())
-                    });
-                match visited {
-                    Ok(()) => {}
-                    Err(never) => match never {},
-                }
+                let seen = manifest.walk(TOP);
+                inodes.extend(seen.filter_map(|(_, id)| Some((manifest.inode(id)?, id))));
             }
             (Arc::new(inodes), Instant::now())
         });

@@ -316,17 +316,11 @@ fn prefix(hash: Digest) -> u64 {
 }
 
 fn index_contents(manifest: &Manifest) -> HashMap<u64, NodeId> {
-    let mut contents = HashMap::new();
-    let visited: Result<(), std::convert::Infallible> = manifest.visit(TOP, &mut |_, id| {
-        if let Some((size, hash)) = manifest.content(id)
-            && size >= ELSEWHERE_FROM
-        {
-            contents.insert(prefix(hash), id);
-        }
-        Ok(())
-    });
-    match visited {
-        Ok(()) => contents,
-        Err(never) => match never {},
-    }
+    let files = manifest
+        .walk(TOP)
+        .filter_map(|(_, id)| Some((manifest.content(id)?, id)));
+    files
+        .filter(|((size, _), _)| *size >= ELSEWHERE_FROM)
+        .map(|((_, hash), id)| (prefix(hash), id))
+        .collect()
 }

@@ -217,7 +217,7 @@ fn write_snapshot(shared: &Shared) -> Result<File, ShipError> {
         bytes: ledger.manifest.bytes(),
     })?;
     let manifest = &ledger.manifest;
-    manifest.visit(TOP, &mut |depth, id| {
+    manifest.walk(TOP).try_for_each(|(depth, id)| {
         let name = manifest.name(id).to_vec();
         packer.note(&Note::Listed(depth, name, manifest.entry(id)))?;
         if packer.is_full() {

@@ -74,7 +74,7 @@ pub(super) fn store(
     };
     writer.frame(&encode(&first, Vec::new())?)?;
     let mut frame = Vec::new();
-    manifest.visit(TOP, &mut |depth, id| {
+    manifest.walk(TOP).try_for_each(|(depth, id)| {
         let Known { entry, local } = manifest.known(id);
         let listed = Listed {
             depth,

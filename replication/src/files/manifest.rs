@@ -399,18 +399,14 @@ impl Manifest {
         if self.links.is_empty() {
             return outside;
         }
-        let done: Result<(), std::convert::Infallible> = self.visit(id, &mut |_, node| {
+        for (_, node) in self.walk(id) {
             let link = self.extra(node).map_or(0, |extra| extra.link);
             let others = self
                 .linked(link)
                 .filter(|other| !self.is_within(*other, id));
             outside.extend(others.filter_map(|other| self.path(other)));
-            Ok(())
-        });
-        match done {
-            Ok(()) => outside,
-            Err(never) => match never {},
         }
+        outside
     }
 
     /// Returns the nodes whose content is still to come.
@@ -441,63 +437,48 @@ impl Manifest {
     /// Returns how many entries and bytes lie at `id` and beneath it.
     pub fn weigh(&self, id: NodeId) -> (usize, u64) {
         let (mut count, mut bytes) = (0_usize, 0_u64);
-        let done: Result<(), std::convert::Infallible> = self.visit(id, &mut |_, id| {
+        for (_, id) in self.walk(id) {
             count = count.saturating_add(1);
             bytes = bytes.saturating_add(self.content(id).map_or(0, |(size, _)| size));
-            Ok(())
-        });
-        match done {
-            Ok(()) => {}
-            Err(never) => match never {},
         }
         (count, bytes)
     }
 
-    /// Calls `visit` with `from`, unless that is the top, and all beneath it: each directory before
-    /// what it holds, by name, and with its depth beneath the top.
-    pub fn visit<E>(
-        &self,
-        from: NodeId,
-        visit: &mut impl FnMut(u32, NodeId) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Returns `from`, unless that is the top, and all beneath it, each with its depth beneath the top: a
+    /// directory before what it holds, and that by name.
+    pub fn walk(&self, from: NodeId) -> impl Iterator<Item = (u32, NodeId)> {
         let mut depth = 0_u32;
         let mut up = from;
         while up != TOP {
             depth = depth.saturating_add(1);
             up = self.parent(up);
         }
-        if from != TOP {
-            visit(depth, from)?;
-        }
         let mut open = vec![self.children(from).iter()];
-        while let Some(children) = open.last_mut() {
-            match children.next() {
-                Some(child) => {
-                    let level = u32::try_from(open.len()).unwrap_or(u32::MAX);
-                    visit(depth.saturating_add(level), *child)?;
-                    if self.is_directory(*child) {
-                        open.push(self.children(*child).iter());
+        let beneath = std::iter::from_fn(move || {
+            loop {
+                let level = u32::try_from(open.len()).unwrap_or(u32::MAX);
+                match open.last_mut()?.next() {
+                    Some(child) => {
+                        if self.is_directory(*child) {
+                            open.push(self.children(*child).iter());
+                        }
+                        return Some((depth.saturating_add(level), *child));
+                    }
+                    None => {
+                        open.pop();
                     }
                 }
-                None => {
-                    open.pop();
-                }
             }
-        }
-        Ok(())
+        });
+        let itself = (from != TOP).then_some((depth, from));
+        itself.into_iter().chain(beneath)
     }
 
     /// Returns every path with what is known of it, in their order. For trees that are small.
     pub fn entries(&self) -> Vec<(RelPath, Known)> {
-        let mut entries = Vec::with_capacity(self.count);
-        let done: Result<(), std::convert::Infallible> = self.visit(TOP, &mut |_, id| {
-            entries.extend(self.path(id).map(|path| (path, self.known(id))));
-            Ok(())
-        });
-        match done {
-            Ok(()) => entries,
-            Err(never) => match never {},
-        }
+        self.walk(TOP)
+            .filter_map(|(_, id)| Some((self.path(id)?, self.known(id))))
+            .collect()
     }
 }
 
@@ -961,7 +942,7 @@ pub enum LoadError {
     Entry,
 }
 
-/// Makes a manifest from the list that [`Manifest::visit`] gives.
+/// Makes a manifest from the list that [`Manifest::walk`] gives.
 #[derive(Debug, Default)]
 pub struct Loader {
     manifest: Manifest,
@@ -1236,7 +1217,7 @@ mod tests {
             prop_assert_eq!(manifest.bytes(), bytes);
             prop_assert_eq!(&left, &model.into_iter().collect::<Vec<_>>());
             let mut loader = Loader::default();
-            manifest.visit(TOP, &mut |depth, id| {
+            manifest.walk(TOP).try_for_each(|(depth, id)| {
                 loader.push(depth, manifest.name(id), manifest.known(id)).map(drop)
             }).unwrap();
             prop_assert_eq!(loader.finish().root(), manifest.root());

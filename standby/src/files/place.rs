@@ -335,14 +335,7 @@ impl<'a> Placing<'a> {
             }
         };
         let name = if is_inline { "put" } else { staged.as_str() };
-        let parent = self
-            .parents
-            .of(self.tree, path)
-            .map_err(Setback::at("find", &place))?;
-        let placed = self
-            .tree
-            .place_file((name, &file), parent, path, entry, &self.guarded);
-        Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
+        self.put_staged(path, entry, name, &file)
     }
 
     /// Puts a staged file whose content has been checked.
@@ -534,14 +527,7 @@ impl<'a> Placing<'a> {
             .staged(name)
             .map_err(Setback::at("open", &place))?;
         let file = staged.ok_or(FilesError::Broken)?;
-        let parent = self
-            .parents
-            .of(self.tree, path)
-            .map_err(Setback::at("find", &place))?;
-        let placed = self
-            .tree
-            .place_file((name, &file), parent, path, entry, &self.guarded);
-        Ok(Local::Seen(placed.map_err(Setback::at("write", &place))?))
+        self.put_staged(path, entry, name, &file)
     }
 
     /// One more name of a file.
@@ -764,15 +750,7 @@ impl<'a> Placing<'a> {
 
 /// From now on a node is awaited, with all beneath it.
 pub(super) fn lose(manifest: &mut Manifest, id: NodeId, learned: &mut Vec<(RelPath, Local)>) {
-    let mut lost = Vec::new();
-    let visited: Result<(), std::convert::Infallible> = manifest.visit(id, &mut |_, id| {
-        lost.push(id);
-        Ok(())
-    });
-    match visited {
-        Ok(()) => {}
-        Err(never) => match never {},
-    }
+    let lost: Vec<NodeId> = manifest.walk(id).map(|(_, id)| id).collect();
     for id in lost {
         manifest.learn(id, Local::Awaited);
         learned.extend(manifest.path(id).map(|path| (path, Local::Awaited)));

@@ -369,17 +369,8 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
 }
 
 fn collect(target: &Manifest, is_meant: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
-    let mut all = Vec::new();
-    let visited: Result<(), std::convert::Infallible> = target.visit(TOP, &mut |_, id| {
-        if is_meant(id) {
-            all.push(id);
-        }
-        Ok(())
-    });
-    match visited {
-        Ok(()) => all,
-        Err(never) => match never {},
-    }
+    let all = target.walk(TOP).map(|(_, id)| id);
+    all.filter(|id| is_meant(*id)).collect()
 }
 
 /// Makes the names of each file that has several lead to one.

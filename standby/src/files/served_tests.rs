@@ -118,7 +118,7 @@ impl Source {
             })
             .unwrap();
         let model = &self.model;
-        let visited: Result<(), ()> = model.visit(TOP, &mut |depth, id| {
+        let visited: Result<(), ()> = model.walk(TOP).try_for_each(|(depth, id)| {
             let name = model.name(id).to_vec();
             packer
                 .note(&Note::Listed(depth, name, model.entry(id)))

@@ -373,18 +373,13 @@ impl Survey<'_> {
         if wanted.is_empty() {
             return sources;
         }
-        let visited: Result<(), std::convert::Infallible> = self.known.visit(TOP, &mut |_, id| {
+        for (_, id) in self.known.walk(TOP) {
             if let Some((_, hash)) = self.known.content(id)
                 && wanted.contains(&hash)
                 && self.known.inode(id).is_some()
             {
                 sources.extend(self.known.path(id).map(|path| (hash, path)));
             }
-            Ok(())
-        });
-        match visited {
-            Ok(()) => {}
-            Err(never) => match never {},
         }
         sources
     }
