@@ -18,7 +18,7 @@ use understudy_replication::files::{
 };
 
 use super::commit::{ABOUT_GUARD, CommitError, commit, commit_moves, replay};
-use super::dirty::{Dirty, Duty};
+use super::dirty::{Dirty, Duty, older};
 use super::jobs::{Job, Jobs, Why};
 use super::look::{Again, Change, Found, LookError, Looker, Tree};
 use super::shared::{MarkRequest, Shared};
@@ -53,17 +53,28 @@ pub(super) struct Capture {
     jobs: Jobs,
     tree: Option<Arc<Tree>>,
     dirty: Dirty,
-    /// What seems to have moved, from where to where, and since when.
-    moves: Vec<(RelPath, RelPath, Option<Instant>)>,
+    moves: Vec<Moving>,
     pending: Pending,
     scan: Option<Scan>,
     marks: Vec<MarkRequest>,
     next_scan: Instant,
+    begun: Instant,
+    /// Something was looked at since it was last known that nothing had happened.
+    has_looked: bool,
     /// When it was last asked what has happened.
     drained: Instant,
     /// When the first look at everything that came to its end was begun.
     first_scan: Option<Instant>,
     is_blind: bool,
+}
+
+/// Something that seems to have moved.
+struct Moving {
+    from: RelPath,
+    to: RelPath,
+    since: Option<Instant>,
+    /// Nothing was being looked at when it moved: so nobody can have taken the one place for the other.
+    is_quiet: bool,
 }
 
 /// A look at everything.
@@ -134,6 +145,8 @@ impl Capture {
             scan: None,
             marks: Vec::new(),
             next_scan: now,
+            begun: now,
+            has_looked: false,
             drained: now,
             first_scan: None,
             is_blind: false,
@@ -254,7 +267,8 @@ impl Capture {
         };
         let mut paths = Vec::new();
         let mut since = None;
-        for (path, duty) in due {
+        let mut deep: Option<RelPath> = None;
+        for (path, mut duty) in due {
             let Some(path) = path else {
                 self.begin_scan(Why::Scan, duty.since, now);
                 continue;
@@ -263,12 +277,16 @@ impl Capture {
                 self.dirty.put_back(path, duty);
                 continue;
             }
-            since = match (since, duty.since) {
-                (Some(a), Some(b)) => Some(std::cmp::min::<Instant>(a, b)),
-                (a, b) => a.or(b),
-            };
+            since = older(since, duty.since);
+            // Paths come after those that they lie in, which are looked at with all that they hold.
+            if deep.as_ref().is_some_and(|deep| path.is_beneath(deep)) {
+                duty.is_deep = false;
+            } else if duty.is_deep {
+                deep = Some(path.clone());
+            }
             paths.push((path, duty.is_deep));
         }
+        self.has_looked |= !paths.is_empty();
         if paths.len() > OWN_PATHS_MAX {
             for some in paths.chunks(OWN_PATHS_MAX) {
                 self.jobs.begin(Job::Paths(some.to_vec()), since, &tree);
@@ -286,6 +304,7 @@ impl Capture {
     /// Takes what the threads have found.
     fn take_done(&mut self, now: Instant) -> Result<(), LookError> {
         while let Some((job, since, mut found)) = self.jobs.take() {
+            self.has_looked = true;
             if let Some(error) = found.failure.take() {
                 return Err(error);
             }
@@ -325,7 +344,6 @@ impl Capture {
                 Again::Unstable(path, cost) => self.dirty.postpone(path, since, cost, now),
                 Again::Racy(path) => self.dirty.look_again(path, now),
                 Again::Rested(path, cost) => self.dirty.rest(path, cost, now),
-                Again::Linked(path) => self.dirty.mark_since(path, false, since, now),
                 Again::Above(path) => self.dirty.mark_since(path, true, since, now),
             }
         }
@@ -337,8 +355,13 @@ impl Capture {
                 self.jobs.begin(Job::Large(path), since, &tree);
             }
         }
-        let moved = found.moved.into_iter();
-        self.moves.extend(moved.map(|(from, to)| (from, to, since)));
+        let moved = found.moved.into_iter().map(|(from, to)| Moving {
+            from,
+            to,
+            since,
+            is_quiet: false,
+        });
+        self.moves.extend(moved);
         if why == Why::New {
             for path in found.directories {
                 let job = Job::Directories(vec![Some(path)], Why::New);
@@ -360,20 +383,28 @@ impl Capture {
         // What was found before is told under the paths of before.
         self.commit()?;
         let mut directories = Vec::new();
-        for (_, to, since) in &moves {
-            let made = self.make_known(&tree, to, now)?;
-            directories.extend(made.into_iter().map(|made| (made, *since)));
+        for moving in &moves {
+            let made = self.make_known(&tree, &moving.to, now)?;
+            directories.extend(made.into_iter().map(|made| (made, moving.since)));
         }
         let judge =
             |manifest: &Manifest, from: &RelPath, to: &RelPath| confirm(&tree, manifest, from, to);
-        let told = moves.iter().map(|(from, to, _)| (from.clone(), to.clone()));
+        let told = moves
+            .iter()
+            .map(|moving| (moving.from.clone(), moving.to.clone()));
         let moved =
             commit_moves(&self.shared, told, judge).map_err(|source| self.failed(source))?;
         for (directory, since) in directories {
             // What has been moved there is known by now.
             self.dirty.mark_since(directory, true, since, now);
         }
-        for (from, to, since) in moves {
+        for Moving {
+            from,
+            to,
+            since,
+            is_quiet,
+        } in moves
+        {
             for path in [from.parent(), to.parent()].into_iter().flatten() {
                 self.dirty.mark_since(path, false, since, now);
             }
@@ -386,10 +417,12 @@ impl Capture {
                 found.is_ok_and(|found| found.file_type() == FileType::Directory)
             };
             if !is_deep && is_directory() {
-                // A look that was under way may have missed something of it.
+                // What was looked at in it meanwhile may have been something else at that path.
+                let since = since.filter(|_| !is_quiet);
                 let scan = self
                     .scan
                     .get_or_insert_with(|| Scan::new(Why::Patrol, None, now));
+                scan.since = older(scan.since, since);
                 scan.waiting.push(Some(to));
             }
         }
@@ -480,7 +513,7 @@ impl Capture {
         let (Some(mut scan), Some(tree)) = (self.scan.take(), self.tree.clone()) else {
             return Ok(());
         };
-        tree.forget_inodes();
+        self.shared.forget_inodes();
         for path in std::mem::take(&mut scan.gone) {
             // It may have come again since it was missed.
             match tree.root.stat(&path) {
@@ -580,11 +613,10 @@ impl Capture {
         let back = self.take_what_is_there(&mut pending);
         let mut again = commit(&self.shared, pending).map_err(|source| self.failed(source))?;
         again.extend(back);
-        // Who waits for a mark waits for what belongs to what was committed, too.
-        let since = self.marks.iter().map(|mark| mark.asked).min();
+        // Who waits for a mark waits for what belongs to what was committed, too, whenever that happened.
         let now = Instant::now();
         for path in again {
-            self.dirty.mark_since(path, true, since, now);
+            self.dirty.mark_since(path, true, Some(self.begun), now);
         }
         Ok(false)
     }
@@ -727,6 +759,7 @@ impl Capture {
     fn drain(&mut self) {
         // What is told now happened after it was last asked for, and nobody knows when.
         let since = std::mem::replace(&mut self.drained, Instant::now());
+        let is_quiet = !self.has_looked && self.jobs.is_idle() && self.dirty.is_empty();
         loop {
             let Some(tree) = &self.tree else { return };
             let (happenings, has_more) = {
@@ -734,7 +767,7 @@ impl Capture {
                 (watch.drain(), watch.has_more())
             };
             match happenings {
-                Ok(happenings) => self.hear(happenings, since),
+                Ok(happenings) => self.hear(happenings, since, is_quiet),
                 Err(error) => {
                     tracing::warn!(%error, "cannot read the events of the tree");
                     self.drained = since;
@@ -748,14 +781,19 @@ impl Capture {
         }
     }
 
-    fn hear(&mut self, happenings: Vec<Happening>, since: Instant) {
+    fn hear(&mut self, happenings: Vec<Happening>, since: Instant, is_quiet: bool) {
         let now = Instant::now();
         for happening in happenings {
             match happening {
                 Happening::At(path, is_deep) => {
                     self.dirty.mark_since(path, is_deep, Some(since), now);
                 }
-                Happening::Moved { from, to, .. } => self.moves.push((from, to, Some(since))),
+                Happening::Moved { from, to, .. } => self.moves.push(Moving {
+                    from,
+                    to,
+                    since: Some(since),
+                    is_quiet,
+                }),
                 Happening::Anywhere => {
                     self.shared.events.record(
                         Severity::Warning,
@@ -846,6 +884,12 @@ impl Capture {
         if let Some(fd) = &watched {
             fds.push(PollFd::new(fd, PollFlags::IN));
         }
+        if self.has_looked {
+            let told = poll(&mut fds, Some(&Timespec::default()));
+            // Whatever happens from now on, the looks were before it.
+            let is_quiet = told.is_ok() && fds.get(1).is_some_and(|fd| fd.revents().is_empty());
+            self.has_looked = !is_quiet;
+        }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(errno) => Err(FilesError::Wait {
@@ -880,11 +924,7 @@ impl Scan {
     /// Notes that everything has to be looked at once more, for the oldest of all that it was asked for.
     fn look_again(&mut self, why: Why, since: Option<Instant>) {
         let (asked_why, asked_since) = self.again.unwrap_or((why, since));
-        let since = match (asked_since, since) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        self.again = Some((asked_why.min(why), since));
+        self.again = Some((asked_why.min(why), older(asked_since, since)));
     }
 
     /// Returns whether nothing that happened before `asked` is still to be found by it, or by the one

@@ -7,7 +7,7 @@ use std::time::Instant;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
     BATCH_BYTES_MAX, Batch, BatchError, Content, Head, Known, Ledger, LedgerError, Local, LogEntry,
-    LogEntryError, Manifest, Misfit, OUTBOARD_FROM, Operation, RelPath,
+    LogEntryError, Manifest, Misfit, NodeId, OUTBOARD_FROM, Operation, RelPath,
 };
 use understudy_replication::guard::{Extent, Judgement};
 use understudy_replication::log::{Log, LogError};
@@ -93,17 +93,22 @@ pub(super) fn commit(
                 continue;
             }
             let former = writer.ledger.manifest.lookup(&path);
-            let former = former.and_then(|id| writer.ledger.manifest.content(id));
-            let content = fitting(&writer.ledger.manifest, &path, &known, content, former);
-            let replaced = former.filter(|former| Some(*former) != known.entry.content());
+            let held = former.and_then(|id| writer.ledger.manifest.content(id));
+            let content = fitting(&writer.ledger.manifest, &path, &known, content, held);
+            let replaced = held.filter(|former| Some(*former) != known.entry.content());
             let local = known.local;
             let operation = Operation::Put {
                 path: path.clone(),
                 entry: known.entry,
                 content,
             };
-            writer.push(operation, Some(local))?;
-            shared.note_content(&writer.ledger.manifest, &path);
+            let left = former.map_or(0, |former| writer.ledger.manifest.link(former));
+            if !writer.push(operation, Some(local))? {
+                continue;
+            }
+            let manifest = &writer.ledger.manifest;
+            again.extend(unlike_names(shared, manifest, &path, left));
+            shared.note_content(manifest, &path);
             if let Some((size, hash)) = replaced
                 && size >= OUTBOARD_FROM
                 && !shared.is_held(&writer.ledger.manifest, size, hash)
@@ -123,6 +128,7 @@ pub(super) fn commit(
         for (path, local) in &learned {
             if let Some(id) = ledger.manifest.lookup(path) {
                 ledger.manifest.learn(id, *local);
+                shared.note_inode(&ledger.manifest, id);
             }
         }
         ledger.learned(learned)?;
@@ -143,8 +149,9 @@ pub(super) fn commit_moves(
     within(shared, |ledger, log| {
         let mut writer = Writer::new(ledger, log);
         for (from, to) in moves {
-            if let Some(operation) = confirm(&writer.ledger.manifest, &from, &to) {
-                writer.push(operation, None)?;
+            if let Some(operation) = confirm(&writer.ledger.manifest, &from, &to)
+                && writer.push(operation, None)?
+            {
                 moved.push(to);
             }
         }
@@ -204,8 +211,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Folds an operation into the manifest, and keeps it for the log.
-    fn push(&mut self, operation: Operation, local: Option<Local>) -> Result<(), CommitError> {
+    /// Folds an operation into the manifest, and keeps it for the log; `false` if it does not fit.
+    fn push(&mut self, operation: Operation, local: Option<Local>) -> Result<bool, CommitError> {
         let bytes = operation.metadata_bytes();
         if bytes > self.room || self.operations.len() >= OPERATIONS_MAX {
             self.flush()?;
@@ -216,7 +223,7 @@ impl<'a> Writer<'a> {
         if let Err(misfit) = self.ledger.manifest.fold(&operation) {
             // Nothing has been changed by it; whoever looks next finds out what is there.
             tracing::debug!(%misfit, "what was found does not fit any more");
-            return Ok(());
+            return Ok(false);
         }
         if let Some(local) = local
             && let Some(id) = self.ledger.manifest.lookup(operation.path())
@@ -226,7 +233,7 @@ impl<'a> Writer<'a> {
         }
         self.room = self.room.saturating_sub(bytes);
         self.operations.push(operation);
-        Ok(())
+        Ok(true)
     }
 
     fn flush(&mut self) -> Result<(), CommitError> {
@@ -265,6 +272,43 @@ impl<'a> Writer<'a> {
         self.flush()?;
         Ok(self.position)
     }
+}
+
+/// Returns the other names of the file that was just found at `path`, and of the one that had the number
+/// `left` and is not there any more, where they are known to be otherwise.
+///
+/// Invariant: names of one inode are known as equal, or wait for a look. Nobody tells of the other names
+/// of a file that was changed, or got one more, under this one; and what was looked at first may be
+/// committed last.
+fn unlike_names(shared: &Shared, manifest: &Manifest, path: &RelPath, left: u64) -> Vec<RelPath> {
+    let Some((id, known)) = manifest.lookup(path).zip(manifest.get(path)) else {
+        return Vec::new();
+    };
+    let link = known.entry.link;
+    let mut names: Vec<NodeId> = Vec::new();
+    if left != 0 {
+        names.extend(manifest.linked(left));
+    }
+    if link != 0 && link != left {
+        names.extend(manifest.linked(link));
+    }
+    let inode = manifest.inode(id);
+    if let Some(inode) = inode.filter(|_| known.entry.content().is_some()) {
+        if link != 0 {
+            names.extend(shared.node_with(manifest, inode));
+        } else if let Some(link) = manifest.link_of_inode(inode) {
+            // It had no other name yet when it was read.
+            names.extend(manifest.linked(link));
+            names.push(id);
+        }
+    }
+    shared.note_inode(manifest, id);
+    let others = names.into_iter().filter(|other| {
+        let entry = |id| manifest.path(id).and_then(|path| manifest.get(&path));
+        let is_like = entry(*other).is_some_and(|other| other.entry == known.entry);
+        !is_like || (*other == id && link == 0)
+    });
+    others.filter_map(|other| manifest.path(other)).collect()
 }
 
 /// Returns where the content comes from, now that it is known what the manifest says.

@@ -50,7 +50,7 @@ pub(super) struct Dirty {
 }
 
 /// The older of two moments that have to be covered.
-fn older(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+pub(super) fn older(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -73,7 +73,7 @@ impl Dirty {
         now: Instant,
     ) {
         if self.duties.len() >= DIRTY_MAX {
-            self.mark_all(now);
+            self.mark_all(since.map_or(now, |since| since.min(now)));
             return;
         }
         let rest = self.rests.get(&path).copied();
@@ -181,15 +181,14 @@ impl Dirty {
             .all(|duty| duty.since.is_none_or(|since| since > asked))
     }
 
+    /// Returns whether nothing is to be looked at.
+    pub(super) fn is_empty(&self) -> bool {
+        self.duties.is_empty()
+    }
+
     /// Returns when something will be due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.duties.values().map(|duty| duty.due).min()
-    }
-
-    /// Returns how many paths wait.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.duties.len()
     }
 }
 
@@ -231,7 +230,7 @@ mod tests {
             assert!(due - now <= PAUSE_MAX, "{:?}", due - now);
             now = due;
             let (_, duty) = dirty.take_due(now, false).pop().unwrap();
-            assert!(!dirty.covers(now) || dirty.len() == 0);
+            assert!(!dirty.covers(now) || dirty.is_empty());
             dirty.mark(path("log"), false, now);
             dirty.postpone(path("log"), duty.since, Duration::from_millis(1), now);
             assert_eq!(

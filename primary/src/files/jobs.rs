@@ -3,7 +3,8 @@
 //! Two for what is quick, and one for large files, so that nothing waits behind them. Nothing is looked
 //! at twice at the same time: the capture holds back what concerns a path that is being looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,6 +61,9 @@ pub(super) struct Jobs {
     next: u64,
     /// What is being looked at, and the oldest moment that it has to cover.
     running: BTreeMap<u64, (Job, Option<Instant>)>,
+    /// How many of these look at a path, and at all that is in a directory.
+    paths: HashMap<RelPath, usize>,
+    directories: HashMap<Option<RelPath>, usize>,
 }
 
 impl Jobs {
@@ -86,6 +90,8 @@ impl Jobs {
             done,
             next: 0,
             running: BTreeMap::new(),
+            paths: HashMap::new(),
+            directories: HashMap::new(),
         })
     }
 
@@ -103,14 +109,37 @@ impl Jobs {
             Job::Large(_) => &self.large,
         };
         if sender.send(order).is_ok() {
+            self.count(&job, |count| count.saturating_add(1));
             self.running.insert(number, (job, since));
         }
+    }
+
+    fn count(&mut self, job: &Job, change: impl Fn(usize) -> usize) {
+        match job {
+            Job::Paths(paths) => {
+                for (path, _) in paths {
+                    recount(&mut self.paths, path, &change);
+                }
+            }
+            Job::Large(path) => recount(&mut self.paths, path, &change),
+            Job::Directories(directories, _) => {
+                for directory in directories {
+                    recount(&mut self.directories, directory, &change);
+                }
+            }
+        }
+    }
+
+    fn has_ended(&mut self, number: u64) -> Option<(Job, Option<Instant>)> {
+        let (job, since) = self.running.remove(&number)?;
+        self.count(&job, |count| count.saturating_sub(1));
+        Some((job, since))
     }
 
     /// Takes a job that is done, with what it was and what it had to cover.
     pub(super) fn take(&mut self) -> Option<(Job, Option<Instant>, Found)> {
         let done = self.done.try_recv().ok()?;
-        let (job, since) = self.running.remove(&done.number)?;
+        let (job, since) = self.has_ended(done.number)?;
         Some((job, since, done.found))
     }
 
@@ -120,18 +149,13 @@ impl Jobs {
             return None;
         }
         let done = self.done.recv().ok()?;
-        let (job, since) = self.running.remove(&done.number)?;
+        let (job, since) = self.has_ended(done.number)?;
         Some((job, since, done.found))
     }
 
     /// Returns whether a look at `path` is under way: its outcome would be older than one begun now.
     pub(super) fn is_at(&self, path: &RelPath) -> bool {
-        let parent = path.parent();
-        self.running.values().any(|(job, _)| match job {
-            Job::Paths(paths) => paths.iter().any(|(at, _)| at == path),
-            Job::Directories(directories, _) => directories.contains(&parent),
-            Job::Large(at) => at == path,
-        })
+        self.paths.contains_key(path) || self.directories.contains_key(&path.parent())
     }
 
     /// Returns whether everything that happened before `asked` is covered by what is done.
@@ -160,6 +184,19 @@ impl Jobs {
         self.running
             .values()
             .any(|(job, _)| matches!(job, Job::Large(at) if at == path))
+    }
+}
+
+fn recount<K: Clone + Eq + Hash>(
+    counts: &mut HashMap<K, usize>,
+    key: &K,
+    change: impl Fn(usize) -> usize,
+) {
+    let now = change(counts.get(key).copied().unwrap_or(0));
+    if now == 0 {
+        counts.remove(key);
+    } else {
+        counts.insert(key.clone(), now);
     }
 }
 

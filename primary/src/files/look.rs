@@ -3,19 +3,18 @@
 //! Looks run on several threads beside the capture, and change nothing: what they find is committed
 //! by the capture, one after the other.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, Statx};
 use rustix::io::Errno;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
-    Content, Identity, Kind, Known, LOST_AND_FOUND, Local, Manifest, NodeId, PathError, RESERVED,
-    RelPath, Root, TARGET_BYTES_MAX, TOP, identity, names, open_in, stat_in, xattrs,
+    Content, Identity, Kind, Known, LOST_AND_FOUND, Local, Manifest, PathError, RESERVED, RelPath,
+    Root, TARGET_BYTES_MAX, TOP, identity, names, open_in, stat_in, xattrs,
 };
 use understudy_replication::wall_time::WallTime;
 
@@ -30,11 +29,6 @@ pub(super) const LARGE_FROM: u64 = 16 << 20;
 /// A file this large that was written to just now is not read yet: it would be read again.
 const SETTLING_FROM: u64 = 4 << 20;
 const SETTLING: Duration = Duration::from_millis(50);
-
-/// Which node has which inode is believed for as long as a scan may take, to find what it had before;
-const SCAN_MAX: Duration = Duration::from_secs(600);
-/// and shortly, to find another name of a file: a miss costs a content sent twice.
-const INODES_FRESH: Duration = Duration::from_secs(1);
 
 /// What a look found to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +50,6 @@ pub(super) enum Again {
     Racy(RelPath),
     /// It was read, and took this long.
     Rested(RelPath, Duration),
-    /// It is another name of a file that was found changed.
-    Linked(RelPath),
     /// It lies in a directory that is not known yet.
     Above(RelPath),
 }
@@ -89,14 +81,10 @@ pub(super) enum LookError {
     Empty,
 }
 
-type Inodes = Arc<HashMap<u64, NodeId>>;
-
 /// The tree while it is where it should be.
 pub(super) struct Tree {
     pub(super) root: Root,
     pub(super) watch: Mutex<Watch>,
-    /// Which node had which inode, made when something new is found, and when.
-    inodes: Mutex<Option<(Inodes, Instant)>>,
 }
 
 impl Tree {
@@ -104,33 +92,7 @@ impl Tree {
         Self {
             root,
             watch: Mutex::new(watch),
-            inodes: Mutex::default(),
         }
-    }
-
-    /// Forgets which node had which inode.
-    pub(super) fn forget_inodes(&self) {
-        *self.inodes.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn inodes(&self, shared: &Shared, fresh: Duration) -> Inodes {
-        let mut held = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if held
-            .as_ref()
-            .is_some_and(|(_, made)| made.elapsed() > fresh)
-        {
-            *held = None;
-        }
-        let (inodes, _) = held.get_or_insert_with(|| {
-            let mut inodes = HashMap::new();
-            if let Some(ledger) = shared.ledger().as_ref() {
-                let manifest = &ledger.manifest;
-                let seen = manifest.walk(TOP);
-                inodes.extend(seen.filter_map(|(_, id)| Some((manifest.inode(id)?, id))));
-            }
-            (Arc::new(inodes), Instant::now())
-        });
-        inodes.clone()
     }
 }
 
@@ -207,8 +169,9 @@ impl<'a> Looker<'a> {
         }
     }
 
-    /// Looks at what a directory holds, `None` being the top; not at what the directories in it hold,
-    /// which are noted. In a scan, what is new is looked for under the path that it had.
+    /// Looks at what a directory holds, `None` being the top, and notes the directories in it: all that
+    /// lies beneath is looked at before nothing more is noted. In a scan, what is new is looked for under
+    /// the path that it had.
     pub(super) fn list(&mut self, path: Option<&RelPath>, is_scan: bool) {
         let listed = self.tree.root.directory(path).and_then(|directory| {
             // Watched before it is listed: what comes in between is listed, or told.
@@ -267,7 +230,7 @@ impl<'a> Looker<'a> {
             }
             return;
         }
-        let compared = self.compare(path, &stats, &unknown, is_scan);
+        let compared = self.compare(path, &stats, &unknown);
         for name in compared.gone {
             if let Ok(child) = RelPath::child(path, &name) {
                 self.found.changes.push((child, Change::Delete));
@@ -298,7 +261,6 @@ impl<'a> Looker<'a> {
         path: Option<&RelPath>,
         stats: &[(Vec<u8>, Statx)],
         unknown: &[(Vec<u8>, io::Error)],
-        is_scan: bool,
     ) -> Compared {
         let mut compared = Compared::default();
         let guard = self.shared.ledger();
@@ -328,7 +290,7 @@ impl<'a> Looker<'a> {
             let found = identity(stat);
             match node {
                 Some(id) if manifest.looks(*id, &found) => {
-                    if manifest.is_directory(*id) && is_scan {
+                    if manifest.is_directory(*id) {
                         compared.directories.push(number);
                     }
                 }
@@ -404,24 +366,20 @@ impl<'a> Looker<'a> {
 
     /// Whether something new is what has gone from another path.
     fn has_moved(&mut self, path: &RelPath, found: &Identity) -> bool {
-        let inodes = self.tree.inodes(self.shared, SCAN_MAX);
-        let Some(id) = inodes.get(&found.inode) else {
-            return false;
-        };
         let from = {
             let guard = self.shared.ledger();
             let Some(ledger) = guard.as_ref() else {
                 return false;
             };
             let manifest = &ledger.manifest;
-            // The node may have gone since, and its number been given to another.
-            let Some(from) = manifest
-                .path(*id)
-                .filter(|from| manifest.lookup(from) == Some(*id))
+            let Some((id, from)) = self
+                .shared
+                .node_with(manifest, found.inode)
+                .and_then(|id| Some((id, manifest.path(id)?)))
             else {
                 return false;
             };
-            let is_same = manifest.local(*id).seen().is_some_and(|seen| {
+            let is_same = manifest.local(id).seen().is_some_and(|seen| {
                 // A directory's time may have changed with what it holds; a move changes every ctime.
                 let is_directory = found.file_type() == FileType::Directory;
                 let seen = Identity {
@@ -454,18 +412,13 @@ impl<'a> Looker<'a> {
 
     /// Returns the path of which is known that it was this file, when it had no other.
     fn sibling(&self, path: &RelPath, inode: u64) -> Option<RelPath> {
-        if self.shared.is_linked(inode) {
-            return None;
-        }
-        let inodes = self.tree.inodes(self.shared, INODES_FRESH);
-        let id = inodes.get(&inode)?;
         let guard = self.shared.ledger();
         let manifest = &guard.as_ref()?.manifest;
-        let sibling = manifest.path(*id)?;
-        let is_it = manifest.lookup(&sibling) == Some(*id)
-            && manifest.inode(*id) == Some(inode)
-            && sibling != *path;
-        is_it.then_some(sibling)
+        if manifest.link_of_inode(inode).is_some() {
+            return None;
+        }
+        let id = self.shared.node_with(manifest, inode)?;
+        manifest.path(id).filter(|sibling| sibling != path)
     }
 
     fn note_directory(
@@ -561,14 +514,6 @@ impl<'a> Looker<'a> {
                 self.look(&sibling, false);
                 content = Content::Link(sibling);
             }
-        }
-        let was_linked = known.as_ref().map_or(0, |known| known.entry.link);
-        if was_linked != 0 && known.as_ref().is_some_and(|known| known.entry != entry) {
-            // Nobody tells of the other names of a file that was changed under this one.
-            let others = self.shared.linked(was_linked, path);
-            self.found
-                .again
-                .extend(others.into_iter().map(Again::Linked));
         }
         self.note(path, Known { entry, local }, content, known);
     }

@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub(super) blocks: Blocks,
     /// Which nodes hold a content, by the beginning of its hash; made when it is first asked for.
     contents: Mutex<Option<HashMap<u64, NodeId>>>,
+    /// Which node was last seen with an inode; made when it is first asked for. Locked after the ledger.
+    inodes: Mutex<Option<HashMap<u64, NodeId>>>,
     pub(super) guard: Mutex<DeleteGuard>,
     /// What the guard holds back.
     pub(super) withheld: Mutex<Option<Withheld>>,
@@ -119,6 +121,7 @@ impl Shared {
             ledger: Mutex::new(Some(ledger)),
             shipped: Mutex::new(Some(shipped)),
             contents: Mutex::default(),
+            inodes: Mutex::default(),
             log: Mutex::new(log),
             log_generation: AtomicU64::new(0),
             position: watch::Sender::new(position),
@@ -144,6 +147,31 @@ impl Shared {
         *self.ledger() = None;
         *self.shipped.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.contents.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.forget_inodes();
+    }
+
+    /// Frees what [`Shared::node_with`] has made.
+    pub(super) fn forget_inodes(&self) {
+        *self.inodes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Returns a node that was last seen with this inode.
+    pub(super) fn node_with(&self, manifest: &Manifest, inode: u64) -> Option<NodeId> {
+        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let inodes = inodes.get_or_insert_with(|| index_inodes(manifest));
+        let id = *inodes.get(&inode)?;
+        // The node may have gone since, and its number been given to another.
+        let path = manifest.path(id)?;
+        let is_right = manifest.lookup(&path) == Some(id) && manifest.inode(id) == Some(inode);
+        is_right.then_some(id)
+    }
+
+    /// Notes with which inode a node was seen.
+    pub(super) fn note_inode(&self, manifest: &Manifest, id: NodeId) {
+        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(inodes), Some(inode)) = (inodes.as_mut(), manifest.inode(id)) {
+            inodes.insert(inode, id);
+        }
     }
 
     /// Returns another file that holds this content.
@@ -201,27 +229,6 @@ impl Shared {
             link = link.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15;
         }
         link
-    }
-
-    /// Returns whether a file with this inode is known to have several names.
-    pub(super) fn is_linked(&self, inode: u64) -> bool {
-        let guard = self.ledger();
-        guard
-            .as_ref()
-            .is_some_and(|ledger| ledger.manifest.link_of_inode(inode).is_some())
-    }
-
-    /// Returns the other names of a file.
-    pub(super) fn linked(&self, link: u64, not: &RelPath) -> Vec<RelPath> {
-        let guard = self.ledger();
-        let Some(ledger) = guard.as_ref() else {
-            return Vec::new();
-        };
-        let paths = ledger.manifest.linked(link);
-        paths
-            .filter_map(|id| ledger.manifest.path(id))
-            .filter(|path| path != not)
-            .collect()
     }
 
     pub(super) fn log(&self) -> LogView {
@@ -313,6 +320,12 @@ fn prefix(hash: Digest) -> u64 {
         .split_first_chunk()
         .unwrap_or((&[0; 8], &[]));
     u64::from_le_bytes(*bytes)
+}
+
+fn index_inodes(manifest: &Manifest) -> HashMap<u64, NodeId> {
+    let seen = manifest.walk(TOP);
+    seen.filter_map(|(_, id)| Some((manifest.inode(id)?, id)))
+        .collect()
 }
 
 fn index_contents(manifest: &Manifest) -> HashMap<u64, NodeId> {
