@@ -5,28 +5,31 @@
 //!  patrol ─▶ Scan ─┴─▶ Jobs on threads ─▶ Found ─▶ commit
 //! ```
 
+mod moves;
+mod pending;
+mod scan;
+mod trust;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use understudy_replication::event::Severity;
-use understudy_replication::files::{
-    LOST_AND_FOUND, Manifest, Operation, RESERVED, RelPath, Root, identity,
-};
+use understudy_replication::files::{RelPath, identity};
 
-use super::commit::{ABOUT_GUARD, CommitError, commit, commit_moves, replay};
+use super::commit::{CommitError, commit, replay};
 use super::dirty::{Dirty, Duty, older};
 use super::jobs::{Job, Jobs, Why};
 use super::look::{Again, Change, Found, LookError, Looker, Tree};
 use super::shared::{MarkRequest, Shared};
-use super::watch::{Happening, Watch};
+use super::watch::Happening;
 use super::{FilesError, open_kept};
-
-/// How often everything is looked at where watches do not suffice, unless looking takes longer.
-const BLIND_SCAN_INTERVAL: Duration = Duration::from_secs(1);
+use moves::Moving;
+use pending::Pending;
+use scan::Scan;
 
 /// A tree that cannot be trusted is looked for this often.
 const HALTED_INTERVAL: Duration = Duration::from_millis(500);
@@ -36,9 +39,6 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(180);
 
 /// Up to so many paths are looked at by the capture itself, which is quicker than asking others.
 const OWN_PATHS_MAX: usize = 64;
-
-/// How many jobs of a scan are under way at a time.
-const SCAN_JOBS_MAX: usize = 8;
 
 /// What a scan finds is gathered up to this many changes, or this long.
 const PENDING_MAX: usize = 4000;
@@ -66,65 +66,6 @@ pub(super) struct Capture {
     /// When the first look at everything that came to its end was begun.
     first_scan: Option<Instant>,
     is_blind: bool,
-}
-
-/// Something that seems to have moved.
-struct Moving {
-    from: RelPath,
-    to: RelPath,
-    since: Option<Instant>,
-    /// Nothing was being looked at when it moved: so nobody can have taken the one place for the other.
-    is_quiet: bool,
-}
-
-/// A look at everything.
-struct Scan {
-    why: Why,
-    /// All that happened before this is covered when it ends.
-    since: Option<Instant>,
-    begun: Instant,
-    /// Directories that are still to be listed.
-    waiting: Vec<Option<RelPath>>,
-    running: usize,
-    /// What was not there. Told at the end, when it is known what has only moved.
-    gone: Vec<RelPath>,
-    is_blind: bool,
-    /// It was asked for again while it ran.
-    again: Option<(Why, Option<Instant>)>,
-    /// It began at the top.
-    is_whole: bool,
-}
-
-/// Changes that are not committed yet.
-#[derive(Default)]
-struct Pending {
-    changes: BTreeMap<RelPath, Change>,
-    since: Option<Instant>,
-}
-
-impl Pending {
-    fn add(&mut self, path: RelPath, change: Change, now: Instant) {
-        let is_directory = match &change {
-            Change::Put { known, .. } => known.entry.is_directory(),
-            Change::Delete => false,
-            Change::Learn(_) => true,
-        };
-        if !is_directory {
-            // What was seen within it before is void.
-            let beneath: Vec<RelPath> = self
-                .changes
-                .range(path.clone()..)
-                .skip_while(|(at, _)| **at == path)
-                .take_while(|(at, _)| at.is_beneath(&path))
-                .map(|(at, _)| at.clone())
-                .collect();
-            for at in beneath {
-                self.changes.remove(&at);
-            }
-        }
-        self.changes.insert(path, change);
-        self.since.get_or_insert(now);
-    }
 }
 
 impl Capture {
@@ -374,210 +315,6 @@ impl Capture {
         }
     }
 
-    /// Commits what was moved, where what is there now agrees with what was told.
-    fn make_moves(&mut self, now: Instant) -> Result<(), FilesError> {
-        let moves = std::mem::take(&mut self.moves);
-        let Some(tree) = self.tree.clone().filter(|_| !moves.is_empty()) else {
-            return Ok(());
-        };
-        // What was found before is told under the paths of before.
-        self.commit()?;
-        let mut directories = Vec::new();
-        for moving in &moves {
-            let made = self.make_known(&tree, &moving.to, now)?;
-            directories.extend(made.into_iter().map(|made| (made, moving.since)));
-        }
-        let judge =
-            |manifest: &Manifest, from: &RelPath, to: &RelPath| confirm(&tree, manifest, from, to);
-        let told = moves
-            .iter()
-            .map(|moving| (moving.from.clone(), moving.to.clone()));
-        let moved =
-            commit_moves(&self.shared, told, judge).map_err(|source| self.failed(source))?;
-        for (directory, since) in directories {
-            // What has been moved there is known by now.
-            self.dirty.mark_since(directory, true, since, now);
-        }
-        for Moving {
-            from,
-            to,
-            since,
-            is_quiet,
-        } in moves
-        {
-            for path in [from.parent(), to.parent()].into_iter().flatten() {
-                self.dirty.mark_since(path, false, since, now);
-            }
-            // A move that was not confirmed is something that has gone, and something new.
-            let is_deep = !moved.contains(&to);
-            self.dirty.mark_since(from, is_deep, since, now);
-            self.dirty.mark_since(to.clone(), is_deep, since, now);
-            let is_directory = || {
-                let found = tree.root.stat(&to).map(|stat| identity(&stat));
-                found.is_ok_and(|found| found.file_type() == FileType::Directory)
-            };
-            if !is_deep && is_directory() {
-                // What was looked at in it meanwhile may have been something else at that path.
-                let since = since.filter(|_| !is_quiet);
-                let scan = self
-                    .scan
-                    .get_or_insert_with(|| Scan::new(Why::Patrol, None, now));
-                scan.since = older(scan.since, since);
-                scan.waiting.push(Some(to));
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits the directories above `path` that are not known yet, so that something can be moved
-    /// there, and returns them: what else they hold has still to be looked at.
-    fn make_known(
-        &mut self,
-        tree: &Tree,
-        path: &RelPath,
-        now: Instant,
-    ) -> Result<Vec<RelPath>, FilesError> {
-        let mut above = Vec::new();
-        let mut at = path.parent();
-        while let Some(directory) = at {
-            let is_known = self.shared.ledger().as_ref().is_some_and(|ledger| {
-                let id = ledger.manifest.lookup(&directory);
-                id.is_some_and(|id| ledger.manifest.is_directory(id))
-            });
-            if is_known {
-                break;
-            }
-            at = directory.parent();
-            above.push(directory);
-        }
-        above.reverse();
-        for directory in &above {
-            let mut looker = Looker::new(&self.shared, tree);
-            looker.look(directory, false);
-            for (path, change) in looker.found.changes {
-                self.pending.add(path, change, now);
-            }
-            self.commit()?;
-        }
-        Ok(above)
-    }
-
-    fn begin_scan(&mut self, why: Why, since: Option<Instant>, now: Instant) {
-        // Later, if nothing else is heard of it.
-        self.next_scan = now + self.until_next_scan();
-        match &mut self.scan {
-            Some(scan) => scan.look_again(why, since),
-            None => {
-                let mut scan = Scan::new(why, since, now);
-                scan.is_whole = true;
-                scan.waiting.push(None);
-                self.scan = Some(scan);
-            }
-        }
-    }
-
-    fn until_next_scan(&self) -> Duration {
-        if self.is_blind {
-            return BLIND_SCAN_INTERVAL;
-        }
-        let now = SystemTime::now();
-        let next = self.shared.config.scan.next_after(now);
-        next.and_then(|next| next.duration_since(now).ok())
-            .unwrap_or(SCAN_INTERVAL)
-    }
-
-    fn go_on_scanning(&mut self) {
-        let (Some(scan), Some(tree)) = (&mut self.scan, &self.tree) else {
-            return;
-        };
-        // Enough for all threads, and no more than the queue of what is fresh can wait for.
-        while scan.running < SCAN_JOBS_MAX && !scan.waiting.is_empty() {
-            let left = scan.waiting.len();
-            let count = (left / SCAN_JOBS_MAX).clamp(1, 4).min(left);
-            let some = scan.waiting.split_off(left.saturating_sub(count));
-            self.jobs
-                .begin(Job::Directories(some, scan.why), scan.since, tree);
-            scan.running = scan.running.saturating_add(1);
-        }
-    }
-
-    fn end_scan(&mut self, now: Instant) -> Result<(), FilesError> {
-        let is_over = self
-            .scan
-            .as_ref()
-            .is_some_and(|scan| scan.running == 0 && scan.waiting.is_empty());
-        // What was found to have moved is not told as gone.
-        if !is_over || !self.moves.is_empty() {
-            return Ok(());
-        }
-        let (Some(mut scan), Some(tree)) = (self.scan.take(), self.tree.clone()) else {
-            return Ok(());
-        };
-        self.shared.forget_inodes();
-        for path in std::mem::take(&mut scan.gone) {
-            // It may have come again since it was missed.
-            match tree.root.stat(&path) {
-                Ok(_) => self.dirty.mark_since(path, true, scan.since, now),
-                Err(_) => {
-                    let mut looker = Looker::new(&self.shared, &tree);
-                    looker.look(&path, false);
-                    let found = looker.found;
-                    self.note(found, scan.since, Why::New, now);
-                }
-            }
-        }
-        if scan.is_whole {
-            self.has_scanned(&scan, now);
-        }
-        if let Some((why, since)) = scan.again {
-            self.begin_scan(why, since, now);
-        }
-        let is_halted = self.commit()?;
-        if scan.is_whole && scan.why == Why::Scan && !is_halted {
-            // What an operator has let through is through.
-            let mut guard = self
-                .shared
-                .guard
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            guard.guard_again();
-            drop(guard);
-            self.shared.is_halted.store(false, Ordering::Release);
-            self.shared.mended(ABOUT_ROOT);
-            self.first_scan.get_or_insert(scan.begun);
-        }
-        Ok(())
-    }
-
-    fn has_scanned(&mut self, scan: &Scan, now: Instant) {
-        // What is still missing is told to the guard anew.
-        *self
-            .shared
-            .withheld
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
-        self.shared.mended(ABOUT_GUARD);
-        self.is_blind = scan.is_blind;
-        let cost = now.saturating_duration_since(scan.begun);
-        if scan.is_blind {
-            self.next_scan = now + BLIND_SCAN_INTERVAL.max(cost * 4);
-            self.shared.problem(
-                "watches",
-                Severity::Warning,
-                "files_watches",
-                format!(
-                    "store {}: the kernel gives too few watches; everything is looked at each \
-                     second instead. Raise fs.inotify.max_user_watches",
-                    self.shared.id.name
-                ),
-            );
-        } else {
-            self.next_scan = now + self.until_next_scan().max(cost * 4);
-            self.shared.mended("watches");
-        }
-        tracing::debug!(store = %self.shared.id.name, ?cost, "looked at everything");
-    }
-
     fn commit_if_due(&mut self, now: Instant) -> Result<(), FilesError> {
         // While directories are being listed there is more to come; what is alone goes at once.
         let is_gathering = (self.scan.is_some() || self.jobs.is_listing())
@@ -639,120 +376,6 @@ impl Capture {
             })
             .map(|(path, _)| path)
             .collect()
-    }
-
-    /// Makes sure that the tree is open and where it should be.
-    fn find_tree(&mut self) -> Result<(), String> {
-        if self
-            .tree
-            .as_ref()
-            .is_some_and(|tree| tree.root.is_in_place())
-        {
-            return Ok(());
-        }
-        let had_tree = self.tree.take().is_some();
-        self.void();
-        let place = self.place();
-        let root = Root::open(&self.shared.root)
-            .map_err(|error| format!("{place} cannot be opened: {error}"))?;
-        let names = root
-            .names(None)
-            .map_err(|error| format!("{place} cannot be read: {error}"))?;
-        if self.has_entries() && !names.iter().any(|name| self.is_ours(name)) {
-            return Err(self.empty_reason());
-        }
-        let watch = Watch::open(&root, None)
-            .map_err(|error| format!("{place} cannot be watched: {error}"))?;
-        if had_tree {
-            tracing::info!(store = %self.shared.id.name, "the tree was replaced; looking at all of it");
-        }
-        tracing::info!(store = %self.shared.id.name, backend = ?watch.backend(), "watching the tree");
-        self.tree = Some(Arc::new(Tree::new(root, watch)));
-        // Nobody has told of what has happened since then.
-        self.dirty.mark_all(self.drained);
-        Ok(())
-    }
-
-    /// Forgets what was found in a tree that is not there any more, and waits for those who look at it.
-    fn void(&mut self) {
-        while self.jobs.wait().is_some() {}
-        self.scan = None;
-        self.moves.clear();
-        self.pending = Pending::default();
-    }
-
-    fn check_tree(&self, pending: &BTreeMap<RelPath, Change>) -> Result<(), String> {
-        if !pending.values().any(|change| *change == Change::Delete) {
-            return Ok(());
-        }
-        let Some(tree) = &self.tree else {
-            return Err(self.empty_reason());
-        };
-        if !tree.root.is_in_place() {
-            return Err(format!("{} is not what it was", self.place()));
-        }
-        let names = tree
-            .root
-            .names(None)
-            .map_err(|error| format!("{} cannot be read: {error}", self.place()))?;
-        if !names.iter().any(|name| self.is_ours(name)) {
-            return Err(self.empty_reason());
-        }
-        Ok(())
-    }
-
-    fn is_ours(&self, name: &[u8]) -> bool {
-        name != RESERVED
-            && name != LOST_AND_FOUND
-            && RelPath::new(name).is_ok_and(|path| !self.shared.exclude().is_match(path.as_path()))
-    }
-
-    fn has_entries(&self) -> bool {
-        self.shared
-            .ledger()
-            .as_ref()
-            .is_some_and(|ledger| !ledger.manifest.is_empty())
-    }
-
-    fn place(&self) -> String {
-        self.shared.root.display().to_string()
-    }
-
-    fn reason(&self, error: &LookError) -> String {
-        match error {
-            LookError::Empty => self.empty_reason(),
-            LookError::Top(_) => {
-                format!("{} cannot be read: {}", self.place(), root_cause(error))
-            }
-        }
-    }
-
-    fn empty_reason(&self) -> String {
-        format!(
-            "{} is empty, though it held files before; mount what belongs there. If it is meant to be \
-             empty, make any file in it",
-            self.place()
-        )
-    }
-
-    /// Believes nothing about the tree until it can be trusted again.
-    fn halt(&mut self, reason: &str) {
-        self.shared.is_halted.store(true, Ordering::Release);
-        self.tree = None;
-        self.void();
-        self.shared.problem(
-            ABOUT_ROOT,
-            Severity::Error,
-            "files_halted",
-            format!(
-                "store {} is not captured, and nothing is deleted: {reason}",
-                self.shared.id.name
-            ),
-        );
-        for mark in self.marks.drain(..) {
-            // Who asked may have stopped waiting.
-            let _late = mark.reply.send(None).is_err();
-        }
     }
 
     /// Takes all that has been told: a mark is answered by what was told before the look that follows.
@@ -904,73 +527,6 @@ impl Capture {
             source: Box::new(source),
         }
     }
-}
-
-impl Scan {
-    fn new(why: Why, since: Option<Instant>, now: Instant) -> Self {
-        Self {
-            why,
-            since,
-            begun: now,
-            waiting: Vec::new(),
-            running: 0,
-            gone: Vec::new(),
-            is_blind: false,
-            again: None,
-            is_whole: false,
-        }
-    }
-
-    /// Notes that everything has to be looked at once more, for the oldest of all that it was asked for.
-    fn look_again(&mut self, why: Why, since: Option<Instant>) {
-        let (asked_why, asked_since) = self.again.unwrap_or((why, since));
-        self.again = Some((asked_why.min(why), older(asked_since, since)));
-    }
-
-    /// Returns whether nothing that happened before `asked` is still to be found by it, or by the one
-    /// that follows.
-    fn covers(&self, asked: Instant) -> bool {
-        let again = self.again.and_then(|(_, since)| since);
-        let since = self.since.into_iter().chain(again).min();
-        since.is_none_or(|since| since > asked)
-    }
-}
-
-/// Returns the operation of a move that was told, if what is there agrees with it.
-fn confirm(tree: &Tree, manifest: &Manifest, from: &RelPath, to: &RelPath) -> Option<Operation> {
-    let inode_at = |path: &RelPath| tree.root.stat(path).ok().map(|stat| stat.stx_ino);
-    let id = manifest.lookup(from)?;
-    let inode = manifest.inode(id)?;
-    manifest.directory_of(to)?;
-    if inode_at(to) != Some(inode) {
-        return None;
-    }
-    let at_from = inode_at(from);
-    if at_from == Some(inode) {
-        return None;
-    }
-    // What was at the new path may be at the old one now.
-    if let Some(other) = manifest.lookup(to)
-        && at_from.is_some()
-        && manifest.inode(other) == at_from
-    {
-        return Some(Operation::Swap {
-            a: from.clone(),
-            b: to.clone(),
-        });
-    }
-    Some(Operation::Move {
-        from: from.clone(),
-        to: to.clone(),
-    })
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]
