@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, Statx};
 use understudy_replication::files::{
-    Blocks, Chunks, Content, Digest, Identity, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath,
-    Xattrs, data_ranges, identity, punch, stat_fd, xattrs_of_file,
+    Blocks, Chunks, Content, Digest, Identity, Local, OUTBOARD_FROM, Outboard, Patch, Piece,
+    RelPath, Xattrs, data_ranges, identity, punch, stat_fd, xattrs_of_file,
 };
 
 /// A file that has only grown is recognised from this size on: what is shorter is shipped whole.
@@ -38,10 +38,30 @@ pub(super) struct Held {
     pub(super) xattrs: Xattrs,
     /// How many names it has.
     pub(super) names: u32,
+    /// It has become longer since: this is what it held before, if it was only appended to. Else nobody
+    /// gets it, for it is read again when it is sent, and then holds something else.
+    has_grown: bool,
 }
 
-/// Reads a file; `None` if it changed since `stat` was taken of its path, or is none.
-pub(super) fn read(file: &File, stat: &Statx, former: &Former<'_>) -> io::Result<Option<Held>> {
+impl Held {
+    /// How it looked when it held this; of one that has become longer, nothing that could be seen again.
+    pub(super) fn local(&self, is_racy: bool) -> Local {
+        Local::Seen(if is_racy || self.has_grown {
+            self.found.unsettled()
+        } else {
+            self.found
+        })
+    }
+}
+
+/// Reads a file; `None` if it changed since `stat` was taken of its path, or is none. One that `may_grow`
+/// may become longer meanwhile.
+pub(super) fn read(
+    file: &File,
+    stat: &Statx,
+    former: &Former<'_>,
+    may_grow: bool,
+) -> io::Result<Option<Held>> {
     let found = identity(stat);
     if found.file_type() != FileType::RegularFile {
         return Ok(None);
@@ -65,14 +85,16 @@ pub(super) fn read(file: &File, stat: &Statx, former: &Former<'_>) -> io::Result
         Err(error) => return Err(error),
     };
     // Invariant: what is told was there in one moment. Nothing has changed from before the first byte
-    // was read until after the last.
+    // was read until after the last, or bytes were added behind it.
     let after = identity(&stat_fd(file.as_fd())?);
-    Ok((found == after).then_some(Held {
+    let has_grown = may_grow && after.size > found.size;
+    Ok((found == after || has_grown).then_some(Held {
         found,
         hash,
         content,
         xattrs,
         names: stat.stx_nlink,
+        has_grown,
     }))
 }
 

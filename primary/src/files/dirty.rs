@@ -165,6 +165,11 @@ impl Dirty {
         });
     }
 
+    /// Returns how often in a row a path was found changing.
+    pub(super) fn tries(&self, path: &RelPath) -> u32 {
+        self.attempts.get(path).copied().unwrap_or(0)
+    }
+
     /// Lets `path` rest, which took `cost` to read.
     pub(super) fn rest(&mut self, path: RelPath, cost: Duration, now: Instant) {
         self.attempts.remove(&path);

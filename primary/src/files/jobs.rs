@@ -22,12 +22,12 @@ const QUICK_THREADS_MAX: usize = 4;
 /// Something to look at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Job {
-    /// Single paths; and what they hold, where that is said.
-    Paths(Vec<(RelPath, bool)>),
+    /// Single paths; and what they hold, where that is said; and how often each was found changing.
+    Paths(Vec<(RelPath, bool, u32)>),
     /// What directories hold; all beneath them in a scan.
     Directories(Vec<Option<RelPath>>, Why),
-    /// A large file.
-    Large(RelPath),
+    /// A large file, and how often it was found changing.
+    Large(RelPath, u32),
 }
 
 /// Why a directory is listed.
@@ -106,7 +106,7 @@ impl Jobs {
         };
         let sender = match job {
             Job::Paths(_) | Job::Directories(..) => &self.quick,
-            Job::Large(_) => &self.large,
+            Job::Large(..) => &self.large,
         };
         if sender.send(order).is_ok() {
             self.count(&job, |count| count.saturating_add(1));
@@ -117,11 +117,11 @@ impl Jobs {
     fn count(&mut self, job: &Job, change: impl Fn(usize) -> usize) {
         match job {
             Job::Paths(paths) => {
-                for (path, _) in paths {
+                for (path, ..) in paths {
                     recount(&mut self.paths, path, &change);
                 }
             }
-            Job::Large(path) => recount(&mut self.paths, path, &change),
+            Job::Large(path, _) => recount(&mut self.paths, path, &change),
             Job::Directories(directories, _) => {
                 for directory in directories {
                     recount(&mut self.directories, directory, &change);
@@ -175,7 +175,7 @@ impl Jobs {
         self.running.values().any(|(job, _)| match job {
             Job::Directories(..) => true,
             Job::Paths(paths) => paths.len() > 1,
-            Job::Large(_) => false,
+            Job::Large(..) => false,
         })
     }
 
@@ -183,7 +183,7 @@ impl Jobs {
     pub(super) fn is_reading(&self, path: &RelPath) -> bool {
         self.running
             .values()
-            .any(|(job, _)| matches!(job, Job::Large(at) if at == path))
+            .any(|(job, _)| matches!(job, Job::Large(at, _) if at == path))
     }
 }
 
@@ -209,8 +209,8 @@ fn work(shared: &Shared, orders: &Mutex<Receiver<Order>>, done: &Sender<Done>) {
         let mut looker = Looker::new(shared, &tree);
         match job {
             Job::Paths(paths) => {
-                for (path, is_deep) in paths {
-                    looker.look(&path, is_deep);
+                for (path, is_deep, tries) in paths {
+                    looker.look_once_more(&path, is_deep, tries);
                 }
             }
             Job::Directories(directories, why) => {
@@ -222,7 +222,7 @@ fn work(shared: &Shared, orders: &Mutex<Receiver<Order>>, done: &Sender<Done>) {
                     looker.list(directory.as_ref(), is_scan);
                 }
             }
-            Job::Large(path) => looker.look_at_large(&path),
+            Job::Large(path, tries) => looker.look_at_large(&path, tries),
         }
         let found = looker.found;
         if done.send(Done { number, found }).is_err() {

@@ -30,6 +30,13 @@ pub(super) const LARGE_FROM: u64 = 16 << 20;
 const SETTLING_FROM: u64 = 4 << 20;
 const SETTLING: Duration = Duration::from_millis(50);
 
+/// A file that was found changing this often is taken as it is, if it is only appended to: some logs are
+/// never at rest. It has changed for some three seconds by then.
+const TRIES_BEFORE_GROWN: u32 = 6;
+
+/// And found changing this often, operators are told.
+const TRIES_BEFORE_TOLD: u32 = 10;
+
 /// What a look found to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -101,6 +108,8 @@ pub(super) struct Looker<'a> {
     pub(super) shared: &'a Shared,
     pub(super) tree: &'a Tree,
     pub(super) found: Found,
+    /// How often what is looked at was found changing before.
+    tries: u32,
 }
 
 impl<'a> Looker<'a> {
@@ -109,7 +118,15 @@ impl<'a> Looker<'a> {
             shared,
             tree,
             found: Found::default(),
+            tries: 0,
         }
+    }
+
+    /// Looks at a path that was found changing so often before.
+    pub(super) fn look_once_more(&mut self, path: &RelPath, is_deep: bool, tries: u32) {
+        self.tries = tries;
+        self.look(path, is_deep);
+        self.tries = 0;
     }
 
     /// Looks at `path`, and notes that what it holds has to be looked at if `is_deep` or if it is new.
@@ -159,7 +176,8 @@ impl<'a> Looker<'a> {
     }
 
     /// Reads the large file at `path`.
-    pub(super) fn look_at_large(&mut self, path: &RelPath) {
+    pub(super) fn look_at_large(&mut self, path: &RelPath, tries: u32) {
+        self.tries = tries;
         match self.tree.root.stat(path) {
             Ok(stat) if identity(&stat).file_type() == FileType::RegularFile => {
                 self.look_at_file(path, &stat, self.known(path));
@@ -469,7 +487,9 @@ impl<'a> Looker<'a> {
 
     fn read(&mut self, path: &RelPath, file: &File, stat: &Statx, known: Option<Known>) {
         let begun = Instant::now();
+        let may_grow = self.tries >= TRIES_BEFORE_GROWN;
         if stat.stx_size >= SETTLING_FROM
+            && !may_grow
             && age(identity(stat).mtime_ns).is_some_and(|age| age < SETTLING)
         {
             self.found
@@ -483,13 +503,13 @@ impl<'a> Looker<'a> {
             blocks: &self.shared.blocks,
             elsewhere: &elsewhere,
         };
-        let read = content::read(file, stat, &former);
+        let read = content::read(file, stat, &former, may_grow);
         let cost = begun.elapsed();
         let held = match read {
             Ok(Some(held)) => held,
             Ok(None) => {
                 self.found.again.push(Again::Unstable(path.clone(), cost));
-                return;
+                return self.note_unstable(path);
             }
             Err(error) => return self.note_unreadable(path, &error),
         };
@@ -500,7 +520,7 @@ impl<'a> Looker<'a> {
         if is_racy {
             self.found.again.push(Again::Racy(path.clone()));
         }
-        let local = Local::Seen(if is_racy { found.unsettled() } else { found });
+        let local = held.local(is_racy);
         let mut entry = found.entry(Kind::File {
             size: found.size,
             hash: held.hash,
@@ -589,6 +609,21 @@ impl<'a> Looker<'a> {
                 self.shared.id.name
             ),
         );
+    }
+
+    fn note_unstable(&self, path: &RelPath) {
+        if self.tries >= TRIES_BEFORE_TOLD {
+            self.shared.problem(
+                &path.to_string(),
+                Severity::Warning,
+                "files_unstable",
+                format!(
+                    "store {}: {path} is written to all the time, and cannot be read as it is at one \
+                     moment; its copies stay as they are until it rests",
+                    self.shared.id.name
+                ),
+            );
+        }
     }
 
     fn note_left_out(&mut self, path: &RelPath, reason: &str) {

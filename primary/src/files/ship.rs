@@ -30,6 +30,7 @@ use understudy_replication::position::Position;
 use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, FrameSender, frames};
 
+use super::content::hash_ranges;
 use super::limit::{Lane, Limit};
 use super::press::Press;
 use super::shared::Shared;
@@ -509,7 +510,8 @@ fn send_part(
 /// Returns whether an open file can still hold what it is known to hold.
 ///
 /// It is hashed by the receiver, so that this is only to tell at once what would be found out later. A
-/// file that was hashed within the tick of its last change is not known by how it looks.
+/// file that was hashed within the tick of its last change is not known by how it looks, and one that has
+/// grown is hashed again.
 fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> bool {
     let Ok(found) = stat_fd(file.as_fd()).map(|stat| identity(&stat)) else {
         return false;
@@ -524,12 +526,15 @@ fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> 
     if manifest.content(id) != Some(of) {
         return false;
     }
-    match manifest.local(id) {
+    let is_file = found.file_type() == FileType::RegularFile;
+    let is_so = match manifest.local(id) {
         Local::Seen(seen) if !seen.is_unsettled() => manifest.looks(id, &found),
-        Local::Seen(_) | Local::Unknown | Local::Awaited => {
-            found.file_type() == FileType::RegularFile && found.size == of.0
-        }
-    }
+        Local::Seen(_) | Local::Unknown | Local::Awaited => is_file && found.size == of.0,
+    };
+    drop(guard);
+    // A log that is never at rest still holds all that it held; what was written anew does not.
+    let has_grown = !is_so && is_file && found.size > of.0;
+    is_so || (has_grown && hash_ranges(file, &[(0, of.0)]).is_ok_and(|hash| hash == of.1))
 }
 
 /// Returns whether all of it was sent.

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -253,6 +255,43 @@ async fn trap_26_appended_to_while_it_is_shipped() {
                 .starts_with(&copied)
         );
     }
+    followed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_26_a_large_log_that_is_never_at_rest_is_copied_all_the_same() {
+    const BEFORE: usize = 5 << 20;
+    let followed =
+        Followed::of(|root| fs::write(root.join("log"), noise(1, BEFORE)).unwrap()).await;
+    let path = followed.source().join("log");
+    let mut log = fs::File::options().append(true).open(&path).unwrap();
+    let is_done = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let is_done = is_done.clone();
+        move || {
+            while !is_done.load(Ordering::Relaxed) {
+                log.write_all(b"one more line\n").unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    });
+    let copied = || fs::metadata(followed.copy().join("log")).unwrap().len();
+    for lines in [20, 1000] {
+        let wanted = BEFORE as u64 + lines * 14;
+        until(|| copied() > wanted, || copied().to_string()).await;
+    }
+    let held = fs::read(followed.copy().join("log")).unwrap();
+    is_done.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    assert!(fs::read(&path).unwrap().starts_with(&held));
+    assert!(
+        !followed
+            .pair
+            .events("a")
+            .iter()
+            .any(|event| event.contains("files_unstable")),
+        "it is no trouble"
+    );
     followed.end().await;
 }
 

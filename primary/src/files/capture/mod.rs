@@ -225,7 +225,8 @@ impl Capture {
             } else if duty.is_deep {
                 deep = Some(path.clone());
             }
-            paths.push((path, duty.is_deep));
+            let tries = self.dirty.tries(&path);
+            paths.push((path, duty.is_deep, tries));
         }
         self.has_looked |= !paths.is_empty();
         if paths.len() > OWN_PATHS_MAX {
@@ -235,8 +236,8 @@ impl Capture {
             return;
         }
         let mut looker = Looker::new(&self.shared, &tree);
-        for (path, is_deep) in &paths {
-            looker.look(path, *is_deep);
+        for (path, is_deep, tries) in &paths {
+            looker.look_once_more(path, *is_deep, *tries);
         }
         let found = looker.found;
         self.note(found, since, Why::New, now);
@@ -251,7 +252,7 @@ impl Capture {
             }
             let why = match &job {
                 Job::Directories(_, why) => *why,
-                Job::Paths(_) | Job::Large(_) => Why::New,
+                Job::Paths(_) | Job::Large(..) => Why::New,
             };
             if why != Why::New
                 && let Some(scan) = &mut self.scan
@@ -293,7 +294,8 @@ impl Capture {
             if self.jobs.is_reading(&path) {
                 self.dirty.mark_since(path, false, since, now);
             } else {
-                self.jobs.begin(Job::Large(path), since, &tree);
+                let tries = self.dirty.tries(&path);
+                self.jobs.begin(Job::Large(path, tries), since, &tree);
             }
         }
         let moved = found.moved.into_iter().map(|(from, to)| Moving {
