@@ -186,6 +186,12 @@ impl Dirty {
             .all(|duty| duty.since.is_none_or(|since| since > asked))
     }
 
+    /// Returns whether `path` is still to be looked at.
+    pub(super) fn has(&self, path: &RelPath) -> bool {
+        // A look at everything looks at it, too.
+        self.duties.contains_key(&Some(path.clone())) || self.duties.contains_key(&None)
+    }
+
     /// Returns whether nothing is to be looked at.
     pub(super) fn is_empty(&self) -> bool {
         self.duties.is_empty()

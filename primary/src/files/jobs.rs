@@ -165,6 +165,19 @@ impl Jobs {
             .all(|(_, since)| since.is_none_or(|since| since > asked))
     }
 
+    /// Returns the number of the job that begins next.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Returns whether all the jobs before this one are done.
+    pub(super) fn are_done_before(&self, number: u64) -> bool {
+        self.running
+            .keys()
+            .next()
+            .is_none_or(|first| *first >= number)
+    }
+
     /// Returns whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty()

@@ -166,6 +166,20 @@ impl Shared {
         is_right.then_some(id)
     }
 
+    /// Returns the names that are known of the file with this inode.
+    pub(super) fn names_with(&self, inode: u64) -> Vec<RelPath> {
+        let guard = self.ledger();
+        let Some(manifest) = guard.as_ref().map(|ledger| &ledger.manifest) else {
+            return Vec::new();
+        };
+        let mut names: Vec<NodeId> = match manifest.link_of_inode(inode) {
+            Some(link) => manifest.linked(link).collect(),
+            None => Vec::new(),
+        };
+        names.extend(self.node_with(manifest, inode));
+        names.iter().filter_map(|id| manifest.path(*id)).collect()
+    }
+
     /// Notes with which inode a node was seen.
     pub(super) fn note_inode(&self, manifest: &Manifest, id: NodeId) {
         let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);

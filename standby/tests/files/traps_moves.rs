@@ -1,7 +1,7 @@
 //! Names that move, and files that have several. Each test begins with the trap's number.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags};
@@ -258,6 +258,51 @@ async fn trap_12_a_linked_file_is_written_through_a_name_made_just_before() {
         drop(file);
         followed.agree().await;
     }
+    followed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_12_a_file_is_changed_through_a_name_that_is_gone_when_it_is_looked_at() {
+    let followed = Followed::of(|root| {
+        for number in 0..8 {
+            fs::write(root.join(format!("a{number}")), "as it was").unwrap();
+        }
+        fs::create_dir(root.join("d")).unwrap();
+    })
+    .await;
+    let source = followed.source();
+    for number in 0..8 {
+        let name = source.join(format!("a{number}"));
+        let new = source.join(format!("d/new{number}"));
+        fs::hard_link(&name, &new).unwrap();
+        if number % 2 == 0 {
+            fs::write(&new, "as it is.").unwrap();
+        }
+        let file = fs::File::options().write(true).open(&new).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        drop(file);
+        match number % 3 {
+            0 => fs::remove_file(&new).unwrap(),
+            1 => fs::write(source.join("d/other"), "another").unwrap(),
+            _ => {}
+        }
+        if number % 3 != 0 {
+            fs::write(source.join("d/over"), "over").unwrap();
+            fs::rename(source.join("d/over"), &new).unwrap();
+        }
+        followed.agree().await;
+    }
+    // The name of an open file is gone, and it is written to all the same.
+    let file = fs::File::options()
+        .write(true)
+        .open(source.join("a1"))
+        .unwrap();
+    fs::hard_link(source.join("a1"), source.join("left")).unwrap();
+    fs::remove_file(source.join("a1")).unwrap();
+    followed.agree().await;
+    file.write_all_at(b"by nobody's name", 0).unwrap();
+    followed.agree().await;
     followed.end().await;
 }
 

@@ -46,7 +46,8 @@ def differences(source: bytes, copy: bytes, without: set[str]) -> list[str]:
     if "holes" not in without:
         for path in both:
             allowed, kept = _rounded(ours_data.get(path, [])), sum(end - at for at, end in theirs_data.get(path, []))
-            if kept > allowed:
+            # The end of a file may lie in a hole, and is not worth one.
+            if kept >= allowed + HOLE_GRAIN:
                 found.append(f"holes of {path!r}: {kept} bytes are kept, and {allowed} would do")
     if len(found) > DIFFERENCES_TOLD:
         found = found[:DIFFERENCES_TOLD] + [f"and {len(found) - DIFFERENCES_TOLD} more"]

@@ -8,6 +8,7 @@
 mod moves;
 mod pending;
 mod scan;
+mod strays;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use super::{FilesError, open_kept};
 use moves::Moving;
 use pending::Pending;
 use scan::Scan;
+use strays::Strays;
 
 /// A tree that cannot be trusted is looked for this often.
 const HALTED_INTERVAL: Duration = Duration::from_millis(500);
@@ -54,6 +56,7 @@ pub(super) struct Capture {
     tree: Option<Arc<Tree>>,
     dirty: Dirty,
     moves: Vec<Moving>,
+    strays: Strays,
     pending: Pending,
     scan: Option<Scan>,
     marks: Vec<MarkRequest>,
@@ -82,6 +85,7 @@ impl Capture {
             tree: None,
             dirty: Dirty::default(),
             moves: Vec::new(),
+            strays: Strays::default(),
             pending: Pending::default(),
             scan: None,
             marks: Vec::new(),
@@ -196,6 +200,7 @@ impl Capture {
         }
         let due = self.dirty.take_due(now, hurry);
         self.look(due, now);
+        self.follow_strays(now);
         self.go_on_scanning();
         self.end_scan(now)?;
         self.commit_if_due(now)
@@ -413,6 +418,7 @@ impl Capture {
                 Happening::At(path, is_deep) => {
                     self.dirty.mark_since(path, is_deep, Some(since), now);
                 }
+                Happening::Through(path, file) => self.note_changed(path, file, since),
                 Happening::Moved { from, to, .. } => self.moves.push(Moving {
                     from,
                     to,
@@ -471,6 +477,7 @@ impl Capture {
         is_scanned
             && self.pending.changes.is_empty()
             && self.moves.is_empty()
+            && self.strays.covers(asked)
             && self.dirty.covers(asked)
             && self.jobs.covers(asked)
     }

@@ -15,6 +15,17 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Returns the paths that were found to be the file with this inode.
+    pub(super) fn names_with(&self, inode: u64) -> Vec<RelPath> {
+        let is_it = |change: &Change| match change {
+            Change::Put { known, .. } => known.local.seen().is_some_and(|seen| seen.inode == inode),
+            Change::Learn(local) => local.seen().is_some_and(|seen| seen.inode == inode),
+            Change::Delete => false,
+        };
+        let found = self.changes.iter().filter(|(_, change)| is_it(change));
+        found.map(|(path, _)| path.clone()).collect()
+    }
+
     pub(super) fn add(&mut self, path: RelPath, change: Change, now: Instant) {
         let is_directory = match &change {
             Change::Put { known, .. } => known.entry.is_directory(),

@@ -49,6 +49,7 @@ impl Capture {
         while self.jobs.wait().is_some() {}
         self.scan = None;
         self.moves.clear();
+        self.strays.clear();
         self.pending = Pending::default();
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Event<'a> {
     pub(super) mask: MaskFlags,
     /// To what.
     pub(super) place: Place<'a>,
+    /// The handle of what the name led to.
+    pub(super) target: Option<&'a [u8]>,
 }
 
 /// Where something happened.
@@ -69,17 +71,13 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Vec<Event<'_>>, EventError> {
         }
         let event = split(&mut bytes, event_bytes)?;
         let records = event.get(head_bytes..).ok_or(EventError::Length)?;
-        let place = place(mask, records)?;
-        events.push(Event { mask, place });
+        events.push(read(mask, records)?);
     }
     Ok(events)
 }
 
-fn place(mask: MaskFlags, mut records: &[u8]) -> Result<Place<'_>, EventError> {
-    if mask.contains(MaskFlags::FAN_Q_OVERFLOW) {
-        return Ok(Place::Lost);
-    }
-    let (mut at, mut from, mut to) = (None, None, None);
+fn read(mask: MaskFlags, mut records: &[u8]) -> Result<Event<'_>, EventError> {
+    let (mut at, mut from, mut to, mut target) = (None, None, None, None);
     while !records.is_empty() {
         let mut head = records;
         let [kind, _padding] = take(&mut head)?;
@@ -87,31 +85,43 @@ fn place(mask: MaskFlags, mut records: &[u8]) -> Result<Place<'_>, EventError> {
         let mut record = split(&mut records, record_bytes)?;
         let _head: [u8; 4] = take(&mut record)?;
         match kind {
+            libc::FAN_EVENT_INFO_TYPE_FID => target = Some(handle(&mut record)?),
             libc::FAN_EVENT_INFO_TYPE_DFID_NAME => at = Some(entry(record)?),
             libc::FAN_EVENT_INFO_TYPE_OLD_DFID_NAME => from = Some(entry(record)?),
             libc::FAN_EVENT_INFO_TYPE_NEW_DFID_NAME => to = Some(entry(record)?),
             _ => {}
         }
     }
-    Ok(match (at, from, to) {
+    let place = match (at, from, to) {
+        _ if mask.contains(MaskFlags::FAN_Q_OVERFLOW) => Place::Lost,
         (_, Some(from), Some(to)) => Place::Renamed { from, to },
         (Some(entry), _, _) | (None, Some(entry), None) | (None, None, Some(entry)) => {
             Place::Entry(entry)
         }
         (None, None, None) => Place::Unsaid,
+    };
+    Ok(Event {
+        mask,
+        place,
+        target,
     })
 }
 
-fn entry(mut record: &[u8]) -> Result<Entry<'_>, EventError> {
-    let _file_system: [u8; FILE_SYSTEM_ID_BYTES] = take(&mut record)?;
-    let mut handle = record;
-    let handle_bytes = length(u32::from_ne_bytes(take(&mut handle)?))?;
-    let _kind: [u8; 4] = take(&mut handle)?;
+/// Takes a whole `struct file_handle`, behind the number of its file system.
+fn handle<'a>(record: &mut &'a [u8]) -> Result<&'a [u8], EventError> {
+    let _file_system: [u8; FILE_SYSTEM_ID_BYTES] = take(record)?;
+    let mut head = *record;
+    let handle_bytes = length(u32::from_ne_bytes(take(&mut head)?))?;
+    let _kind: [u8; 4] = take(&mut head)?;
     let head_bytes = 8_usize;
     let whole = head_bytes
         .checked_add(handle_bytes)
         .ok_or(EventError::Length)?;
-    let directory = split(&mut record, whole)?;
+    split(record, whole)
+}
+
+fn entry(mut record: &[u8]) -> Result<Entry<'_>, EventError> {
+    let directory = handle(&mut record)?;
     // The name ends in a zero byte, and is padded with more of them.
     let end = record.iter().position(|byte| *byte == 0);
     let name = end
@@ -190,7 +200,7 @@ mod tests {
         let mut bytes = event(created, &record(2, &one, b"a\xff"));
         let mut both = record(10, &one, b"from");
         both.extend(record(12, &two, b"to"));
-        // A file's own handle, which is not asked for, and a record of the future.
+        // The handle of the file itself, and a record of the future.
         both.extend(record(1, &two, b""));
         both.extend([99, 0, 4, 0]);
         bytes.extend(event(renamed, &both));
@@ -201,6 +211,7 @@ mod tests {
             Event {
                 mask: created,
                 place: Place::Entry(at(&one, b"a\xff")),
+                target: None,
             },
             Event {
                 mask: renamed,
@@ -208,14 +219,17 @@ mod tests {
                     from: at(&one, b"from"),
                     to: at(&two, b"to"),
                 },
+                target: Some(&two),
             },
             Event {
                 mask: MaskFlags::FAN_Q_OVERFLOW,
                 place: Place::Lost,
+                target: None,
             },
             Event {
                 mask: MaskFlags::FAN_ATTRIB,
                 place: Place::Unsaid,
+                target: None,
             },
         ];
         assert_eq!(parse(&bytes), Ok(expected));

@@ -11,9 +11,9 @@ use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 use understudy_replication::files::{PATH_BYTES_MAX, RelPath, Root, stat_fd};
 
-use super::event::{Entry, Place, parse};
+use super::event::{Entry, Event, Place, parse};
 use super::told::{Move, Told};
-use super::{Happening, handle};
+use super::{FileHandle, Happening, handle};
 
 /// Room for the events of one drain: three to four thousand, each of which leads to three happenings at
 /// most in practice.
@@ -72,9 +72,10 @@ impl Fanotify {
     /// An error if that is not permitted, if the kernel is older than 5.17, or if the file system
     /// cannot find a directory again by a handle.
     pub(super) fn open(root: &Root) -> io::Result<Self> {
-        // Each event tells a directory and a name in it; and what the name led to, which nobody reads,
-        // but keeps the kernel from merging what happened to one file with what happened to the next of
-        // that name, across a rename in between.
+        // Each event tells a directory and a name in it; and what the name led to: the file that was
+        // changed may have lost that name by now, and be known under another. That also keeps the kernel
+        // from merging what happened to one file with what happened to the next of that name, across a
+        // rename in between.
         let report = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME_TARGET);
         // A queue with a bound would overflow whenever the rest of the file system is busy while a
         // large file is read. What we hold of it is one buffer; what the kernel holds is as much as
@@ -166,6 +167,7 @@ impl Tree {
                 Place::Entry(entry) => {
                     if let Directory::Inside(directory) = self.directory(entry, &mut inside)? {
                         note_entry(event.mask, directory.as_ref(), entry.name, &mut told);
+                        note_target(event, directory.as_ref(), entry.name, &mut told);
                     }
                 }
                 Place::Renamed { from, to } => {
@@ -173,6 +175,9 @@ impl Tree {
                         self.entry(from, &mut inside, &mut told)?,
                         self.entry(to, &mut inside, &mut told)?,
                     ];
+                    if let (Some(from), Some(to), Some(target)) = (&from, &to, event.target) {
+                        told.renamed(from, to, &FileHandle(target.to_vec()));
+                    }
                     match (from, to) {
                         (Some(from), Some(to)) => told.moved_by_now(Move {
                             from,
@@ -289,6 +294,17 @@ fn note_entry(mask: MaskFlags, directory: Option<&RelPath>, name: &[u8], told: &
         told.came(path, mask.contains(MaskFlags::FAN_ONDIR));
     } else {
         told.at(path, false);
+    }
+}
+
+/// Notes which file was changed, in case that name is another file's by now, or nobody's.
+fn note_target(event: &Event<'_>, directory: Option<&RelPath>, name: &[u8], told: &mut Told) {
+    let changed = MaskFlags::FAN_MODIFY | MaskFlags::FAN_CLOSE_WRITE | MaskFlags::FAN_ATTRIB;
+    let is_file = event.mask.intersects(changed) && !event.mask.contains(MaskFlags::FAN_ONDIR);
+    if let Some(target) = event.target.filter(|_| is_file)
+        && let Ok(path) = RelPath::child(directory, name)
+    {
+        told.through(path, FileHandle(target.to_vec()));
     }
 }
 

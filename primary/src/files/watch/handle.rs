@@ -1,4 +1,4 @@
-//! Opening a directory by its handle, which names it wherever it is by now.
+//! Opening a directory or file by its handle, which names it wherever it is by now.
 
 use std::io;
 use std::mem::size_of;
@@ -6,6 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The kernel's bound for what a handle holds after its head.
 const DATA_BYTES_MAX: usize = 128;
+
+const FILEID_INO32_GEN: i32 = 1;
+const FILEID_INO64_GEN: i32 = 0x81;
+const FILEID_BTRFS: i32 = 0x4d;
 
 /// A `struct file_handle` with room for the longest.
 #[repr(C)]
@@ -15,11 +19,20 @@ struct Handle {
     data: [u8; DATA_BYTES_MAX],
 }
 
-/// Opens what `handle`, a whole `struct file_handle`, names on the file system of `on`, as a place and
-/// not for reading. Needs `CAP_DAC_READ_SEARCH`.
+/// Opens the directory that `handle`, a whole `struct file_handle`, names on the file system of `on`, as a
+/// place and not for reading. Needs `CAP_DAC_READ_SEARCH`.
 pub(super) fn open(on: BorrowedFd<'_>, handle: &[u8]) -> io::Result<OwnedFd> {
+    open_as(on, handle, libc::O_DIRECTORY)
+}
+
+/// Opens whatever a handle names, likewise.
+pub(super) fn open_any(on: BorrowedFd<'_>, handle: &[u8]) -> io::Result<OwnedFd> {
+    open_as(on, handle, 0)
+}
+
+fn open_as(on: BorrowedFd<'_>, handle: &[u8], kind: libc::c_int) -> io::Result<OwnedFd> {
     let mut copy = copy_of(handle).ok_or(io::ErrorKind::InvalidInput)?;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let flags = libc::O_PATH | libc::O_CLOEXEC | kind;
     #[expect(
         unsafe_code,
         reason = "neither rustix nor nix has this call, and a crate that does is larger than this"
@@ -51,6 +64,22 @@ pub(super) fn is_permitted(on: BorrowedFd<'_>) -> io::Result<()> {
             Err(error)
         }
         Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Returns the number of the inode that a handle names, where that can be told from the handle: on ext4
+/// (which has 32 bits for it, and a generation), XFS and btrfs. See `fid_type` in linux/exportfs.h.
+pub(super) fn inode_of(handle: &[u8]) -> Option<u64> {
+    let copy = copy_of(handle)?;
+    let (first, _) = copy.data.split_first_chunk::<8>()?;
+    let whole = u64::from_ne_bytes(*first);
+    match (copy.kind, copy.bytes) {
+        (FILEID_INO32_GEN, 8) => {
+            let (first, _) = copy.data.split_first_chunk::<4>()?;
+            Some(u64::from(u32::from_ne_bytes(*first)))
+        }
+        (FILEID_INO64_GEN, 12) | (FILEID_BTRFS, 20) => Some(whole),
+        (_, _) => None,
     }
 }
 

@@ -14,9 +14,9 @@ mod told;
 mod tests;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use understudy_replication::files::{RelPath, Root};
+use understudy_replication::files::{RelPath, Root, stat_fd};
 
 use fanotify::Fanotify;
 use inotify::Inotify;
@@ -24,7 +24,7 @@ use inotify::Inotify;
 /// What happened.
 ///
 /// Those of one drain are in this order: moves as they were made; then places, by the paths that they
-/// have after these moves; then [`Happening::Anywhere`].
+/// have after these moves, with what was changed through them; then [`Happening::Anywhere`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Happening {
     /// To a path; deep if what it holds is new, too.
@@ -39,8 +39,29 @@ pub(super) enum Happening {
         to: RelPath,
         is_directory: bool,
     },
+    /// A file was changed under this path, which may not be its name any more, while another one is. Told
+    /// beside [`Happening::At`].
+    Through(RelPath, FileHandle),
     /// The kernel has dropped events, or the top itself is concerned.
     Anywhere,
+}
+
+/// Names a file wherever it is, as the kernel does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileHandle(Vec<u8>);
+
+impl FileHandle {
+    /// Returns the number of the inode if it can be told without asking.
+    pub(super) fn inode(&self) -> Option<u64> {
+        handle::inode_of(&self.0)
+    }
+
+    /// Returns the number of the inode, on the file system of `on`; `None` if it is no more.
+    pub(super) fn find(&self, on: BorrowedFd<'_>) -> Option<u64> {
+        let file = handle::open_any(on, &self.0).ok()?;
+        let stat = stat_fd(file.as_fd()).ok()?;
+        (stat.stx_nlink > 0).then_some(stat.stx_ino)
+    }
 }
 
 /// Which of the kernel's ways is used.

@@ -83,6 +83,7 @@ fn text(happening: &Happening) -> String {
         } if *is_directory => format!("{from}/ -> {to}/"),
         Happening::Moved { from, to, .. } => format!("{from} -> {to}"),
         Happening::Anywhere => "*".into(),
+        Happening::Through(path, _) => format!("through {path}"),
     }
 }
 
@@ -100,7 +101,11 @@ fn drain_until(watch: &mut Watch, last: &str) -> Vec<String> {
             Some(&timeout),
         )
         .unwrap();
-        told.extend(watch.drain().unwrap().iter().map(text));
+        let happenings = watch.drain().unwrap();
+        let others = happenings
+            .iter()
+            .filter(|happening| !matches!(happening, Happening::Through(..)));
+        told.extend(others.map(text));
     }
     told
 }
@@ -580,6 +585,7 @@ impl Observer {
                 match happening {
                     Happening::At(path, is_deep) => self.look(&path, is_deep),
                     Happening::Moved { from, to, .. } => self.follow(&from, &to),
+                    Happening::Through(..) => {}
                     Happening::Anywhere => panic!("nothing was lost"),
                 }
             }

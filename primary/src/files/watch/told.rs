@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_replication::files::RelPath;
 
-use super::Happening;
+use super::{FileHandle, Happening};
 
 /// The happenings of one drain, duplicates merged.
 ///
@@ -23,6 +23,8 @@ pub(super) struct Told {
     ends: Vec<(RelPath, bool)>,
     places: BTreeMap<RelPath, Place>,
     placed: usize,
+    /// Through which paths files were changed.
+    through: BTreeMap<RelPath, BTreeSet<FileHandle>>,
     is_anywhere: bool,
 }
 
@@ -59,6 +61,19 @@ impl Told {
     pub(super) fn at_parent(&mut self, directory: Option<&RelPath>) {
         if let Some(directory) = directory {
             self.at(directory.clone(), false);
+        }
+    }
+
+    /// Notes that a file was changed under this path of now.
+    pub(super) fn through(&mut self, path: RelPath, file: FileHandle) {
+        self.through.entry(path).or_default().insert(file);
+    }
+
+    /// Notes that a file that was changed has another name by now.
+    pub(super) fn renamed(&mut self, from: &RelPath, to: &RelPath, file: &FileHandle) {
+        let changed = self.through.get_mut(from);
+        if changed.is_some_and(|files| files.remove(file)) {
+            self.through(to.clone(), file.clone());
         }
     }
 
@@ -122,8 +137,13 @@ impl Told {
         let places = places
             .into_iter()
             .map(|(path, place)| Happening::At(path, place.is_deep));
+        let through = self.through.into_iter().flat_map(|(path, files)| {
+            let files = files.into_iter();
+            files.map(move |file| Happening::Through(path.clone(), file))
+        });
         moves
             .chain(places)
+            .chain(through)
             .chain(self.is_anywhere.then_some(Happening::Anywhere))
             .collect()
     }
@@ -286,6 +306,7 @@ mod tests {
         let text = |happening| match happening {
             Happening::At(path, is_deep) => format!("{path}{}", if is_deep { "/" } else { "" }),
             Happening::Moved { from, to, .. } => format!("{from} -> {to}"),
+            Happening::Through(path, _) => format!("through {path}"),
             Happening::Anywhere => "*".into(),
         };
         told.into_happenings().into_iter().map(text).collect()
@@ -477,7 +498,7 @@ mod tests {
                             followed_moves.push(moved);
                         }
                         Happening::At(path, _) => looked_at.push(path),
-                        Happening::Anywhere => unreachable!(),
+                        Happening::Anywhere | Happening::Through(..) => unreachable!(),
                     }
                 }
                 prop_assert_eq!(&followed_moves, &moves);
