@@ -50,6 +50,8 @@ pub(super) struct Placing<'a> {
     guarded: Guarded,
     parents: Parents,
     puts: Vec<(RelPath, Local)>,
+    /// What cannot be told to be what it should be, with all beneath it.
+    doubtful: Vec<RelPath>,
 }
 
 /// The directory that was acted in last: what follows often lies in the same.
@@ -86,6 +88,7 @@ impl<'a> Placing<'a> {
             guarded: Guarded::new(),
             parents: Parents::default(),
             puts: Vec::new(),
+            doubtful: Vec::new(),
         }
     }
 
@@ -136,7 +139,13 @@ impl<'a> Placing<'a> {
                 learned.push((path, local));
             }
         }
+        for path in std::mem::take(&mut self.doubtful) {
+            if let Some(id) = manifest.lookup(&path) {
+                lose(manifest, id, &mut learned);
+            }
+        }
         self.look_again(manifest, plan, &mut learned)?;
+        await_unknown(manifest, logged, &mut learned);
         for path in missing {
             self.lose_parents(manifest, &path, &mut learned)?;
         }
@@ -198,7 +207,7 @@ impl<'a> Placing<'a> {
             }
             (Operation::Move { from, to }, Before::Move { inode, replaced }) => {
                 self.let_go(*replaced);
-                self.move_one(from, to, *inode)?;
+                self.move_one((from, to), *inode, index)?;
                 Ok(None)
             }
             (Operation::Swap { a, b }, Before::Swap { a: one, b: other }) => {
@@ -600,9 +609,9 @@ impl<'a> Placing<'a> {
 
     fn move_one(
         &mut self,
-        from: &RelPath,
-        to: &RelPath,
+        (from, to): (&RelPath, &RelPath),
         inode: Option<u64>,
+        index: u32,
     ) -> Result<(), Setback> {
         let place = self.place(to);
         self.parents = Parents::default();
@@ -632,8 +641,20 @@ impl<'a> Placing<'a> {
                 false
             }
             Some(_) => is_it(source),
-            // Never seen here: it is known by its name alone.
-            None => source.is_some() && !(self.is_redo && target.is_some()),
+            // Never seen here: it is known by its name alone. If something is at both, an attempt before may
+            // have moved it, and an operation further on have put the other there, which it does again.
+            None if self.is_redo && source.is_some() && target.is_some() => {
+                if source.is_some_and(|found| !self.guarded.contains(&found.inode)) {
+                    let parent = self.parents.of(self.tree, from);
+                    let parent = parent.map_err(Setback::at_leaving("find", &place))?;
+                    let removed = self.trash.put(self.tree, parent, from, index);
+                    removed.map_err(Setback::at_leaving("remove", &place))?;
+                    self.parents = Parents::default();
+                }
+                self.doubtful.push(to.clone());
+                false
+            }
+            None => source.is_some(),
         };
         if is_to_do {
             // What is moved is in nobody's way.
@@ -677,6 +698,9 @@ impl<'a> Placing<'a> {
         if is_to_do && at_a.is_some() && at_b.is_some() {
             let swapped = self.tree.exchange(a, b);
             swapped.map_err(Setback::at_leaving("exchange", &place))?;
+        } else if (one, other) == (None, None) {
+            // Known by their names alone, an attempt before may have exchanged them or not.
+            self.doubtful.extend([a.clone(), b.clone()]);
         }
         for (path, _) in &mut self.puts {
             if let Some(moved) = moved_with(path, a, b).or_else(|| moved_with(path, b, a)) {
@@ -745,6 +769,27 @@ impl<'a> Placing<'a> {
             lose(manifest, id, learned);
         }
         Ok(())
+    }
+}
+
+/// Invariant: of what a batch has put or moved, everything was seen, or is awaited. What was neither would
+/// be missed by nobody.
+fn await_unknown(manifest: &mut Manifest, logged: &Logged, learned: &mut Vec<(RelPath, Local)>) {
+    for operation in &logged.batch.operations {
+        let paths = match operation {
+            Operation::Put { path, .. } => [Some(path), None],
+            Operation::Move { to, .. } => [Some(to), None],
+            Operation::Swap { a, b } => [Some(a), Some(b)],
+            Operation::Delete { .. } => [None, None],
+        };
+        for path in paths.into_iter().flatten() {
+            if let Some(id) = manifest.lookup(path)
+                && manifest.local(id) == Local::Unknown
+            {
+                manifest.learn(id, Local::Awaited);
+                learned.push((path.clone(), Local::Awaited));
+            }
+        }
     }
 }
 

@@ -508,6 +508,28 @@ fn patched(name: &str, new: &[u8], patch: Patch) -> Operation {
     }
 }
 
+/// Found by failing calls: what was awaited when it moved stayed where it had been.
+#[test]
+fn what_is_awaited_and_moves_onto_another_leaves_its_place_however_often_that_is_tried() {
+    for is_done_before in [false, true] {
+        let mut bench = Bench::new();
+        bench.follow(
+            vec![whole("a", b"old"), whole("b", b"other")],
+            &[b"old", b"other"],
+        );
+        let batch = bench.batch(vec![whole("a", b"new")]);
+        bench.log(&[(batch, vec![Comes::Superseded])]);
+        bench.apply();
+        assert_eq!(bench.awaited(), ["a"]);
+        let batch = bench.batch(vec![renamed("a", "b")]);
+        bench.log(&[(batch.clone(), vec![])]);
+        bench.crash_after(&[(batch, vec![])], usize::from(is_done_before));
+        bench.recover();
+        assert!(!bench.root().join("a").exists(), "{is_done_before}");
+        assert_eq!(bench.awaited(), ["b"]);
+    }
+}
+
 #[test]
 fn a_further_name_of_a_file_with_another_content_is_not_made() {
     let mut bench = Bench::new();
