@@ -200,6 +200,7 @@ fn store(
             .collect(),
         gauges: report.gauges,
         troubles: u64::try_from(troubles.len()).unwrap_or(u64::MAX),
+        durability: report.durability,
     }
 }
 

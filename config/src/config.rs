@@ -69,10 +69,25 @@ pub struct Postgres {
     pub bin_dir: Option<PathBuf>,
     /// The database that indexes read, unless they name one.
     pub database: String,
+    /// Whether a commit waits for a standby.
+    pub durability: PostgresDurability,
     /// How much WAL is kept for a standby that is away: a whole number of megabytes.
     pub max_slot_wal_keep_bytes: u64,
     /// Where Postgres puts its Unix socket; `None` leaves it to Postgres.
     pub socket_dir: Option<PathBuf>,
+}
+
+/// Whether a commit of Postgres waits for a standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostgresDurability {
+    /// It does not.
+    Async,
+    /// It waits until a standby has made it durable.
+    Sync {
+        /// How long commits wait for a standby that is away before the primary goes on alone; `None` for
+        /// ever.
+        degrade_after: Option<Duration>,
+    },
 }
 
 /// A tree of files that is replicated.

@@ -23,6 +23,19 @@ pub fn parse(text: &str) -> Result<Duration, Mistake> {
         .ok_or_else(mistake)
 }
 
+/// Reads a duration that is longer than nothing, or `never`, which is none.
+pub(crate) fn parse_or_never(text: &str) -> Result<Option<Duration>, Mistake> {
+    if text == "never" {
+        return Ok(None);
+    }
+    parse(text).map(Some).map_err(|_| {
+        Mistake::new(
+            format!("`{text}` is neither a duration nor `never`"),
+            "a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as \"10s\"; or \"never\"",
+        )
+    })
+}
+
 /// Reads a duration that may be nothing.
 pub(crate) fn parse_from_zero(text: &str) -> Result<Duration, Mistake> {
     let mistake = || {

@@ -29,7 +29,9 @@ pub mod template;
 mod validate;
 mod value;
 
-pub use config::{Cluster, Config, Engine, Files, Index, Node, Postgres, Service, Settings};
+pub use config::{
+    Cluster, Config, Engine, Files, Index, Node, Postgres, PostgresDurability, Service, Settings,
+};
 pub use globs::{GlobError, Globs};
 pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};
 pub use local::Local;

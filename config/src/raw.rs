@@ -73,9 +73,13 @@ section! {
         bin_dir: String as "absolute path" = optional, r#""/usr/lib/postgresql/15/bin""#;
         /// The database that indexes read, unless they name one.
         database: String as "string" = r#""postgres""#, r#""catalog""#;
-        /// Whether a commit waits for the standby: `"async"`, it does not. `"sync"` is not available
-        /// in this version.
-        durability: String as "string" = r#""async""#, r#""async""#;
+        /// Whether a commit waits until a standby has made it durable: `"async"`, it does not;
+        /// `"sync"`, it does.
+        durability: String as "string" = r#""async""#, r#""sync""#;
+        /// With `"sync"`: how long commits wait for a standby that is away, before the primary goes on
+        /// alone with an alarm. It waits for standbys again by itself once one has caught up.
+        /// `"never"`: commits wait for as long as it takes.
+        degrade_after: String as "duration or never" = r#""10s""#, r#""never""#;
         /// How much WAL the primary keeps for a standby that is away. Past that, the standby must be
         /// seeded again, and the primary's disk is safe. In units of 1024, as Postgres counts.
         max_slot_wal_keep_size: String as "size" = r#""10GB""#, r#""64GB""#;

@@ -51,7 +51,8 @@ port = 5432
 user = "postgres"           # the user of the operating system who owns data_dir
 #bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
 database = "postgres"       # what indexes read, unless they name another
-durability = "async"        # a commit does not wait for the standby
+durability = "async"        # "sync": a commit waits until a standby has made it durable
+degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
 max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
 #socket_dir = "/var/run/postgresql"
 "#,
@@ -236,6 +237,7 @@ mod tests {
                     user: "postgres",
                     bin_dir: None,
                     database: "postgres",
+                    durability: Async,
                     max_slot_wal_keep_bytes: 10737418240,
                     socket_dir: None,
                 },
@@ -336,7 +338,8 @@ mod tests {
         #user = "postgres"           # the user of the operating system who owns data_dir
         #bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
         #database = "postgres"       # what indexes read, unless they name another
-        #durability = "async"        # a commit does not wait for the standby
+        #durability = "async"        # "sync": a commit waits until a standby has made it durable
+        #degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
         #max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
         #socket_dir = "/var/run/postgresql"
 

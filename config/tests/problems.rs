@@ -275,7 +275,7 @@ address = "10.0.0.1:7400"
 ip = "10.0.0.100/24"
 [postgres]
 data_dir = "/pg"
-durability = "sync"
+durability = "snyc"
 [kv]
 [[index]]
 name = "search"
@@ -294,11 +294,11 @@ engine = "elasticsearch"
     8 | [address]
       | ^^^^^^^^^ expected the section to be removed
 
-    error: durability `sync` is not available in this version
+    error: `snyc` is not a durability
       --> understudy.toml:12:14
        |
-    12 | durability = "sync"
-       |              ^^^^^^ expected "async"
+    12 | durability = "snyc"
+       |              ^^^^^^ expected "async" or "sync"
 
     error: section `[kv]` is not available in this version
       --> understudy.toml:13:1

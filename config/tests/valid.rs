@@ -77,6 +77,7 @@ fn the_sample_is_read_whole() {
                 user: "postgres",
                 bin_dir: None,
                 database: "postgres",
+                durability: Async,
                 max_slot_wal_keep_bytes: 10737418240,
                 socket_dir: None,
             },

@@ -299,6 +299,7 @@ fn stores(positions: [u64; 4]) -> Vec<StoreStatus> {
             problems: Vec::new(),
             gauges,
             troubles: 0,
+            durability: None,
         });
     }
     stores

@@ -2,7 +2,7 @@
 
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::status::{CopyStatus, StoreDetail, StoreLag};
-use understudy_replication::store::StoreKind;
+use understudy_replication::store::{Durability, StoreKind};
 use understudy_replication::wall_time::WallTime;
 
 use crate::quantity::{age, distance, size, span};
@@ -28,6 +28,14 @@ pub fn store_text(detail: &StoreDetail, now: WallTime) -> String {
         "  position here  {}",
         position.unwrap_or_else(|| "unknown".to_owned())
     ));
+    let commits = store.durability.map(|durability| match durability {
+        Durability::Held => "wait for a standby, and one is there".to_owned(),
+        Durability::Waiting { seconds } => format!("have waited for a standby for {seconds} s"),
+        Durability::Alone => "wait for no standby: this node has gone on alone".to_owned(),
+    });
+    if let Some(commits) = commits {
+        page.line(format!("  commits        {commits}"));
+    }
     for (name, value) in &store.gauges {
         let value = if name.ends_with("_bytes") || name == "bytes" {
             format!("{} ({value})", size(*value))

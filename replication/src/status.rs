@@ -12,7 +12,7 @@ use crate::check::Trouble;
 use crate::epoch::Epoch;
 use crate::event::Event;
 use crate::position::Position;
-use crate::store::StoreId;
+use crate::store::{Durability, StoreId};
 use crate::wall_time::WallTime;
 
 /// The version of these types on the wire.
@@ -194,6 +194,9 @@ pub struct StoreStatus {
     /// How many entries could not be brought up to date here.
     #[serde(default)]
     pub troubles: u64,
+    /// Whether what is acknowledged is on a standby, too; absent where that is not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
 }
 
 /// The version of [`StoreDetail`] on the wire.

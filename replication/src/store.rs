@@ -155,6 +155,24 @@ pub struct StoreReport {
     pub problems: Vec<String>,
     /// Figures by their name in metrics, such as `log_bytes`, in base units.
     pub gauges: std::collections::BTreeMap<String, u64>,
+    /// Whether what is acknowledged is on a standby, too, where that is asked of the store.
+    #[serde(default)]
+    pub durability: Option<Durability>,
+}
+
+/// Whether what a store acknowledges is durable on a standby by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Durability {
+    /// It is.
+    Held,
+    /// No standby is there, and nothing is acknowledged until one is.
+    Waiting {
+        /// For how long already.
+        seconds: u64,
+    },
+    /// It is not: the primary has gone on alone.
+    Alone,
 }
 
 /// How far a standby's copy of a store is.

@@ -230,6 +230,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         user: machines.user.name.clone(),
         bin_dir: None,
         database: "catalog".to_owned(),
+        durability: understudy_config::PostgresDurability::Async,
         max_slot_wal_keep_bytes: 0,
         socket_dir: None,
     };

@@ -23,4 +23,5 @@ mod seeding;
 mod services;
 mod settings;
 mod streaming;
+mod synchronous;
 mod world;

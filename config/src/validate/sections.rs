@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, Schedule, Service, Settings, Share,
-    StoreName, duration, raw, size,
+    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Schedule,
+    Service, Settings, Share, StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
@@ -129,31 +129,36 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
     if let Some(port) = raw.port.as_ref().filter(|port| port.value == 0) {
         findings.report(&port.place, "0 is not a port", "a port from 1 to 65535");
     }
-    if let Some(durability) = &raw.durability {
-        let place = &durability.place;
-        match durability.value.as_str() {
-            "async" => {}
-            "sync" => {
-                let what = "durability `sync` is not available in this version";
-                findings.report(place, what, "\"async\"");
-            }
-            other => {
-                let what = format!("`{other}` is not a durability");
-                findings
-                    .report(place, what, "\"async\"")
-                    .suggesting(other, ["async"]);
-            }
-        }
-    }
+    let durability = postgres_durability(raw, findings);
     Some(Postgres {
         data_dir: data_dir?,
         port: port?,
         user: user?,
         bin_dir,
         database: database?,
+        durability: durability?,
         max_slot_wal_keep_bytes: max_slot_wal_keep_bytes?,
         socket_dir,
     })
+}
+
+fn postgres_durability(raw: &raw::Postgres, findings: &mut Findings) -> Option<PostgresDurability> {
+    let degrade_after = raw
+        .degrade_after
+        .as_ref()
+        .and_then(|it| findings.check(it, duration::parse_or_never))?;
+    let durability = raw.durability.as_ref()?;
+    match durability.value.as_str() {
+        "async" => Some(PostgresDurability::Async),
+        "sync" => Some(PostgresDurability::Sync { degrade_after }),
+        other => {
+            let what = format!("`{other}` is not a durability");
+            findings
+                .report(&durability.place, what, "\"async\" or \"sync\"")
+                .suggesting(other, ["async", "sync"]);
+            None
+        }
+    }
 }
 
 pub(super) fn files(raw: &Placed<raw::Files>, findings: &mut Findings) -> Option<Files> {

@@ -1,10 +1,15 @@
 //! Ships a Postgres cluster: Postgres streams its own log, and this module prepares it for that,
 //! keeps a bounded slot per standby, and watches.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod durability;
+mod look;
+mod retention;
+mod seen;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,26 +17,27 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use tokio_postgres::Client;
-use understudy_config::{NodeName, StoreName};
+use understudy_config::{NodeName, PostgresDurability, StoreName};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn,
+    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, one_lsn,
     slot_name,
 };
 use understudy_replication::store::{
-    BoxFuture, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
+    BoxFuture, Durability, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
 };
 use understudy_replication::transport::Caller;
+
+use durability::{Action, Waiting};
+use look::Look;
+use seen::Seen;
 
 /// How often the streams are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A query of this module may take this long.
 const QUERY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Asks which settings wait for a restart of the server.
-const PENDING_RESTART: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1";
 
 /// Why a cluster cannot be shipped.
 #[derive(Debug, thiserror::Error)]
@@ -65,16 +71,6 @@ pub struct PostgresShipper {
     allowed: Mutex<BTreeSet<NodeName>>,
     /// Where the cluster ended when it was fenced.
     ended: Mutex<Option<Position>>,
-}
-
-/// What the last look at the streams has shown.
-#[derive(Debug, Default)]
-struct Seen {
-    streams: BTreeMap<String, Observed>,
-    lost_slots: Vec<String>,
-    retained_bytes: u64,
-    needs_restart: Vec<String>,
-    problem: Option<String>,
 }
 
 impl PostgresShipper {
@@ -113,7 +109,11 @@ impl PostgresShipper {
             }));
         }
         let was_running = cluster.is_running();
-        cluster.configure(&self.pki, None)?;
+        // As it was left: commits that wait go on waiting until the machine has seen enough.
+        let waits =
+            matches!(cluster.durability, PostgresDurability::Sync { .. }) && cluster.waits();
+        let waits_for = if waits { self.waits_for() } else { Vec::new() };
+        cluster.configure(&self.pki, Duty::Primary(&waits_for))?;
         if was_running {
             cluster.reload().await?;
         } else {
@@ -135,23 +135,28 @@ impl PostgresShipper {
                 data_dir: cluster.data_dir.clone(),
             }));
         }
-        let rows = client
-            .query(PENDING_RESTART, &[])
-            .await
-            .map_err(|source| query("tell which settings wait for a restart", source))?;
-        let needs_restart: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        if !needs_restart.is_empty() {
+        let look = Look::take(&client).await?;
+        if !look.needs_restart.is_empty() {
             self.events.record(
                 Severity::Warning,
                 "postgres_needs_restart",
                 format!(
                     "postgres must be restarted for: {}; it is not restarted under its \
                      application, do so when it suits",
-                    needs_restart.join(", ")
+                    look.needs_restart.join(", ")
                 ),
             );
         }
-        self.seen().needs_restart = needs_restart;
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        seen.waiting = match cluster.durability {
+            PostgresDurability::Async => None,
+            PostgresDurability::Sync { degrade_after } => {
+                Some(Waiting::new(degrade_after, waits, now))
+            }
+        };
+        seen.take(look, now);
+        *self.seen() = seen;
         *self.client.lock().await = Some(client);
         Ok(())
     }
@@ -176,82 +181,84 @@ impl PostgresShipper {
         result
     }
 
-    /// Looks at the streams and the slots once.
+    /// Looks at the streams and the slots once, and has commits wait or not wait accordingly.
     async fn look(&self) -> Result<(), PostgresError> {
-        let (streams, slots, pending) = self
-            .with_client(async |client| {
-                let streams = client
-                    .query(
-                        "SELECT application_name, state, sent_lsn::text, flush_lsn::text, \
-                         replay_lsn::text FROM pg_stat_replication",
-                        &[],
-                    )
-                    .await
-                    .map_err(|source| query("tell its streams", source))?;
-                let slots = client
-                    .query(
-                        "SELECT slot_name::text, coalesce(wal_status, 'lost') = 'lost', \
-                         coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8 \
-                         FROM pg_replication_slots WHERE slot_name LIKE 'understudy\\_%'",
-                        &[],
-                    )
-                    .await
-                    .map_err(|source| query("tell its slots", source))?;
-                let pending = client
-                    .query(PENDING_RESTART, &[])
-                    .await
-                    .map_err(|source| query("tell what waits for a restart", source))?;
-                Ok((streams, slots, pending))
-            })
+        let look = self
+            .with_client(async |client| Look::take(client).await)
             .await?;
-        let mut found = BTreeMap::new();
-        for row in &streams {
-            let state: Option<String> = row.get(1);
-            let position = |column| {
-                Ok(Position::from(
-                    lsn(row, column)?.unwrap_or(understudy_replication::position::Lsn(0)),
-                ))
-            };
-            let stream = match state.as_deref() {
-                Some("streaming" | "catchup") => Observed::Streaming {
-                    sent: position(2)?,
-                    flushed: position(3)?,
-                    applied: position(4)?,
-                },
-                other => Observed::NotStreaming {
-                    reason: format!("its stream is in state {}", other.unwrap_or("unknown")),
-                    must_reseed: false,
-                },
-            };
-            found.insert(row.get::<_, String>(0), stream);
+        let now = Instant::now();
+        let action = {
+            let mut seen = self.seen();
+            self.tell_lost_slots(&look, &seen);
+            seen.take(look, now);
+            self.see_waiting(&mut seen, now)
+        };
+        match action {
+            Some(Action::Require) => self.have_commits_wait(true).await,
+            Some(Action::Release) => self.have_commits_wait(false).await,
+            None => Ok(()),
         }
-        let lost: Vec<String> = slots
-            .iter()
-            .filter(|row| row.get::<_, bool>(1))
-            .map(|row| row.get(0))
-            .collect();
-        let retained = slots
-            .iter()
-            .map(|row| row.get::<_, i64>(2))
-            .max()
-            .unwrap_or(0);
-        let mut seen = self.seen();
-        for slot in lost.iter().filter(|slot| !seen.lost_slots.contains(slot)) {
-            self.events.record(
-                Severity::Error,
-                "must_reseed",
-                format!(
-                    "slot {slot} has lost write-ahead log that its standby needs: the standby \
-                     must be seeded anew with `understudy join`"
-                ),
-            );
+    }
+
+    fn tell_lost_slots(&self, look: &Look, seen: &Seen) {
+        for slot in look.slots.iter().filter(|slot| slot.is_lost) {
+            if !seen
+                .slots
+                .iter()
+                .any(|known| known.is_lost && known.name == slot.name)
+            {
+                self.events.record(
+                    Severity::Error,
+                    "must_reseed",
+                    format!(
+                        "slot {} has lost write-ahead log that its standby needs: the standby must be \
+                         seeded anew with `understudy join`",
+                        slot.name
+                    ),
+                );
+            }
         }
-        seen.streams = found;
-        seen.needs_restart = pending.iter().map(|row| row.get(0)).collect();
-        seen.lost_slots = lost;
-        seen.retained_bytes = u64::try_from(retained).unwrap_or(0);
-        seen.problem = None;
-        Ok(())
+    }
+
+    /// Lets the machine see what the server says, and tells what it makes of that.
+    fn see_waiting(&self, seen: &mut Seen, now: Instant) -> Option<Action> {
+        let streams = seen.for_waiting(now, &self.waits_for());
+        let flushed = seen.flushed;
+        let waiting = seen.waiting.as_mut()?;
+        let before = waiting.claim(now);
+        let action = waiting.see(now, &streams);
+        let after = waiting.claim(now);
+        let is_same = std::mem::discriminant(&before) == std::mem::discriminant(&after);
+        if after != Durability::Alone {
+            seen.alone_since = None;
+        } else if seen.alone_since.is_none() {
+            seen.alone_since = Some(flushed);
+        }
+        if !is_same {
+            let (severity, kind, text) = told(before, after);
+            self.events.record(severity, kind, text);
+        }
+        action
+    }
+
+    /// Whom commits may wait for: everybody who may stream.
+    fn waits_for(&self) -> Vec<NodeName> {
+        let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        allowed.iter().cloned().collect()
+    }
+
+    async fn have_commits_wait(&self, is_required: bool) -> Result<(), PostgresError> {
+        let waits_for = if is_required {
+            self.waits_for()
+        } else {
+            Vec::new()
+        };
+        self.cluster
+            .configure(&self.pki, Duty::Primary(&waits_for))?;
+        // Who has joined since the configuration was read may still stream.
+        let allowed = self.waits_for();
+        self.cluster.allow(&allowed)?;
+        self.cluster.reload().await
     }
 
     async fn seed_info(&self) -> Result<SeedInfo, PostgresError> {
@@ -313,6 +320,34 @@ impl PostgresShipper {
     }
 }
 
+/// Returns the event of a change of what is claimed of commits.
+fn told(before: Durability, after: Durability) -> (Severity, &'static str, String) {
+    match (before, after) {
+        (_, Durability::Held) => (
+            Severity::Info,
+            "postgres_sync_held",
+            "commits wait for a standby again, and one is there".to_owned(),
+        ),
+        (Durability::Alone, Durability::Waiting { .. }) => (
+            Severity::Info,
+            "postgres_sync_required",
+            "a standby has caught up: commits are told to wait for it".to_owned(),
+        ),
+        (_, Durability::Waiting { .. }) => (
+            Severity::Warning,
+            "postgres_sync_waiting",
+            "no standby answers, and commits wait for one".to_owned(),
+        ),
+        (_, Durability::Alone) => (
+            Severity::Error,
+            "postgres_sync_alone",
+            "no standby has answered for as long as `degrade_after` allows: commits wait for none, and \
+             what is written from now on is on this node only"
+                .to_owned(),
+        ),
+    }
+}
+
 fn query(what: &'static str, source: tokio_postgres::Error) -> PostgresError {
     PostgresError::Query { what, source }
 }
@@ -340,10 +375,8 @@ impl Shipper for PostgresShipper {
                         *self.seen() = Seen::default();
                         return Ok(());
                     }
-                    let mut seen = self.seen();
-                    seen.streams.clear();
-                    seen.problem = Some(format!("postgres does not answer: {error}"));
-                    drop(seen);
+                    let reason = format!("postgres does not answer: {error}");
+                    self.seen().hears_nothing(reason, Instant::now());
                     if !self.cluster.is_running() {
                         // The runtime opens the store again, which starts the server.
                         return Err(Box::new(error) as StoreFailure);
@@ -388,39 +421,11 @@ impl Shipper for PostgresShipper {
     }
 
     fn report(&self) -> StoreReport {
-        let seen = self.seen();
-        let mut problems: Vec<String> = seen.problem.clone().into_iter().collect();
-        if !seen.needs_restart.is_empty() {
-            problems.push(format!(
-                "postgres must be restarted for: {}",
-                seen.needs_restart.join(", ")
-            ));
-        }
-        for slot in &seen.lost_slots {
-            problems.push(format!(
-                "slot {slot} is lost: run `understudy join` again on its standby"
-            ));
-        }
-        StoreReport {
-            problems,
-            gauges: BTreeMap::from([("retained_wal_bytes".to_owned(), seen.retained_bytes)]),
-        }
+        self.seen().report(Instant::now())
     }
 
     fn observed(&self, standby: &NodeName) -> Observed {
-        let seen = self.seen();
-        let slot = slot_name(standby);
-        match seen.streams.get(standby.as_str()) {
-            Some(stream) => stream.clone(),
-            None if seen.lost_slots.contains(&slot) => Observed::NotStreaming {
-                reason: "the write-ahead log that it needs has been removed".to_owned(),
-                must_reseed: true,
-            },
-            None => Observed::NotStreaming {
-                reason: "postgres streams nothing to it".to_owned(),
-                must_reseed: false,
-            },
-        }
+        self.seen().observed(standby, Instant::now())
     }
 }
 
@@ -451,6 +456,6 @@ async fn show_slot(
     Extension(caller): Extension<Caller>,
 ) -> Response {
     let name = slot_name(&caller.node);
-    let is_lost = shipper.seen().lost_slots.contains(&name);
+    let is_lost = shipper.seen().is_lost(&name);
     Json(SlotInfo { name, is_lost }).into_response()
 }

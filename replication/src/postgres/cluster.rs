@@ -7,11 +7,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use understudy_config::{Local, NodeName, Postgres};
+use understudy_config::{Local, NodeName, Postgres, PostgresDurability};
 
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
-use super::settings::{self, Upstream};
+use super::settings::{self, Duty};
 use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
@@ -19,6 +19,9 @@ use crate::trust;
 
 /// Starting, and stopping in peace, may take this long.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Our settings, in the data directory.
+const CONF: &str = "understudy.conf";
 
 /// The server's own log is set aside at a start when it is larger.
 const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
@@ -40,6 +43,8 @@ pub struct Cluster {
     pub ip: IpAddr,
     /// The database that indexes read by default.
     pub database: String,
+    /// Whether commits wait for a standby.
+    pub durability: PostgresDurability,
     /// How much write-ahead log a standby's slot may keep back.
     pub slot_keep_bytes: u64,
     /// Where Understudy keeps what belongs to this store.
@@ -83,6 +88,7 @@ impl Cluster {
             },
             ip,
             database: config.database.clone(),
+            durability: config.durability,
             slot_keep_bytes: config.max_slot_wal_keep_bytes,
             state: local.state_dir.join("postgres"),
             peers,
@@ -199,12 +205,17 @@ impl Cluster {
         self.data_dir.join("standby.signal").exists()
     }
 
-    /// Writes our settings for a primary (`upstream` is `None`) or a standby. Repeatable; they take
-    /// effect with the next start or [`Cluster::reload`].
+    /// Returns whether our settings, as they were last written, have commits wait for a standby.
+    pub fn waits(&self) -> bool {
+        fs::read_to_string(self.data_dir.join(CONF)).is_ok_and(|conf| settings::waits(&conf))
+    }
+
+    /// Writes our settings for a duty. Repeatable; they take effect with the next start or
+    /// [`Cluster::reload`].
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn configure(&self, pki: &Path, upstream: Option<&Upstream>) -> Result<(), PostgresError> {
+    pub fn configure(&self, pki: &Path, duty: Duty<'_>) -> Result<(), PostgresError> {
         self.install_certificates(pki)?;
         if !self.socket_dir.exists() {
             self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
@@ -212,8 +223,8 @@ impl Cluster {
         let conf_path = self.data_dir.join("postgresql.conf");
         let conf = self.read(&conf_path)?;
         let listen = settings::operators_listen(&conf);
-        let ours = self.conf(listen.as_deref(), upstream);
-        self.write_if_changed(&self.data_dir.join("understudy.conf"), &ours)?;
+        let ours = self.conf(listen.as_deref(), duty);
+        self.write_if_changed(&self.data_dir.join(CONF), &ours)?;
         self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
         let hba_path = self.data_dir.join("pg_hba.conf");
         let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());

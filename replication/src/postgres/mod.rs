@@ -16,7 +16,7 @@ mod sql;
 pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
-pub use settings::{Upstream, with_block, without_block};
+pub use settings::{Duty, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 
 use serde::{Deserialize, Serialize};

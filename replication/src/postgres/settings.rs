@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use understudy_config::NodeName;
+use understudy_config::{NodeName, PostgresDurability};
 
 use super::{Cluster, REPLICATION_ROLE, ROLE, slot_name};
 use crate::trust;
@@ -24,6 +24,15 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// The standby itself.
     pub me: NodeName,
+}
+
+/// What a server's settings are for.
+#[derive(Clone, Copy, Debug)]
+pub enum Duty<'a> {
+    /// A primary, whose commits wait for one of these standbys; for nobody if there are none.
+    Primary(&'a [NodeName]),
+    /// A standby.
+    Standby(&'a Upstream),
 }
 
 impl Upstream {
@@ -49,12 +58,8 @@ impl Upstream {
 }
 
 impl Cluster {
-    /// Returns the content of `understudy.conf`. `upstream` is set on a standby.
-    pub(super) fn conf(
-        &self,
-        operators_listen: Option<&str>,
-        upstream: Option<&Upstream>,
-    ) -> String {
+    /// Returns the content of `understudy.conf`.
+    pub(super) fn conf(&self, operators_listen: Option<&str>, duty: Duty<'_>) -> String {
         let tls = self.tls_dir();
         let mut lines = vec![
             "# Written by understudy before every start; changes here are lost.".to_owned(),
@@ -91,14 +96,44 @@ impl Cluster {
             ),
             "wal_sender_timeout = '10s'".to_owned(),
             "wal_receiver_timeout = '10s'".to_owned(),
+            // What tells the primary that the standby is still there.
+            "wal_receiver_status_interval = '1s'".to_owned(),
             "wal_retrieve_retry_interval = '1s'".to_owned(),
         ];
-        if let Some(upstream) = upstream {
-            lines.push(setting("primary_conninfo", &upstream.conninfo(&tls)));
-            lines.push(setting("primary_slot_name", &slot_name(&upstream.me)));
+        match duty {
+            Duty::Primary(waits_for) => lines.push(setting(WAITS_FOR, &any_of(waits_for))),
+            Duty::Standby(upstream) => {
+                lines.push(setting("primary_conninfo", &upstream.conninfo(&tls)));
+                lines.push(setting("primary_slot_name", &slot_name(&upstream.me)));
+                // It travels with a base backup, and a promoted standby would wait for its primary.
+                lines.push(setting(WAITS_FOR, ""));
+            }
+        }
+        if matches!(self.durability, PostgresDurability::Sync { .. }) {
+            // A commit that waits for less than a standby's disk is not synchronous.
+            lines.push("synchronous_commit = on".to_owned());
         }
         lines.join("\n") + "\n"
     }
+}
+
+/// The setting that has commits wait.
+const WAITS_FOR: &str = "synchronous_standby_names";
+
+/// Returns the value of `synchronous_standby_names` for a commit that waits for any one of the nodes.
+pub fn any_of(nodes: &[NodeName]) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = nodes.iter().map(|node| format!("\"{node}\"")).collect();
+    format!("ANY 1 ({})", names.join(", "))
+}
+
+/// Returns whether our settings have commits wait for somebody.
+pub(super) fn waits(conf: &str) -> bool {
+    let empty = setting(WAITS_FOR, "");
+    conf.lines()
+        .any(|line| line.starts_with(WAITS_FOR) && line != empty)
 }
 
 fn setting(name: &str, value: &str) -> String {
@@ -211,6 +246,16 @@ mod tests {
         for (operators, expected) in table {
             assert_eq!(listen_addresses(operators, ip), expected, "{operators:?}");
         }
+    }
+
+    #[test]
+    fn commits_wait_for_any_one_of_the_standbys() {
+        let nodes = ["b", "db-2"].map(|name| name.parse().unwrap());
+        assert_eq!(any_of(&nodes), "ANY 1 (\"b\", \"db-2\")");
+        let conf = |nodes| format!("port = 1\n{}\n", setting(WAITS_FOR, &any_of(nodes)));
+        assert!(waits(&conf(&nodes)));
+        assert!(!waits(&conf(&[])));
+        assert!(!waits("port = 1\n"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, MAINTENANCE_DATABASE, PostgresError, SlotInfo, Upstream, connect, one_lsn,
+    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, SlotInfo, Upstream, connect, one_lsn,
 };
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
@@ -94,7 +94,8 @@ impl PostgresReceiver {
     /// Writes the settings of a standby of `primary`, and makes the running server follow them.
     pub(super) async fn follow(&self, primary: &PeerClient) -> Result<(), PostgresError> {
         let upstream = self.upstream(primary);
-        self.cluster.configure(&self.pki, Some(&upstream))?;
+        self.cluster
+            .configure(&self.pki, Duty::Standby(&upstream))?;
         if self.cluster.is_running() {
             self.cluster.reload().await
         } else {
@@ -163,7 +164,7 @@ impl PostgresReceiver {
                 limit,
             })??;
         // The settings of a primary: nothing here may stream from the old one again.
-        cluster.configure(&self.pki, None)?;
+        cluster.configure(&self.pki, Duty::Primary(&[]))?;
         cluster.reload().await?;
         // Until its first checkpoint the control file shows the old timeline, and a pg_rewind of
         // the old primary would find nothing to do.

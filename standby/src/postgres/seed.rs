@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use understudy_replication::command::Command;
 use understudy_replication::durable;
 use understudy_replication::postgres::{
-    MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
+    Duty, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
 };
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
@@ -335,7 +335,7 @@ impl PostgresReceiver {
                 },
             }));
         }
-        cluster.configure(&self.pki, Some(&self.upstream(primary)))?;
+        cluster.configure(&self.pki, Duty::Standby(&self.upstream(primary)))?;
         let signal = data_dir.join("standby.signal");
         durable::write(&signal, b"", 0o600).map_err(self.file("write", signal.clone()))?;
         cluster.own(&signal)?;

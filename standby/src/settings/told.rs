@@ -36,6 +36,7 @@ impl Told {
             report: StoreReport {
                 problems: problems.into_iter().flatten().cloned().collect(),
                 gauges: gauges.map(|(name, value)| (name.to_owned(), value)).into(),
+                durability: None,
             },
         }
     }

@@ -385,6 +385,15 @@ impl Machine {
             .unwrap_or_else(|error| panic!("{sql} on {}: {error}", self.name))
     }
 
+    /// Returns the processes of this machine's Postgres.
+    pub(crate) fn postgres_processes(&self) -> Vec<i32> {
+        let postmaster = self.postmaster().unwrap();
+        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+        let children = fs::read_to_string(children).unwrap();
+        let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+        children.chain([postmaster]).collect()
+    }
+
     /// Returns the process of the Postgres server, if there is one.
     pub(crate) fn postmaster(&self) -> Option<i32> {
         let text = fs::read_to_string(self.at("/data/pg/postmaster.pid")).ok()?;

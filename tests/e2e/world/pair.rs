@@ -20,6 +20,8 @@ pub(crate) const FILES: &str = "/srv/files";
 #[derive(Clone, Default)]
 pub(crate) struct Plan {
     pub(crate) postgres: bool,
+    /// Further lines of its section.
+    pub(crate) postgres_more: String,
     pub(crate) files: bool,
     /// `validate`, `reload` and `exclude` of the settings, as TOML; `None` for no settings.
     pub(crate) settings: Option<String>,
@@ -58,6 +60,7 @@ impl Plan {
             settings: Some("exclude = [\"*.local\"]".to_owned()),
             index: true,
             services: vec!["one", "two"],
+            ..Self::default()
         }
     }
 
@@ -67,7 +70,8 @@ impl Plan {
             let user = os_user();
             text += &format!(
                 "\n[postgres]\ndata_dir = \"/data/pg\"\nport = {POSTGRES}\nuser = \"{user}\"\n\
-                 socket_dir = \"/run/postgresql\"\ndatabase = \"postgres\"\n"
+                 socket_dir = \"/run/postgresql\"\ndatabase = \"postgres\"\n{}\n",
+                self.postgres_more
             );
         }
         if self.files {
