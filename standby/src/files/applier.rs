@@ -60,6 +60,7 @@ struct Group {
     failed: Vec<Failed>,
     stale: Vec<(u64, understudy_replication::files::Digest)>,
     used: Vec<String>,
+    has_doubt: bool,
 }
 
 impl Applier {
@@ -157,6 +158,7 @@ impl Applier {
         let mut placing = Placing::new(tree, &blocks, &mut trash, (is_redo, inner.is_trusted()));
         let performed = placing.perform(&mut replica.ledger.manifest, logged, &plan);
         let (failed, stale, used) = (placing.failed, placing.stale, placing.used);
+        group.has_doubt |= placing.has_doubt;
         let learned = match performed {
             Ok(learned) => learned,
             // Whatever it says: the disk has gone.
@@ -181,7 +183,7 @@ impl Applier {
         group.stale.extend(stale);
         group.used.extend(used);
         group.directories.extend(&plan.directories);
-        let is_whole = replica.ledger.manifest.awaited_count() == 0;
+        let is_whole = replica.is_whole() && !group.has_doubt;
         let head = Head {
             epoch: before.epoch,
             position: logged.batch.end,
@@ -204,12 +206,12 @@ impl Applier {
         mut group: Group,
     ) -> Result<(), FilesError> {
         let mut learned = Vec::new();
-        set_directory_times(replica, &group.directories, &mut learned)?;
+        group.has_doubt |= set_directory_times(replica, &group.directories, &mut learned)?;
         let tree = replica.tree()?;
         inner.sync(tree)?;
         if let Some((_, last, head)) = group.commits.last_mut() {
             last.extend(learned);
-            if replica.ledger.manifest.awaited_count() > 0 && head.complete == head.position {
+            if !replica.is_whole() && head.complete == head.position {
                 head.complete = replica
                     .ledger
                     .head()
@@ -219,10 +221,17 @@ impl Applier {
         for failed in &group.failed {
             // Further on it may have been put after all, or removed.
             let known = replica.ledger.manifest.get(&failed.path);
-            if known.is_some_and(|known| known.local.seen().is_some()) {
+            if known
+                .as_ref()
+                .is_some_and(|known| known.local.seen().is_some())
+            {
                 continue;
             }
+            group.has_doubt |= known.is_some();
             inner.entry_failed(&failed.path, failed.hash, failed.reason.clone());
+        }
+        if group.has_doubt {
+            replica.raise_doubt()?;
         }
         let mut position = Position(0);
         for (operations, learned, head) in group.commits {
@@ -249,12 +258,14 @@ impl Applier {
     }
 }
 
-/// What is put into a directory changes its time; it gets the primary's back.
+/// What is put into a directory changes its time; it gets the primary's back. Returns whether one was not
+/// there, or did not take it.
 pub(super) fn set_directory_times(
     replica: &mut Replica,
     directories: &BTreeSet<NodeId>,
     learned: &mut Vec<(RelPath, Local)>,
-) -> Result<(), FilesError> {
+) -> Result<bool, FilesError> {
+    let mut has_failed = false;
     let tree = replica.tree.as_ref().ok_or(FilesError::Broken)?;
     let manifest = &mut replica.ledger.manifest;
     for id in directories {
@@ -267,19 +278,23 @@ pub(super) fn set_directory_times(
                 manifest.learn(*id, Local::Seen(found));
                 learned.push((path, Local::Seen(found)));
             }
-            Ok(None) => lose(manifest, *id, learned),
+            Ok(None) => {
+                has_failed = true;
+                lose(manifest, *id, learned);
+            }
             Err(error) if concerns_all(&error) => {
                 let place = tree.root().path().join(path.as_path());
                 return Err(FilesError::tree("set the time of", place)(error));
             }
             Err(error) => {
                 tracing::debug!(%path, %error, "cannot set the time of a directory");
+                has_failed = true;
                 manifest.learn(*id, Local::Awaited);
                 learned.push((path, Local::Awaited));
             }
         }
     }
-    Ok(())
+    Ok(has_failed)
 }
 
 impl Inner {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 use understudy_replication::check::{Checked, Depth, Difference, DifferenceKind};
+use understudy_replication::event::Severity;
 use understudy_replication::files::{
     Digest, Entry, Identity, LOST_AND_FOUND, Local, Manifest, NodeId, RESERVED, RelPath, TOP,
     identity, names, stat_fd, stat_in,
@@ -20,18 +21,22 @@ use understudy_replication::position::Position;
 use understudy_replication::store::{Progress, Stop, Unit};
 
 use super::content::read_range;
-use super::error::{FilesError, Setback};
+use super::error::{FilesError, Setback, concerns_all};
 use super::place::{Placing, lose};
 use super::replica::Replica;
 use super::trash::{Trash, put_extra};
 use super::tree::{Tree, is_absent};
-use super::{Inner, Wanted, blocking};
+use super::{Inner, Wanted, Work, blocking};
 
 /// How many entries are looked at with the replica locked.
 const STEP_ENTRIES: usize = 1000;
 
 /// How long is waited for what has to be fetched.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a doubtful copy is looked at.
+const SETTLE_MIN: Duration = Duration::from_millis(200);
+const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// How often the progress is told.
 const TELL_INTERVAL: Duration = Duration::from_millis(200);
@@ -75,14 +80,7 @@ pub(super) async fn check(
     };
     progress.start(depth.as_str(), Some(total), unit);
     let (_wanted, is_stopped) = Wanted::new();
-    let check = Arc::new(Check {
-        inner: inner.clone(),
-        depth,
-        entries: AtomicU64::new(0),
-        bytes: AtomicU64::new(0),
-        is_stopped,
-        found: Mutex::default(),
-    });
+    let check = Arc::new(Check::new(inner, depth, is_stopped));
     let walking = check.clone();
     let mut walk = tokio::task::spawn_blocking(move || walking.walk());
     let walked = loop {
@@ -103,6 +101,56 @@ pub(super) async fn check(
     wait_for_repair(inner, &found, stop).await?;
     let (inner, check) = (inner.clone(), check.clone());
     blocking(move || Ok(told(&inner, &check, found))).await
+}
+
+/// While there is a doubt about the copy, looks at everything that nobody awaits, until nothing is found.
+/// Returns only when that fails.
+pub(super) async fn settle(inner: &Arc<Inner>, work: &Work) -> Result<(), FilesError> {
+    let mut pause = SETTLE_MIN;
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(pause).await;
+        let state = inner.flow.lock().clone();
+        if !state.is_doubtful {
+            (pause, is_told) = (SETTLE_MIN, false);
+            continue;
+        }
+        if !is_told {
+            is_told = true;
+            inner.events.record(
+                Severity::Warning,
+                "files_doubt",
+                format!(
+                    "store {}: something failed while the copy was changed; it is not called whole before \
+                     all of it has been looked at",
+                    inner.id.name
+                ),
+            );
+        }
+        if state.awaited > 0 {
+            continue;
+        }
+        let (_wanted, is_stopped) = Wanted::new();
+        let check = Arc::new(Check::new(inner, Depth::Verify, is_stopped));
+        let held = work.clone();
+        let found = blocking(move || {
+            let _held = held;
+            check.settle()
+        });
+        let found = found.await?;
+        pause = if found == 0 {
+            SETTLE_MIN
+        } else {
+            (pause * 2).min(SETTLE_MAX)
+        };
+    }
+}
+
+/// Looks at all of the copy, once, and puts right what can be put right from here.
+pub(super) fn look_at_all(inner: &Arc<Inner>) -> Result<(), FilesError> {
+    let (_wanted, is_stopped) = Wanted::new();
+    Check::new(inner, Depth::Verify, is_stopped).settle()?;
+    Ok(())
 }
 
 /// Waits, though not for ever, until nothing of what was found is awaited.
@@ -159,6 +207,35 @@ fn told(inner: &Inner, check: &Check, found: Vec<(RelPath, DifferenceKind, Strin
 }
 
 impl Check {
+    fn new(inner: &Arc<Inner>, depth: Depth, is_stopped: Arc<AtomicBool>) -> Self {
+        Self {
+            inner: inner.clone(),
+            depth,
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            is_stopped,
+            found: Mutex::default(),
+        }
+    }
+
+    /// Looks at everything, and ends the doubt if nothing was found. Returns how much was.
+    fn settle(&self) -> Result<usize, FilesError> {
+        let reasons = self.inner.sound_replica()?.doubt.reasons();
+        self.walk()?;
+        let count = self
+            .found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        tracing::info!(store = %self.inner.id.name, differences = count, "looked at a doubtful copy");
+        if count == 0 {
+            let mut replica = self.inner.sound_replica()?;
+            replica.end_doubt(reasons)?;
+            self.inner.tell(&replica);
+        }
+        Ok(count)
+    }
+
     fn found(&self, path: RelPath, kind: DifferenceKind, detail: &str) {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         found.push((path, kind, detail.to_owned()));
@@ -319,8 +396,16 @@ impl Check {
             let Some(id) = id else {
                 let parent = tree.root().parent(&path);
                 let moved = parent.and_then(|parent| put_extra(tree, parent.as_fd(), &path));
-                moved.map_err(FilesError::tree("remove", place))?;
-                self.found(path, DifferenceKind::Extra, "it is in the trash now");
+                match moved {
+                    Ok(()) => self.found(path, DifferenceKind::Extra, "it is in the trash now"),
+                    Err(error) if concerns_all(&error) => {
+                        return Err(FilesError::tree("remove", place)(error));
+                    }
+                    Err(error) => {
+                        let detail = format!("it cannot be removed: {error}");
+                        self.found(path, DifferenceKind::Extra, &detail);
+                    }
+                }
                 continue;
             };
             let entry = manifest.entry(id);

@@ -249,10 +249,14 @@ impl Inner {
                 Err(Setback::Entry(reason)) => {
                     let hash = entry.content().map(|(_, hash)| hash);
                     self.entry_failed(&path, hash, reason);
+                    placing.has_doubt = true;
                     placing.lose_parents(manifest, &path, &mut learned)?;
                 }
                 Err(Setback::Store(error)) => return Err(error),
             }
+        }
+        if placing.has_doubt {
+            replica.raise_doubt()?;
         }
         self.keep(replica, &directories, learned)
     }
@@ -264,7 +268,9 @@ impl Inner {
         directories: &BTreeSet<NodeId>,
         mut learned: Vec<(RelPath, Local)>,
     ) -> Result<(), FilesError> {
-        set_directory_times(replica, directories, &mut learned)?;
+        if set_directory_times(replica, directories, &mut learned)? {
+            replica.raise_doubt()?;
+        }
         self.sync(replica.tree()?)?;
         for (path, local) in &learned {
             if local.seen().is_some() {
@@ -318,10 +324,14 @@ impl Inner {
                 }
                 Err(Setback::Entry(reason)) => {
                     self.entry_failed(&wish.path, Some(wish.hash), reason);
+                    placing.has_doubt = true;
                     placing.lose_parents(manifest, &wish.path, &mut learned)?;
                 }
                 Err(Setback::Store(error)) => return Err(error),
             }
+        }
+        if placing.has_doubt {
+            replica.raise_doubt()?;
         }
         self.keep(replica, &directories, learned)
     }

@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) applied: Position,
     /// How many entries are awaited, as of what is applied.
     pub(super) awaited: usize,
+    /// The copy may be otherwise than is known of it.
+    pub(super) is_doubtful: bool,
     /// The end of the newest batch in the log with a content that did not come along.
     pub(super) held: Option<Position>,
     /// The primary's epoch, if it has to be recorded.
@@ -37,7 +39,7 @@ pub(super) struct State {
 impl State {
     /// Returns whether everything in the log could be served by a promotion.
     pub(super) fn is_free(&self) -> bool {
-        self.awaited == 0 && self.held.is_none_or(|held| held <= self.applied)
+        self.awaited == 0 && !self.is_doubtful && self.held.is_none_or(|held| held <= self.applied)
     }
 }
 

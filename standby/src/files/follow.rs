@@ -20,7 +20,7 @@ use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::error::FilesError;
 use super::logger::Logger;
-use super::{Following, Inner, Work, blocking, fetch, seed};
+use super::{Following, Inner, Work, blocking, check, fetch, seed};
 
 /// Frames between the connection and the thread that writes.
 pub(super) const FRAMES_WAITING_MAX: usize = 4;
@@ -140,6 +140,7 @@ async fn stream(
         fetched = fetch::fetch_always(inner, work, primary) => fetched,
         () = inner.failed() => Ok(()),
         () = sweep => Ok(()),
+        settled = check::settle(inner, work) => settled,
         () = stop.wait() => {
             inner.flow.change(|state| state.is_stopped = true);
             Ok(())

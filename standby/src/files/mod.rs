@@ -13,6 +13,7 @@ mod attributes;
 mod awaiting;
 mod check;
 mod content;
+mod doubt;
 mod error;
 mod fetch;
 mod flow;
@@ -286,11 +287,13 @@ impl Inner {
         let complete = replica.complete();
         let entries = u64::try_from(replica.ledger.manifest.len()).unwrap_or(u64::MAX);
         let awaited = replica.ledger.manifest.awaited_count();
+        let is_doubtful = replica.doubt.is_there();
         let log_bytes = replica.log.lock().bytes();
         let failed = self.awaiting.count();
         let position = replica.ledger.head().map(|head| head.position);
         self.flow.change(|state| {
             state.awaited = awaited;
+            state.is_doubtful = is_doubtful;
             state.applied = position.unwrap_or_default();
         });
         self.told(|told| {
@@ -304,6 +307,7 @@ impl Inner {
                     u64::try_from(awaited).unwrap_or(u64::MAX),
                 ),
                 ("failed_entries", failed),
+                ("doubtful", u64::from(is_doubtful)),
                 ("log_bytes", log_bytes),
             ];
             for (name, value) in gauges {
@@ -366,7 +370,7 @@ impl Inner {
         }
     }
 
-    fn take_over(&self, epoch: &Epoch) -> Result<(), FilesError> {
+    fn take_over(self: &Arc<Self>, epoch: &Epoch) -> Result<(), FilesError> {
         self.reload()?;
         let mut replica = self.replica();
         let no_copy = || FilesError::NoCopy {
@@ -381,6 +385,12 @@ impl Inner {
             self.suspect();
         }
         recovered?;
+        if replica.doubt.is_there() {
+            drop(replica);
+            check::look_at_all(self)?;
+            replica = self.replica();
+            replica.open_tree()?;
+        }
         self.adopt_awaited(&mut replica)?;
         let head = replica.ledger.head().cloned().ok_or_else(no_copy)?;
         let manifest = &replica.ledger.manifest;

@@ -52,6 +52,8 @@ pub(super) struct Placing<'a> {
     puts: Vec<(RelPath, Local)>,
     /// What cannot be told to be what it should be, with all beneath it.
     doubtful: Vec<RelPath>,
+    /// Something failed, or was not where it should be: more than what is known of may be otherwise.
+    pub(super) has_doubt: bool,
 }
 
 /// The directory that was acted in last: what follows often lies in the same.
@@ -89,6 +91,7 @@ impl<'a> Placing<'a> {
             parents: Parents::default(),
             puts: Vec::new(),
             doubtful: Vec::new(),
+            has_doubt: false,
         }
     }
 
@@ -119,12 +122,17 @@ impl<'a> Placing<'a> {
                     let path = operation.path().clone();
                     let hash = match operation {
                         Operation::Put { entry, .. } => {
+                            // Done again, it may lie in what is no directory by now, and rightly so.
+                            self.has_doubt |= !self.is_redo;
                             self.puts.push((path.clone(), Local::Awaited));
                             entry.content().map(|(_, hash)| hash)
                         }
                         Operation::Delete { .. }
                         | Operation::Move { .. }
-                        | Operation::Swap { .. } => None,
+                        | Operation::Swap { .. } => {
+                            self.has_doubt = true;
+                            None
+                        }
                     };
                     missing.insert(path.clone());
                     self.failed.push(Failed { path, hash, reason });
@@ -139,6 +147,7 @@ impl<'a> Placing<'a> {
                 learned.push((path, local));
             }
         }
+        self.has_doubt |= !self.doubtful.is_empty();
         for path in std::mem::take(&mut self.doubtful) {
             if let Some(id) = manifest.lookup(&path) {
                 lose(manifest, id, &mut learned);
@@ -713,7 +722,7 @@ impl<'a> Placing<'a> {
     /// Looks at what has moved, and at the other names of files that have changed. What is not where it
     /// should be is lost here, with all that it held.
     fn look_again(
-        &self,
+        &mut self,
         manifest: &mut Manifest,
         plan: &Plan,
         learned: &mut Vec<(RelPath, Local)>,
@@ -741,7 +750,11 @@ impl<'a> Placing<'a> {
                     manifest.learn(id, local);
                     learned.push((path, local));
                 }
-                None => lose(manifest, id, learned),
+                None => {
+                    // Of what was moved before it had come, nothing is lost.
+                    self.has_doubt |= is_moved;
+                    lose(manifest, id, learned);
+                }
             }
         }
         Ok(())
@@ -749,7 +762,7 @@ impl<'a> Placing<'a> {
 
     /// A path whose directory is not there shows that all of that directory is lost.
     pub(super) fn lose_parents(
-        &self,
+        &mut self,
         manifest: &mut Manifest,
         path: &RelPath,
         learned: &mut Vec<(RelPath, Local)>,
@@ -766,6 +779,7 @@ impl<'a> Placing<'a> {
             above = directory.parent();
         }
         if let Some(id) = lost {
+            self.has_doubt |= !self.is_redo;
             lose(manifest, id, learned);
         }
         Ok(())

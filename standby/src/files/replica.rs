@@ -8,6 +8,7 @@ use understudy_replication::files::{Blocks, Head, Ledger};
 use understudy_replication::log::Log;
 use understudy_replication::position::Position;
 
+use super::doubt::Doubt;
 use super::error::FilesError;
 use super::tree::{BULK, Tree};
 
@@ -20,6 +21,7 @@ pub(super) struct Replica {
     /// Opened when it is needed: a standby whose disk is missing still answers.
     pub(super) tree: Option<Tree>,
     blocks: Option<Arc<Blocks>>,
+    pub(super) doubt: Doubt,
 }
 
 /// The log; locked for one call at a time.
@@ -54,13 +56,36 @@ impl Replica {
             log: SharedLog(Arc::new(Mutex::new(log))),
             tree: None,
             blocks: None,
+            doubt: Doubt::open(state),
         })
+    }
+
+    /// Returns whether the copy is what the manifest says.
+    pub(super) fn is_whole(&self) -> bool {
+        self.ledger.manifest.awaited_count() == 0 && !self.doubt.is_there()
+    }
+
+    /// Doubts from now on that the copy is what the manifest says.
+    pub(super) fn raise_doubt(&mut self) -> Result<(), FilesError> {
+        let raised = self.doubt.raise();
+        raised.map_err(FilesError::tree("keep a doubt in", &self.state))
+    }
+
+    /// Ends the doubt, unless there was a reason for it since there had been so many, and keeps that the
+    /// copy is whole if it is. Returns whether it has ended.
+    pub(super) fn end_doubt(&mut self, reasons: u64) -> Result<bool, FilesError> {
+        let ended = self.doubt.end(reasons);
+        let ended = ended.map_err(FilesError::tree("end a doubt in", &self.state))?;
+        if ended {
+            self.commit_learned(Vec::new())?;
+        }
+        Ok(ended)
     }
 
     /// Returns up to where the copy is whole.
     pub(super) fn complete(&self) -> Option<Position> {
         let head = self.ledger.head()?;
-        if self.ledger.manifest.awaited_count() == 0 {
+        if self.is_whole() {
             return Some(head.position);
         }
         (head.complete.0 > 0).then_some(head.complete)
@@ -122,7 +147,7 @@ impl Replica {
             return Ok(());
         };
         self.ledger.learned(learned)?;
-        if self.ledger.manifest.awaited_count() == 0 && head.complete != head.position {
+        if self.is_whole() && head.complete != head.position {
             let complete = head.position;
             self.ledger
                 .commit(&[], Vec::new(), Head { complete, ..head })?;

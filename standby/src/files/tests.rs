@@ -531,6 +531,33 @@ fn what_is_awaited_and_moves_onto_another_leaves_its_place_however_often_that_is
 }
 
 #[test]
+fn a_doubtful_copy_is_called_whole_once_a_look_at_everything_has_found_nothing() {
+    let mut bench = Bench::new();
+    bench.follow(vec![whole("a", b"one")], &[b"one"]);
+    let whole_until = |bench: &Bench| bench.inner.replica().complete().unwrap();
+    let before = whole_until(&bench);
+    bench.inner.replica().raise_doubt().unwrap();
+    bench.follow(vec![whole("b", b"two")], &[b"two"]);
+    assert_eq!(whole_until(&bench), before);
+    bench.restart();
+    assert_eq!(whole_until(&bench), before, "after a restart");
+    // What nobody knows of, and what is not what it is known to be.
+    fs::write(bench.root().join("stray"), "nobody's").unwrap();
+    fs::remove_file(bench.root().join("a")).unwrap();
+    super::check::look_at_all(&bench.inner).unwrap();
+    assert!(!bench.root().join("stray").exists());
+    assert_eq!(bench.awaited(), ["a"]);
+    assert_eq!(whole_until(&bench), before, "something was found");
+    fs::write(bench.root().join("a"), "one").unwrap();
+    let mut replica = bench.inner.replica();
+    bench.inner.adopt_awaited(&mut replica).unwrap();
+    drop(replica);
+    super::check::look_at_all(&bench.inner).unwrap();
+    assert_eq!(whole_until(&bench), bench.position);
+    bench.assert_equal();
+}
+
+#[test]
 fn a_further_name_of_a_file_with_another_content_is_not_made() {
     let mut bench = Bench::new();
     bench.follow(vec![whole("a", b"one")], &[b"one"]);
