@@ -17,7 +17,7 @@ use understudy_replication::files::{
 };
 
 use super::attributes::dress;
-use super::content::{Hashing, punch, read_range};
+use super::content::{Hashing, make, punch, read_range};
 use super::tree::{Guarded, Tree, verify};
 
 /// Files from this size on are changed in place.
@@ -266,43 +266,16 @@ impl Patching<'_> {
         if held < self.patch.base_size {
             return Ok(false);
         }
+        // What are holes in the base are holes again.
         let data = data_ranges(base, held).unwrap_or_else(|_| vec![(0, held)]);
-        let mut hashing = Hashing::of_file(size);
-        let mut taken = 0_u64;
-        for (at, piece) in self.patch.placed() {
-            let read = match piece {
-                // What are holes in the base are holes again.
-                Piece::Keep { offset, bytes } => within(&data, (offset, bytes))
-                    .try_for_each(|(start, length)| {
-                        hashing.zeros(at.saturating_add(start - offset) - hashing.count());
-                        read_range(base, (start, length), &mut |done, bytes| {
-                            hashing.update(bytes);
-                            let at = at.saturating_add(start - offset).saturating_add(done);
-                            staged.write_all_at(bytes, at)
-                        })
-                    })
-                    .map(|()| hashing.zeros(at.saturating_add(bytes) - hashing.count())),
-                Piece::Literal(bytes) => {
-                    let offset = taken;
-                    taken = taken.saturating_add(bytes);
-                    self.literal
-                        .read_range((offset, bytes), &mut |done, bytes| {
-                            hashing.update(bytes);
-                            staged.write_all_at(bytes, at.saturating_add(done))
-                        })
-                }
-                Piece::Zero(bytes) => {
-                    hashing.zeros(bytes);
-                    Ok(())
-                }
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-                read => read?,
-            }
-        }
-        staged.set_len(size)?;
-        let (found, outboard) = hashing.finish();
+        let overlay = Overlay::new(self.patch, base, &self.literal);
+        let made = make(staged, size, &self.written(&data), |at, room| {
+            overlay.read(at, room)
+        });
+        let (found, outboard) = match made {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            made => made?,
+        };
         if found != hash {
             return Ok(false);
         }
@@ -310,6 +283,29 @@ impl Patching<'_> {
             self.blocks.put(hash, &outboard);
         }
         Ok(true)
+    }
+
+    /// Returns the parts of the new version that are no holes, in order.
+    fn written(&self, data: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut push = |at: u64, bytes: u64| match ranges.last_mut() {
+            Some((start, length)) if start.saturating_add(*length) == at => {
+                *length = length.saturating_add(bytes);
+            }
+            Some(_) | None => ranges.push((at, bytes)),
+        };
+        for (at, piece) in self.patch.placed() {
+            match piece {
+                Piece::Keep { offset, bytes } => {
+                    for (start, length) in within(data, (offset, bytes)) {
+                        push(at.saturating_add(start - offset), length);
+                    }
+                }
+                Piece::Literal(bytes) => push(at, bytes),
+                Piece::Zero(_) => {}
+            }
+        }
+        ranges
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,7 +20,7 @@ use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::PeerClient;
 
 use super::attributes::dress_made;
-use super::content::Hashing;
+use super::content::{Hashing, write_at};
 use super::error::{FilesError, Setback};
 use super::follow::FRAMES_WAITING_MAX;
 use super::place::SYNCED_SINGLY_MAX;
@@ -309,7 +308,8 @@ impl<'a> Writer<'a> {
                     Message::Chunk(bytes)
                         if u64::try_from(bytes.len()).is_ok_and(|n| n <= left) =>
                     {
-                        let written = open.file.write_all_at(&bytes, open.hashing.count());
+                        let at = open.hashing.count();
+                        let written = write_at(&open.file, open.task.size, &bytes, at);
                         written.map_err(FilesError::tree("write", self.place(&open.task)))?;
                         open.hashing.update(&bytes);
                         current = Some(open);
