@@ -209,8 +209,10 @@ fn each_step(
     Ok(())
 }
 
-/// Copies a file of `size` bytes, with its holes, and returns the digest of what was copied; `None`
-/// when it is no such file. Of a clone nothing is written.
+/// Copies the first `size` bytes of a file, with their holes, and returns the digest of what was copied;
+/// `None` when it is no such file. Of a clone nothing is written.
+///
+/// It may be longer: what was appended to it by a batch that is done again is still there.
 pub(super) fn copy(
     source: &File,
     target: &File,
@@ -218,7 +220,7 @@ pub(super) fn copy(
     is_cloned: bool,
 ) -> io::Result<Option<(Digest, Option<Outboard>)>> {
     let found = identity(&stat_fd(source.as_fd())?);
-    if found.file_type() != FileType::RegularFile || found.size != size {
+    if found.file_type() != FileType::RegularFile || found.size < size {
         return Ok(None);
     }
     if is_cloned {
