@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use rustix::fs::{FallocateFlags, FileType, fallocate};
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use understudy_replication::files::{
     Digest, OUTBOARD_FROM, Outboard, OutboardBuilder, data_ranges, identity, stat_fd,
 };
@@ -18,6 +18,9 @@ const STEP_BYTES: usize = 1 << 20;
 
 /// Files from this size on pass through the page cache, and do not stay there.
 pub(super) const PASSING_FROM: u64 = 16 << 20;
+
+/// `RWF_DONTCACHE` of `linux/fs.h`.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// So many steps are read before they are written.
 const STEPS_AHEAD: usize = 4;
@@ -121,8 +124,6 @@ pub(super) fn hash_prefix(file: &File, size: u64, hashing: &mut Hashing) -> io::
 /// and what others have there stays. Kernels before 6.14, and some file systems, do not know how; there
 /// it is written like anything else.
 pub(super) fn write_at(file: &File, size: u64, bytes: &[u8], offset: u64) -> io::Result<()> {
-    /// `RWF_DONTCACHE` of `linux/fs.h`.
-    const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
     let (mut rest, mut at) = (bytes, offset);
     while size >= PASSING_FROM && !rest.is_empty() {
         match pwritev2(file, &[io::IoSlice::new(rest)], at, DONT_CACHE) {
@@ -137,6 +138,25 @@ pub(super) fn write_at(file: &File, size: u64, bytes: &[u8], offset: u64) -> io:
         }
     }
     file.write_all_at(rest, at)
+}
+
+/// Reads a part of a file of which a file of `size` bytes is made, and fills the room. What is not in the
+/// page cache does not stay there, as with [`write_at`].
+pub(super) fn read_at(file: &File, size: u64, room: &mut [u8], offset: u64) -> io::Result<()> {
+    let (mut rest, mut at) = (room, offset);
+    while size >= PASSING_FROM && !rest.is_empty() {
+        match preadv2(file, &mut [io::IoSliceMut::new(rest)], at, DONT_CACHE) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                rest = rest.get_mut(count..).unwrap_or_default();
+                at = at.saturating_add(wide(count));
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    file.read_exact_at(rest, at)
 }
 
 /// Makes a file of `size` bytes of what `read` reads, and of holes around `ranges`, which are in order;
@@ -231,7 +251,7 @@ pub(super) fn copy(
     }
     let ranges = data_ranges(source, size).unwrap_or_else(|_| vec![(0, size)]);
     match make(target, size, &ranges, |at, room| {
-        source.read_exact_at(room, at)
+        read_at(source, size, room, at)
     }) {
         Ok(made) => Ok(Some(made)),
         // It has become shorter.

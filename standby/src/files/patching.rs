@@ -18,7 +18,7 @@ use understudy_replication::files::{
 };
 
 use super::attributes::{dress, dress_open};
-use super::content::{Hashing, hash_prefix, make, punch, read_range};
+use super::content::{Hashing, hash_prefix, make, punch, read_at, read_range};
 use super::tree::{Guarded, Tree, verify};
 
 /// Files from this size on are changed in place.
@@ -410,7 +410,10 @@ impl Patching<'_> {
         }
         // What are holes in the base are holes again.
         let data = data_ranges(base, held).unwrap_or_else(|_| vec![(0, held)]);
-        let overlay = Overlay::new(self.patch, base, &self.literal);
+        let overlay = Overlay {
+            is_passing: true,
+            ..Overlay::new(self.patch, base, &self.literal)
+        };
         let made = make(staged, size, &self.written(&data), |at, room| {
             overlay.read(at, room)
         });
@@ -473,7 +476,11 @@ fn within(data: &[(u64, u64)], (offset, bytes): (u64, u64)) -> impl Iterator<Ite
 
 /// The new version, before it is there.
 struct Overlay<'a> {
+    /// How long it is.
+    size: u64,
     base: &'a File,
+    /// All of it is read, and once.
+    is_passing: bool,
     literal: &'a Literal,
     /// Where each piece begins, and where in what came along its bytes are.
     pieces: Vec<(u64, Piece, u64)>,
@@ -491,7 +498,9 @@ impl<'a> Overlay<'a> {
         });
         Self {
             pieces: pieces.collect(),
+            size: patch.pieces.iter().map(Piece::bytes).sum(),
             base,
+            is_passing: false,
             literal,
         }
     }
@@ -530,8 +539,12 @@ impl<'a> Overlay<'a> {
             let (some, more) = rest.split_at_mut(count);
             match piece {
                 Piece::Keep { offset, .. } => {
-                    self.base
-                        .read_exact_at(some, offset.saturating_add(within))?;
+                    let at = offset.saturating_add(within);
+                    if self.is_passing {
+                        read_at(self.base, self.size, some, at)?;
+                    } else {
+                        self.base.read_exact_at(some, at)?;
+                    }
                 }
                 Piece::Literal(_) => self.literal.read_at(from.saturating_add(within), some)?,
                 Piece::Zero(_) => some.fill(0),
