@@ -22,6 +22,11 @@ impl SyncBehind {
         Self::new(File::sync_data)
     }
 
+    /// Syncs the file systems of the files that are named.
+    pub(super) fn of_file_systems() -> Self {
+        Self::new(|file| Ok(rustix::fs::syncfs(file)?))
+    }
+
     fn new(sync: fn(&File) -> io::Result<()>) -> Self {
         Self {
             sync,
