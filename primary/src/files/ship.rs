@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -597,8 +596,7 @@ fn send_bytes(sender: &mut Sender, file: &File, from: u64, to: u64) -> Result<bo
         let wanted = usize::try_from(to - at)
             .unwrap_or(usize::MAX)
             .min(CHUNK_BYTES_MAX);
-        let read = |room: &mut [u8]| file.read_exact_at(room, at);
-        if sender.packer.chunk_from(wanted, read).is_err() {
+        if sender.packer.chunk_of(file, at, wanted).is_err() {
             return Ok(false);
         }
         sender.flush_if_full()?;

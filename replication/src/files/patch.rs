@@ -84,6 +84,17 @@ impl Patch {
         })
     }
 
+    /// Returns whether the file only becomes longer: all that it was is still its beginning.
+    pub fn is_append(&self) -> bool {
+        let Some((Piece::Keep { offset: 0, bytes }, more)) = self.pieces.split_first() else {
+            return false;
+        };
+        *bytes == self.base_size
+            && more
+                .iter()
+                .all(|piece| !matches!(piece, Piece::Keep { .. }))
+    }
+
     /// Returns how many bytes it takes in a batch, at most.
     pub(super) fn metadata_bytes(&self) -> usize {
         self.pieces
@@ -212,6 +223,31 @@ mod tests {
             punch(vec![Piece::Literal(7)], &[]).unwrap(),
             [Piece::Zero(7)]
         );
+    }
+
+    #[test]
+    fn what_only_becomes_longer_is_known_from_its_pieces() {
+        let keep = |offset, bytes| Piece::Keep { offset, bytes };
+        let is_append = |pieces: &[Piece]| {
+            let patch = Patch {
+                base: Digest::of(b""),
+                base_size: 100,
+                pieces: pieces.to_vec(),
+                literal: Digest::of(b""),
+            };
+            patch.is_append()
+        };
+        assert!(is_append(&[keep(0, 100), Piece::Literal(5)]));
+        assert!(is_append(&[
+            keep(0, 100),
+            Piece::Zero(9),
+            Piece::Literal(5)
+        ]));
+        assert!(!is_append(&[keep(0, 99), Piece::Literal(5)]), "cut");
+        assert!(!is_append(&[keep(1, 99), Piece::Literal(5)]), "shifted");
+        assert!(!is_append(&[keep(0, 100), Piece::Literal(5), keep(0, 100)]));
+        assert!(!is_append(&[Piece::Literal(105)]));
+        assert!(!is_append(&[]));
     }
 
     #[test]

@@ -11,6 +11,9 @@
 
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::fs::File;
+use std::io;
+
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
@@ -191,16 +194,12 @@ impl Packer {
         self.push(CHUNK, bytes);
     }
 
-    /// Adds a piece of content that `read` writes where it belongs. After an error nothing has been
-    /// added.
+    /// Adds a piece of content: so many bytes of a file, from an offset on. After an error nothing has
+    /// been added.
     ///
     /// # Errors
-    /// Those of `read`.
-    pub fn chunk_from<E>(
-        &mut self,
-        bytes: usize,
-        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// When it cannot be read, or ends before.
+    pub fn chunk_of(&mut self, file: &File, offset: u64, bytes: usize) -> io::Result<()> {
         debug_assert!(
             bytes <= CHUNK_BYTES_MAX,
             "the caller cuts content into chunks"
@@ -208,12 +207,30 @@ impl Packer {
         let before = self.0.len();
         self.head(CHUNK, bytes);
         let start = self.0.len();
-        self.0.resize(start.saturating_add(bytes), 0);
-        let done = read(self.0.get_mut(start..).unwrap_or_default());
-        if done.is_err() {
+        let read = self.read_from(file, offset, start.saturating_add(bytes));
+        if read.is_err() {
             self.0.truncate(before);
         }
-        done
+        read
+    }
+
+    /// Reads until the frame has `end` bytes. Into room that nothing was written to before, which for
+    /// long files would take as long as the reading.
+    fn read_from(&mut self, file: &File, offset: u64, end: usize) -> io::Result<()> {
+        let start = self.0.len();
+        self.0.reserve(end.saturating_sub(start));
+        while self.0.len() < end {
+            let done = self.0.len().saturating_sub(start);
+            let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut self.0), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        // There may be room for more than was wanted.
+        self.0.truncate(end);
+        Ok(())
     }
 
     /// Adds a batch.
@@ -322,6 +339,22 @@ fn unpack_at(frame: &mut Bytes, depth: u8) -> Result<Option<Message>, WireError>
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_piece_of_a_file_is_added_whole_or_not_at_all() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let mut packer = Packer::default();
+        packer.chunk_of(&file, 2, 5).unwrap();
+        assert!(packer.chunk_of(&file, 6, 5).is_err(), "it ends before");
+        packer.chunk_of(&file, 6, 4).unwrap();
+        let mut frame = Bytes::from(packer.take().unwrap());
+        let mut next = || unpack(&mut frame).unwrap();
+        assert_eq!(next(), Some(Message::Chunk(Bytes::from_static(b"23456"))));
+        assert_eq!(next(), Some(Message::Chunk(Bytes::from_static(b"6789"))));
+        assert_eq!(next(), None);
+    }
 
     #[test]
     fn messages_are_packed_and_come_out_in_order() {

@@ -3,8 +3,9 @@
 //! Set in this order: changing the owner takes the setuid bit and the capabilities away, the mode is
 //! part of an ACL, and nothing of it is to be seen in the time.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
@@ -12,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use understudy_replication::files::{
-    Entry, Identity, Kind, identity, mtime_timespec, stat_fd, xattrs,
+    Entry, Identity, Kind, Xattrs, identity, mtime_timespec, stat_fd, xattrs, xattrs_of_file,
 };
 
 /// Gives what is open, for whatever it is open, all that its entry says.
@@ -30,6 +31,13 @@ pub(super) fn dress_but_times(file: BorrowedFd<'_>, entry: &Entry) -> io::Result
         Err(error) if entry.xattrs.is_empty() && is_refused(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
+    change_xattrs(file, entry, found)
+}
+
+fn change_xattrs(file: BorrowedFd<'_>, entry: &Entry, found: Xattrs) -> io::Result<()> {
+    if found == entry.xattrs {
+        return Ok(());
+    }
     let place = magic(file);
     for (name, _) in found.iter() {
         if entry.xattrs.get(name).is_none() {
@@ -37,6 +45,20 @@ pub(super) fn dress_but_times(file: BorrowedFd<'_>, entry: &Entry) -> io::Result
         }
     }
     set_xattrs(file, entry, |name, value| found.get(name) != Some(value))
+}
+
+/// Like [`dress`], for a file that is open for writing; what is right already is left.
+pub(super) fn dress_open(file: &File, entry: &Entry) -> io::Result<()> {
+    let mut found = stat_fd(file.as_fd())?;
+    if (found.stx_uid, found.stx_gid) != (entry.uid, entry.gid) {
+        change_owner(file.as_fd(), entry)?;
+        found = stat_fd(file.as_fd())?;
+    }
+    if u32::from(found.stx_mode) & 0o7777 != entry.mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))?;
+    }
+    change_xattrs(file.as_fd(), entry, xattrs_of_file(file)?)?;
+    Ok(rustix::fs::futimens(file, &times(entry.mtime_ns))?)
 }
 
 /// Gives a file that was just made by this process in a directory without an ACL, and is open for

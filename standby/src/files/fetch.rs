@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,11 +20,12 @@ use understudy_replication::position::Position;
 use understudy_replication::transport::PeerClient;
 
 use super::applier::set_directory_times;
-use super::content::{Hashing, hash_prefix};
+use super::content::{Hashing, hash_prefix, write_at};
 use super::error::{FilesError, Setback};
 use super::follow::FRAMES_WAITING_MAX;
 use super::place::{Placing, SYNCED_SINGLY_MAX};
 use super::replica::{Replica, bulk_name};
+use super::sync_behind::SyncBehind;
 use super::trash::Trash;
 use super::tree::Tree;
 use super::{Inner, Work, blocking};
@@ -482,7 +482,7 @@ fn write(
     mut frames: mpsc::Receiver<Bytes>,
 ) -> Result<(), FilesError> {
     let mut fetched = Vec::new();
-    let mut behind = SyncBehind::default();
+    let mut behind = SyncBehind::of_files();
     let written = write_frames(inner, coming, &mut frames, &mut fetched, &mut behind);
     if let Err(error) = behind.finish() {
         // Who syncs next is not told again.
@@ -493,49 +493,6 @@ fn write(
     written
 }
 
-/// After so many bytes of a long file what has come is synced while more comes, so that little is left
-/// at its end.
-const SYNC_BEHIND_BYTES: u64 = 128 << 20;
-
-/// Syncs files beside those who write them.
-#[derive(Default)]
-struct SyncBehind {
-    syncing: Option<(
-        std::sync::mpsc::SyncSender<File>,
-        std::thread::JoinHandle<std::io::Result<()>>,
-    )>,
-}
-
-impl SyncBehind {
-    /// Has what is written of a file synced, unless that is being done.
-    fn sync(&mut self, file: &File) -> std::io::Result<()> {
-        if self.syncing.is_none() {
-            let (sender, files) = std::sync::mpsc::sync_channel::<File>(1);
-            let thread = std::thread::Builder::new()
-                .name("files-sync".to_owned())
-                .spawn(move || files.into_iter().try_for_each(|file| file.sync_data()))?;
-            self.syncing = Some((sender, thread));
-        }
-        let file = file.try_clone()?;
-        if let Some((sender, _)) = &self.syncing {
-            // One that waits already covers this, too; one that has failed is told at the end.
-            let _taken = sender.try_send(file).is_ok();
-        }
-        Ok(())
-    }
-
-    /// Waits for what is under way, and tells whether all of it went well.
-    fn finish(self) -> std::io::Result<()> {
-        let Some((sender, thread)) = self.syncing else {
-            return Ok(());
-        };
-        drop(sender);
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(std::io::Error::other("syncing broke off")))
-    }
-}
-
 fn write_frames(
     inner: &Inner,
     coming: Vec<Coming>,
@@ -544,7 +501,6 @@ fn write_frames(
     behind: &mut SyncBehind,
 ) -> Result<(), FilesError> {
     let blocks = inner.replica().blocks();
-    let mut unsynced = 0_u64;
     let mut waiting = coming.into_iter();
     let mut current = waiting.next();
     while let Some(mut frame) = frames.blocking_recv() {
@@ -561,14 +517,11 @@ fn write_frames(
             match message {
                 Message::Chunk(bytes) if u64::try_from(bytes.len()).is_ok_and(|n| n <= left) => {
                     let offset = at.hashing.count();
-                    let written = at.file.write_all_at(&bytes, offset);
+                    let written = write_at(&at.file, at.wish.size, &bytes, offset);
                     written.map_err(FilesError::tree("stage", at.wish.path.as_path()))?;
-                    unsynced = unsynced.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
-                    if unsynced >= SYNC_BEHIND_BYTES {
-                        unsynced = 0;
-                        let begun = behind.sync(&at.file);
-                        begun.map_err(FilesError::tree("stage", at.wish.path.as_path()))?;
-                    }
+                    let count = u64::try_from(bytes.len()).unwrap_or(0);
+                    let begun = behind.wrote(&at.file, count);
+                    begun.map_err(FilesError::tree("stage", at.wish.path.as_path()))?;
                     at.hashing.update(&bytes);
                     current = Some(at);
                 }

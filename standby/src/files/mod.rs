@@ -29,6 +29,7 @@ mod seed_fetch;
 #[cfg(test)]
 mod served_tests;
 mod survey;
+mod sync_behind;
 #[cfg(test)]
 mod tests;
 mod trash;

@@ -2,8 +2,9 @@
 //!
 //! A new file is built beside the old one, checked, made durable and renamed over it. A large file of
 //! which little changes is cloned and changed, where the file system can; elsewhere it is changed in
-//! place, once it is known that the right file comes out. What is written is in the log by then, so that
-//! a crash in the middle only means that it is written again.
+//! place, and a file that only becomes longer is made longer in place, once it is known that the right
+//! file comes out. What is written is in the log by then, so that a crash in the middle only means that
+//! it is written again.
 
 use std::fs::File;
 use std::io;
@@ -12,12 +13,12 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, OFlags};
 use understudy_replication::files::{
-    Blocks, Digest, Entry, Identity, Known, Outboard, Patch, Piece, RelPath, data_ranges, identity,
-    open_in, stat_fd,
+    Blocks, Digest, Entry, Identity, Known, OUTBOARD_FROM, Outboard, Patch, Piece, RelPath,
+    data_ranges, identity, open_in, stat_fd,
 };
 
-use super::attributes::dress;
-use super::content::{Hashing, punch, read_range};
+use super::attributes::{dress, dress_open};
+use super::content::{Hashing, hash_prefix, make, punch, read_at, read_range};
 use super::tree::{Guarded, Tree, verify};
 
 /// Files from this size on are changed in place.
@@ -68,6 +69,13 @@ pub(super) fn may_be_in_place(patch: &Patch, size: u64) -> bool {
     size >= IN_PLACE_FROM && patch.literal_bytes() <= size / IN_PLACE_SHARE && patch.is_in_place()
 }
 
+/// Returns whether a patch may lead to a file being made longer in place. Not where it shares its content
+/// with other names, which may be to keep theirs; nor after a failed sync, when what can be read of the
+/// old version need not be on the disk.
+pub(super) fn may_be_lengthened(patch: &Patch, entry: &Entry, is_trusted: bool) -> bool {
+    patch.is_append() && entry.link == 0 && is_trusted
+}
+
 /// A patch that is to be applied.
 pub(super) struct Patching<'a> {
     pub(super) tree: &'a Tree,
@@ -94,6 +102,13 @@ impl Patching<'_> {
         let Some((size, hash)) = self.entry.content() else {
             return Ok(None);
         };
+        let may_be_in_place = may_be_in_place(self.patch, size);
+        if !may_be_in_place
+            && may_be_lengthened(self.patch, self.entry, self.is_trusted)
+            && let Some(longer) = self.lengthen(parent, (size, hash))?
+        {
+            return Ok(Some(longer));
+        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let base = match open_in(parent, self.path.name(), flags) {
             Ok(base) => File::from(base),
@@ -111,15 +126,132 @@ impl Patching<'_> {
             return Ok(None);
         }
         if self.is_known(&found)
-            && may_be_in_place(self.patch, size)
+            && may_be_in_place
             && let Some(after) = self.outboard_after(&base, (size, hash))?
         {
             return self.change(&base, parent, (size, hash), &after, guarded);
         }
-        if found.size != self.patch.base_size {
+        // It may be longer than it was: made so, in whole or in part, by an attempt before.
+        if found.size < self.patch.base_size {
             return Ok(None);
         }
         self.build(&base, parent, (size, hash), guarded)
+    }
+
+    /// Makes the file that is there longer; `None`, with nothing done, when it is not the right one.
+    ///
+    /// Invariant: the first `base_size` bytes are the old version, before, while and after this is done.
+    /// They are never written, so that wherever the power fails the file is the old version and, behind
+    /// it, anything. What belongs behind it is durable in the log until this is committed, and is then
+    /// written again, from the end of the old version on. That does not depend on what else the group
+    /// has done to the file: what a later batch of it has appended is cut off here and is appended again
+    /// when its turn comes, and a file that was put here instead has another beginning.
+    fn lengthen(
+        &self,
+        parent: BorrowedFd<'_>,
+        (size, hash): (u64, Digest),
+    ) -> io::Result<Option<Identity>> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // What cannot be written to, as a program that runs, is replaced.
+        let Ok(file) = open_in(parent, self.path.name(), flags).map(File::from) else {
+            return Ok(None);
+        };
+        let stat = stat_fd(file.as_fd())?;
+        let found = identity(&stat);
+        let base_size = self.patch.base_size;
+        // Another name of it is not to change.
+        let is_own = found.file_type() == FileType::RegularFile && stat.stx_nlink == 1;
+        if !is_own || found.size < base_size {
+            return Ok(None);
+        }
+        let outboard = match self.hash_longer(&file, &found, size) {
+            Ok((root, outboard)) if root == hash => outboard,
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let write = || {
+            if found.size > base_size {
+                file.set_len(base_size)?;
+            }
+            self.write_end(&file, size)?;
+            dress_open(&file, self.entry)
+        };
+        if let Err(error) = write() {
+            // Where this cannot be done either, recovery or a fetched content sets it right.
+            let _is_left = file.set_len(base_size).is_err();
+            return Err(error);
+        }
+        if let Some(outboard) = outboard {
+            self.blocks.put(hash, &outboard);
+        }
+        Ok(Some(identity(&stat_fd(file.as_fd())?)))
+    }
+
+    /// Returns the digest that the longer file will have, and its outboard if it needs one.
+    fn hash_longer(
+        &self,
+        file: &File,
+        found: &Identity,
+        size: u64,
+    ) -> io::Result<(Digest, Option<Outboard>)> {
+        // Of a large file that is known, its end is enough.
+        if self.patch.base_size >= OUTBOARD_FROM
+            && !self.is_redo
+            && self.is_known(found)
+            && let Some(former) = self.blocks.get(self.patch.base_size, self.patch.base)
+            && let Some(after) = self.outboard_of(&former, file, size)?
+        {
+            return Ok((after.root(), Some(after)));
+        }
+        let mut hashing = Hashing::of_file(size);
+        hash_prefix(file, self.patch.base_size, &mut hashing)?;
+        self.each_behind(&mut |_, piece| {
+            match piece {
+                Behind::Bytes(bytes) => hashing.update(bytes),
+                Behind::Zeros(count) => hashing.zeros(count),
+            }
+            Ok(())
+        })?;
+        Ok(hashing.finish())
+    }
+
+    fn write_end(&self, file: &File, size: u64) -> io::Result<()> {
+        let mut end = self.patch.base_size;
+        self.each_behind(&mut |at, piece| {
+            if let Behind::Bytes(bytes) = piece {
+                file.write_all_at(bytes, at)?;
+                end = at.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            }
+            Ok(())
+        })?;
+        if end < size {
+            // It ends with a hole.
+            file.set_len(size)?;
+        }
+        Ok(())
+    }
+
+    /// Passes on what a longer file has behind the old version.
+    fn each_behind(
+        &self,
+        take: &mut dyn FnMut(u64, Behind<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut taken = 0_u64;
+        for (offset, piece) in self.patch.placed() {
+            match piece {
+                Piece::Keep { .. } => {}
+                Piece::Zero(bytes) => take(offset, Behind::Zeros(bytes))?,
+                Piece::Literal(bytes) => {
+                    self.literal
+                        .read_range((taken, bytes), &mut |done, bytes| {
+                            take(offset.saturating_add(done), Behind::Bytes(bytes))
+                        })?;
+                    taken = taken.saturating_add(bytes);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the new version in a staged file, of what is there; returns whether it is right.
@@ -158,14 +290,29 @@ impl Patching<'_> {
         base: &File,
         (size, hash): (u64, Digest),
     ) -> io::Result<Option<Outboard>> {
-        let overlay = Overlay::new(self.patch, base, &self.literal);
         if self.is_redo {
             // What was there before may be anything by now: all of it is looked at.
+            let overlay = Overlay::new(self.patch, base, &self.literal);
             return overlay.outboard(size, hash);
         }
         let Some(former) = self.blocks.get(self.patch.base_size, self.patch.base) else {
             return Ok(None);
         };
+        match self.outboard_of(&former, base, size) {
+            Ok(after) => Ok(after.filter(|after| after.root() == hash)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the outboard of what a file with the outboard `former` would be; only what changes is read.
+    fn outboard_of(
+        &self,
+        former: &Outboard,
+        base: &File,
+        size: u64,
+    ) -> io::Result<Option<Outboard>> {
+        let overlay = Overlay::new(self.patch, base, &self.literal);
         let changed = self
             .patch
             .placed()
@@ -173,12 +320,7 @@ impl Patching<'_> {
                 Piece::Literal(bytes) | Piece::Zero(bytes) => Some((offset, bytes)),
                 Piece::Keep { .. } => None,
             });
-        let after = former.after(size, changed, |offset, room| overlay.read(offset, room));
-        match after {
-            Ok(after) => Ok(after.filter(|after| after.root() == hash)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(error),
-        }
+        former.after(size, changed, |offset, room| overlay.read(offset, room))
     }
 
     fn change(
@@ -266,43 +408,19 @@ impl Patching<'_> {
         if held < self.patch.base_size {
             return Ok(false);
         }
+        // What are holes in the base are holes again.
         let data = data_ranges(base, held).unwrap_or_else(|_| vec![(0, held)]);
-        let mut hashing = Hashing::of_file(size);
-        let mut taken = 0_u64;
-        for (at, piece) in self.patch.placed() {
-            let read = match piece {
-                // What are holes in the base are holes again.
-                Piece::Keep { offset, bytes } => within(&data, (offset, bytes))
-                    .try_for_each(|(start, length)| {
-                        hashing.zeros(at.saturating_add(start - offset) - hashing.count());
-                        read_range(base, (start, length), &mut |done, bytes| {
-                            hashing.update(bytes);
-                            let at = at.saturating_add(start - offset).saturating_add(done);
-                            staged.write_all_at(bytes, at)
-                        })
-                    })
-                    .map(|()| hashing.zeros(at.saturating_add(bytes) - hashing.count())),
-                Piece::Literal(bytes) => {
-                    let offset = taken;
-                    taken = taken.saturating_add(bytes);
-                    self.literal
-                        .read_range((offset, bytes), &mut |done, bytes| {
-                            hashing.update(bytes);
-                            staged.write_all_at(bytes, at.saturating_add(done))
-                        })
-                }
-                Piece::Zero(bytes) => {
-                    hashing.zeros(bytes);
-                    Ok(())
-                }
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-                read => read?,
-            }
-        }
-        staged.set_len(size)?;
-        let (found, outboard) = hashing.finish();
+        let overlay = Overlay {
+            is_passing: true,
+            ..Overlay::new(self.patch, base, &self.literal)
+        };
+        let made = make(staged, size, &self.written(&data), |at, room| {
+            overlay.read(at, room)
+        });
+        let (found, outboard) = match made {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            made => made?,
+        };
         if found != hash {
             return Ok(false);
         }
@@ -311,6 +429,35 @@ impl Patching<'_> {
         }
         Ok(true)
     }
+
+    /// Returns the parts of the new version that are no holes, in order.
+    fn written(&self, data: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut push = |at: u64, bytes: u64| match ranges.last_mut() {
+            Some((start, length)) if start.saturating_add(*length) == at => {
+                *length = length.saturating_add(bytes);
+            }
+            Some(_) | None => ranges.push((at, bytes)),
+        };
+        for (at, piece) in self.patch.placed() {
+            match piece {
+                Piece::Keep { offset, bytes } => {
+                    for (start, length) in within(data, (offset, bytes)) {
+                        push(at.saturating_add(start - offset), length);
+                    }
+                }
+                Piece::Literal(bytes) => push(at, bytes),
+                Piece::Zero(_) => {}
+            }
+        }
+        ranges
+    }
+}
+
+/// A part of what is behind the old version.
+enum Behind<'a> {
+    Bytes(&'a [u8]),
+    Zeros(u64),
 }
 
 /// Returns the parts of `data`, which is in order, that lie between an offset and as many bytes further on.
@@ -329,7 +476,11 @@ fn within(data: &[(u64, u64)], (offset, bytes): (u64, u64)) -> impl Iterator<Ite
 
 /// The new version, before it is there.
 struct Overlay<'a> {
+    /// How long it is.
+    size: u64,
     base: &'a File,
+    /// All of it is read, and once.
+    is_passing: bool,
     literal: &'a Literal,
     /// Where each piece begins, and where in what came along its bytes are.
     pieces: Vec<(u64, Piece, u64)>,
@@ -347,7 +498,9 @@ impl<'a> Overlay<'a> {
         });
         Self {
             pieces: pieces.collect(),
+            size: patch.pieces.iter().map(Piece::bytes).sum(),
             base,
+            is_passing: false,
             literal,
         }
     }
@@ -386,8 +539,12 @@ impl<'a> Overlay<'a> {
             let (some, more) = rest.split_at_mut(count);
             match piece {
                 Piece::Keep { offset, .. } => {
-                    self.base
-                        .read_exact_at(some, offset.saturating_add(within))?;
+                    let at = offset.saturating_add(within);
+                    if self.is_passing {
+                        read_at(self.base, self.size, some, at)?;
+                    } else {
+                        self.base.read_exact_at(some, at)?;
+                    }
                 }
                 Piece::Literal(_) => self.literal.read_at(from.saturating_add(within), some)?,
                 Piece::Zero(_) => some.fill(0),

@@ -16,7 +16,7 @@ use understudy_replication::files::{
 
 use super::content;
 use super::error::{FilesError, Setback};
-use super::patching::{Literal, Patching, may_be_in_place};
+use super::patching::{Literal, Patching, may_be_in_place, may_be_lengthened};
 use super::plan::{Before, Logged, Plan, staged_name};
 use super::trash::Trash;
 use super::tree::{Guarded, Tree, is_absent};
@@ -467,6 +467,7 @@ impl<'a> Placing<'a> {
                 // A change in place, or of much, is made when its turn comes.
                 Content::Patch(patch)
                     if may_be_in_place(patch, size)
+                        || may_be_lengthened(patch, entry, self.is_trusted)
                         || (patch.literal_bytes() > 0 && !contents.contains_key(&index)) =>
                 {
                     continue;

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,12 +20,13 @@ use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::PeerClient;
 
 use super::attributes::dress_made;
-use super::content::Hashing;
+use super::content::{Hashing, write_at};
 use super::error::{FilesError, Setback};
 use super::follow::FRAMES_WAITING_MAX;
 use super::place::SYNCED_SINGLY_MAX;
 use super::seed::{CONTENT_PATIENCE, Seeding, next};
 use super::survey::Found;
+use super::sync_behind::SyncBehind;
 use super::tree::Guarded;
 use super::{Inner, Work, blocking};
 
@@ -48,6 +48,14 @@ struct Task {
     hash: Digest,
     /// Another one is there.
     is_replaced: bool,
+}
+
+impl Task {
+    /// Returns how much there is to write to the disk because of it: of a small file, its inode and its
+    /// name as well.
+    fn disk_bytes(&self) -> u64 {
+        self.size.saturating_add(4096)
+    }
 }
 
 /// A group whose contents are coming.
@@ -109,16 +117,22 @@ pub(super) async fn fetch(
     };
     progress.start("fetching files", Some(total), Unit::Bytes);
     let opened = inner.clone();
-    let blocks = blocking(move || Ok(opened.replica().blocks())).await?;
+    let (blocks, top) = blocking(move || {
+        let top = File::open(&opened.root).map_err(FilesError::tree("open", &opened.root))?;
+        Ok((opened.replica().blocks(), Arc::new(top)))
+    })
+    .await?;
     let (sender, receiver) = mpsc::channel::<Job>(1);
     let receiver = Arc::new(Mutex::new(receiver));
     let writers: Vec<_> = (0..WRITERS)
         .map(|number| {
             let receiver = receiver.clone();
             let (inner, seeding, blocks) = (inner.clone(), seeding.clone(), blocks.clone());
+            let top = top.clone();
             let held = work.clone();
             tokio::task::spawn_blocking(move || {
                 let _held = held;
+                let mut behind = SyncBehind::of_file_systems();
                 loop {
                     let job = receiver
                         .lock()
@@ -130,12 +144,24 @@ pub(super) async fn fetch(
                         done,
                     }) = job
                     else {
-                        return;
+                        break;
                     };
+                    let bytes = tasks.iter().map(Task::disk_bytes).sum();
                     let mut writer = Writer::new(&inner, &seeding, &blocks, number);
+                    let written = writer.write(tasks, &mut frames);
+                    let written = written.and_then(|learned| {
+                        let begun = behind.wrote(&top, bytes);
+                        begun.map_err(FilesError::tree("sync", &inner.root))?;
+                        Ok(learned)
+                    });
                     // Who asked may have gone, and then nobody wants to know.
-                    let _gone = done.send(writer.write(tasks, &mut frames)).is_err();
+                    let _gone = done.send(written).is_err();
                 }
+                behind.finish().map_err(|error| {
+                    // Who syncs next is not told again.
+                    inner.has_lost_writes.store(true, Ordering::Relaxed);
+                    FilesError::tree("sync", &inner.root)(error)
+                })
             })
         })
         .collect();
@@ -157,7 +183,8 @@ pub(super) async fn fetch(
         lanes.run(sender),
     );
     for writer in writers {
-        writer.await.map_err(|_| FilesError::Broken)?;
+        let synced = writer.await.map_err(|_| FilesError::Broken)?;
+        synced?;
     }
     fetched?;
     progress.end("done");
@@ -309,7 +336,8 @@ impl<'a> Writer<'a> {
                     Message::Chunk(bytes)
                         if u64::try_from(bytes.len()).is_ok_and(|n| n <= left) =>
                     {
-                        let written = open.file.write_all_at(&bytes, open.hashing.count());
+                        let at = open.hashing.count();
+                        let written = write_at(&open.file, open.task.size, &bytes, at);
                         written.map_err(FilesError::tree("write", self.place(&open.task)))?;
                         open.hashing.update(&bytes);
                         current = Some(open);

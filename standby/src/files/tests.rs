@@ -682,6 +682,192 @@ fn a_large_file_is_changed_in_place_and_again_after_a_crash() {
     );
 }
 
+/// What makes `old` longer by `more`.
+fn appended(name: &str, old: &[u8], more: &[u8]) -> (Operation, Vec<u8>) {
+    let new = [old, more].concat();
+    let (made, _) = patch(old, &new, &[(old.len(), new.len())]);
+    (patched(name, &new, made), new)
+}
+
+#[test]
+fn a_file_that_grows_is_made_longer_in_place_and_again_after_a_crash() {
+    let old = noise(1, 70_000);
+    let (first, longer) = appended("log", &old, b"a line and ");
+    let (second, longest) = appended("log", &longer, &noise(2, 9000));
+    let torn = [&old[..], &[0; 300]].concat();
+    let half = [&longer[..], &longest[longer.len()..][..4000], &[0; 9000]].concat();
+    // Whatever of it was there when the process or the power went.
+    for there in [&old, &torn, &longer, &half, &longest] {
+        let mut bench = Bench::new();
+        bench.follow(vec![whole("log", &old)], &[&old]);
+        let place = bench.root().join("log");
+        let inode = fs::metadata(&place).unwrap().ino();
+        let both = [
+            (
+                bench.batch(vec![first.clone()]),
+                vec![Comes::Whole(longer[old.len()..].to_vec())],
+            ),
+            (
+                bench.batch(vec![second.clone()]),
+                vec![Comes::Whole(longest[longer.len()..].to_vec())],
+            ),
+        ];
+        bench.log(&both);
+        let file = fs::File::options().write(true).open(&place).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, there, 0).unwrap();
+        bench.restart();
+        bench.recover();
+        bench.assert_equal();
+        assert_eq!(fs::metadata(&place).unwrap().ino(), inode, "in place");
+    }
+}
+
+#[test]
+fn a_file_that_was_replaced_after_it_had_grown_is_right_after_a_crash() {
+    let mut bench = Bench::new();
+    let old = noise(1, 5000);
+    bench.follow(vec![whole("log", &old)], &[&old]);
+    let (grown, longer) = appended("log", &old, b"and more");
+    let other = noise(2, 6000);
+    let (again, _) = appended("log", &other, b"and again");
+    let batches = [
+        (
+            bench.batch(vec![grown]),
+            vec![Comes::Whole(b"and more".to_vec())],
+        ),
+        (
+            bench.batch(vec![Operation::Put {
+                path: path("copied"),
+                entry: file(&longer),
+                content: Content::Copy(path("log")),
+            }]),
+            vec![],
+        ),
+        (
+            bench.batch(vec![whole("log", &other)]),
+            vec![Comes::Whole(other)],
+        ),
+        (
+            bench.batch(vec![again]),
+            vec![Comes::Whole(b"and again".to_vec())],
+        ),
+    ];
+    bench.log(&batches);
+    for count in [4, 1, 3, 2, 4] {
+        bench.crash_after(&batches, count);
+    }
+    bench.recover();
+    bench.assert_equal();
+}
+
+#[test]
+fn what_is_to_be_copied_is_found_in_a_file_that_has_grown_since() {
+    let mut bench = Bench::new();
+    let old = noise(1, 5000);
+    bench.follow(vec![whole("log", &old)], &[&old]);
+    let (grown, longer) = appended("log", &old, b"and more");
+    let copied = Operation::Put {
+        path: path("copied"),
+        entry: file(&old),
+        content: Content::Copy(path("log")),
+    };
+    let batch = bench.batch(vec![copied, grown]);
+    bench.log(&[(batch, vec![Comes::Whole(b"and more".to_vec())])]);
+    // As if the power had failed when only the end of the file was on the disk.
+    fs::write(bench.root().join("log"), &longer).unwrap();
+    bench.restart();
+    bench.recover();
+    bench.assert_equal();
+}
+
+#[test]
+fn a_file_with_another_name_is_replaced_when_it_grows() {
+    let mut bench = Bench::new();
+    let old = noise(1, 5000);
+    bench.follow(vec![whole("log", &old)], &[&old]);
+    let other = bench.root().parent().unwrap().join("another name");
+    fs::hard_link(bench.root().join("log"), &other).unwrap();
+    let (grown, _) = appended("log", &old, b"and more");
+    bench.follow(vec![grown], &[b"and more"]);
+    bench.assert_equal();
+    assert!(
+        fs::read(other).unwrap() == old,
+        "the other name is as it was"
+    );
+}
+
+#[test]
+fn names_of_one_file_are_not_lengthened_in_place() {
+    let mut bench = Bench::new();
+    let old = noise(1, 5000);
+    let linked = |mut operation: Operation| {
+        if let Operation::Put { entry, .. } = &mut operation {
+            entry.link = 7;
+        }
+        operation
+    };
+    let link = |content: &[u8]| {
+        linked(Operation::Put {
+            path: path("name"),
+            entry: file(content),
+            content: Content::Link(path("log")),
+        })
+    };
+    bench.follow(vec![linked(whole("log", &old)), link(&old)], &[&old]);
+    let (grown, longer) = appended("log", &old, b"and more");
+    bench.follow(vec![linked(grown), link(&longer)], &[b"and more"]);
+    bench.assert_equal();
+}
+
+#[test]
+fn a_file_that_does_not_begin_as_it_should_is_not_lengthened() {
+    let old = noise(1, 5000);
+    let mut other = old.clone();
+    other[4000] ^= 1;
+    let shorter = &old[..4999];
+    for there in [&other[..], shorter] {
+        let mut bench = Bench::new();
+        bench.follow(vec![whole("log", &old)], &[&old]);
+        let place = bench.root().join("log");
+        fs::write(&place, there).unwrap();
+        let (grown, _) = appended("log", &old, b"and more");
+        bench.follow(vec![grown], &[b"and more"]);
+        assert_eq!(bench.awaited(), ["log"], "it is asked for");
+        assert!(fs::read(&place).unwrap() == there, "it is left alone");
+    }
+}
+
+#[test]
+fn after_a_failed_sync_a_file_that_grows_is_made_anew() {
+    let mut bench = Bench::new();
+    let old = noise(1, 5000);
+    bench.follow(vec![whole("log", &old)], &[&old]);
+    let place = bench.root().join("log");
+    let inode = fs::metadata(&place).unwrap().ino();
+    bench
+        .inner
+        .has_lost_writes
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let (grown, _) = appended("log", &old, b"and more");
+    bench.follow(vec![grown], &[b"and more"]);
+    bench.assert_equal();
+    assert_ne!(fs::metadata(&place).unwrap().ino(), inode);
+}
+
+#[test]
+fn a_large_file_that_grows_keeps_the_digests_of_its_parts() {
+    let mut bench = Bench::new();
+    let old = noise(1, 3 << 20);
+    bench.follow(vec![whole("log", &old)], &[&old]);
+    let (grown, longer) = appended("log", &old, &noise(2, 100_000));
+    let more = longer[old.len()..].to_vec();
+    bench.follow(vec![grown], &[&more]);
+    bench.assert_equal();
+    let blocks = bench.inner.replica().blocks();
+    let size = longer.len() as u64;
+    assert!(blocks.get(size, Digest::of(&longer)).is_some());
+}
+
 #[test]
 fn a_file_that_was_tampered_with_is_no_base_for_a_patch() {
     let mut bench = Bench::new();
@@ -962,7 +1148,9 @@ fn random_batch(bench: &mut Bench, random: &mut Random) -> Option<(Batch, Vec<Co
     // A copy is of what was there before the batch, which has to be a file that is not changed in it.
     for _ in 0..random.below(5) {
         let at = any_name(random, &trial);
-        match random.below(4) {
+        let there = trial.get(&at).and_then(|known| known.entry.content());
+        let there = there.and_then(|(_, hash)| bench.contents.get(&hash).cloned());
+        match random.below(5) {
             0 => {
                 let mut known = entry(Kind::Directory);
                 known.mode = random.mode(0o700, 8);
@@ -997,9 +1185,20 @@ fn random_batch(bench: &mut Bench, random: &mut Random) -> Option<(Batch, Vec<Co
                 };
                 try_one(&mut trial, operation);
             }
+            3 if there.as_ref().is_some_and(|old| !old.is_empty()) => {
+                let old = there.unwrap_or_default();
+                let bytes = random.below(300) + 1;
+                let more = noise(random.0, bytes);
+                let (operation, longer) = appended(&at.to_string(), &old, &more);
+                if try_one(&mut trial, operation) {
+                    bench.keep(&longer);
+                    coming.push(Comes::Whole(more));
+                }
+            }
             _ => {
                 let bytes = random.below(3000);
                 let content = noise(random.0, bytes);
+                bench.keep(&content);
                 let operation = Operation::Put {
                     path: at,
                     entry: file(&content),
