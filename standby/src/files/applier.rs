@@ -155,7 +155,9 @@ impl Applier {
         let is_redo = logged.batch.start < self.begun;
         let mut trash = Trash::of(inner.trash, logged.batch.start);
         let mut placing = Placing::new(tree, &blocks, &mut trash, (is_redo, inner.is_trusted()));
+        placing.leftovers = std::mem::take(&mut replica.leftovers);
         let performed = placing.perform(&mut replica.ledger.manifest, logged, &plan);
+        replica.leftovers = std::mem::take(&mut placing.leftovers);
         let (failed, stale, used) = (placing.failed, placing.stale, placing.used);
         let learned = match performed {
             Ok(learned) => learned,
@@ -181,7 +183,7 @@ impl Applier {
         group.stale.extend(stale);
         group.used.extend(used);
         group.directories.extend(&plan.directories);
-        let is_whole = replica.ledger.manifest.awaited_count() == 0;
+        let is_whole = replica.awaited_count() == 0;
         let head = Head {
             epoch: before.epoch,
             position: logged.batch.end,
@@ -209,7 +211,7 @@ impl Applier {
         inner.sync(tree)?;
         if let Some((_, last, head)) = group.commits.last_mut() {
             last.extend(learned);
-            if replica.ledger.manifest.awaited_count() > 0 && head.complete == head.position {
+            if replica.awaited_count() > 0 && head.complete == head.position {
                 head.complete = replica
                     .ledger
                     .head()
@@ -224,6 +226,7 @@ impl Applier {
             }
             inner.entry_failed(&failed.path, failed.hash, failed.reason.clone());
         }
+        replica.store_leftovers()?;
         let mut position = Position(0);
         for (operations, learned, head) in group.commits {
             for (path, local) in &learned {
@@ -305,6 +308,7 @@ impl Inner {
         }
         let mut applier = Applier::open(replica)?;
         while applier.apply_group(self, replica)? {}
+        self.clear_leftovers(replica)?;
         replica.clear_staging()
     }
 
@@ -341,7 +345,9 @@ impl Inner {
                 replica.set_epoch(&epoch)?;
                 self.flow.change(|state| state.epoch = None);
             }
-            let applied = applier.apply_group(self, &mut replica);
+            let applied = self
+                .clear_leftovers(&mut replica)
+                .and_then(|()| applier.apply_group(self, &mut replica));
             if applied.is_err() {
                 // Before others see what is in memory.
                 self.suspect();

@@ -9,6 +9,7 @@ use understudy_replication::log::Log;
 use understudy_replication::position::Position;
 
 use super::error::FilesError;
+use super::leftovers::Leftovers;
 use super::tree::{BULK, Tree};
 
 pub(super) struct Replica {
@@ -17,6 +18,8 @@ pub(super) struct Replica {
     pub(super) ledger: Ledger,
     /// Written by the logger, released by the applier.
     pub(super) log: SharedLog,
+    /// What is to go and is still there.
+    pub(super) leftovers: Leftovers,
     /// Opened when it is needed: a standby whose disk is missing still answers.
     pub(super) tree: Option<Tree>,
     blocks: Option<Arc<Blocks>>,
@@ -47,11 +50,22 @@ impl Replica {
             }
         }
         ledger.damage.extend(damage);
+        let leftovers = match Leftovers::load(state)? {
+            Some(leftovers) => leftovers,
+            None => {
+                ledger.forget_head()?;
+                let damage = "the list of what is to be removed from the copy is damaged, and the copy is compared \
+                              whole";
+                ledger.damage.push(damage.to_owned());
+                Leftovers::default()
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
             state: state.to_owned(),
             ledger,
             log: SharedLog(Arc::new(Mutex::new(log))),
+            leftovers,
             tree: None,
             blocks: None,
         })
@@ -60,10 +74,20 @@ impl Replica {
     /// Returns up to where the copy is whole.
     pub(super) fn complete(&self) -> Option<Position> {
         let head = self.ledger.head()?;
-        if self.ledger.manifest.awaited_count() == 0 {
+        if self.awaited_count() == 0 {
             return Some(head.position);
         }
         (head.complete.0 > 0).then_some(head.complete)
+    }
+
+    /// Returns how many entries are not as they should be: to come, or to go.
+    pub(super) fn awaited_count(&self) -> usize {
+        let to_come = self.ledger.manifest.awaited_count();
+        to_come.saturating_add(self.leftovers.count())
+    }
+
+    pub(super) fn store_leftovers(&mut self) -> Result<(), FilesError> {
+        self.leftovers.store(&self.state)
     }
 
     pub(super) fn open_tree(&mut self) -> Result<(), FilesError> {
@@ -122,7 +146,7 @@ impl Replica {
             return Ok(());
         };
         self.ledger.learned(learned)?;
-        if self.ledger.manifest.awaited_count() == 0 && head.complete != head.position {
+        if self.awaited_count() == 0 && head.complete != head.position {
             let complete = head.position;
             self.ledger
                 .commit(&[], Vec::new(), Head { complete, ..head })?;
