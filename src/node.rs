@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) joining: Mutex<()>,
     /// What is wrong with the configuration on disk, which is not in force.
     config_problem: Mutex<Option<String>>,
+    /// Why the stores of a node that should have them open are not.
+    stores_problem: Mutex<Option<String>>,
     /// Something that the last fence was to stop may still run.
     is_fence_owed: AtomicBool,
     /// A restarted primary has waited long enough for a peer's word.
@@ -100,6 +102,7 @@ impl Node {
             promoting: tokio::sync::Mutex::new(()),
             joining: Mutex::new(()),
             config_problem: Mutex::new(None),
+            stores_problem: Mutex::new(None),
             is_fence_owed: AtomicBool::new(false),
             is_alone: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
@@ -139,6 +142,22 @@ impl Node {
             .config_problem
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    pub(crate) fn stores_problem(&self) -> Option<String> {
+        self.stores_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Sets why the stores are not open, and returns why they were not.
+    pub(crate) fn set_stores_problem(&self, problem: Option<String>) -> Option<String> {
+        let mut held = self
+            .stores_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *held, problem)
     }
 
     /// Returns whether something that the last fence was to stop may still run.

@@ -16,8 +16,8 @@ use crate::standby_run::StandbyRun;
 /// How many events may wait.
 pub(crate) const EVENTS_WAITING_MAX: usize = 64;
 
-/// How often a fence that failed is tried again.
-const FENCE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often what has failed is tried again: a fence, or opening the stores.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a restarted primary leaves running what it found while no peer answers.
 const RETURNING_GRACE: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub(crate) enum ShellError {
 
 /// Runs the role machine until told to stop.
 pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop: Stop) {
-    let mut tick = tokio::time::interval(FENCE_INTERVAL);
+    let mut tick = tokio::time::interval(RETRY_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // A node that was taken out of the configuration while the daemon did not run is not waited for.
     let mut first: Vec<Event> = left(&node);
@@ -63,6 +63,9 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                 _ = tick.tick() => {
                     if must_not_serve(&node) && (node.is_fence_owed() || node.is_serving()) {
                         fence(&node).await;
+                    }
+                    if !stop.is_stopped() {
+                        open_again(&node).await;
                     }
                     continue;
                 }
@@ -207,6 +210,38 @@ async fn fence(node: &Arc<Node>) {
     node.set_fence_owed(!is_done);
 }
 
+/// Opens the stores of a node whose stores could not be opened when it should have begun: a disk that has
+/// failed once, or was not there yet.
+async fn open_again(node: &Arc<Node>) {
+    if !matches!(node.stage(), Stage::Idle) {
+        return;
+    }
+    let role = node.role();
+    let opened = match &role {
+        Role::Standby { .. } => follow(node, &role).await,
+        Role::Primary { .. } => serve(node, &role).await,
+        Role::Returning { .. } | Role::Promoting { .. } | Role::Fenced { .. } => return,
+    };
+    match opened {
+        Ok(()) => crate::peer_api::refresh(node),
+        Err(error) => tracing::debug!(%error, "failed again"),
+    }
+}
+
+/// Returns what follows when the stores cannot be opened. It is told once, and a problem for as long as it
+/// lasts.
+fn not_opened(node: &Node) -> impl FnOnce(String) -> ShellError {
+    move |reason| {
+        let what = "open the stores";
+        let problem = format!("cannot {what}, which is tried again: {reason}");
+        if node.set_stores_problem(Some(problem.clone())).as_ref() != Some(&problem) {
+            node.events
+                .record(Severity::Warning, "stores_closed", problem);
+        }
+        ShellError::Action { what, reason }
+    }
+}
+
 async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
     node.set_fence_owed(false);
     node.set_alone(false);
@@ -215,10 +250,8 @@ async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
     }
     let run = PrimaryRun::start(node, role.epoch().clone())
         .await
-        .map_err(|reason| ShellError::Action {
-            what: "open the stores",
-            reason,
-        })?;
+        .map_err(not_opened(node))?;
+    node.set_stores_problem(None);
     node.set_stage(Stage::Primary(run));
     Ok(())
 }
@@ -241,10 +274,8 @@ async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
     };
     let run = StandbyRun::start(node, client)
         .await
-        .map_err(|reason| ShellError::Action {
-            what: "open the stores",
-            reason,
-        })?;
+        .map_err(not_opened(node))?;
+    node.set_stores_problem(None);
     node.set_stage(Stage::Standby(run));
     Ok(())
 }

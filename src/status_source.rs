@@ -72,6 +72,7 @@ impl StatusSource for Node {
             promotion.as_ref().is_some_and(|p| p.is_running),
         );
         problems.extend(self.config_problem());
+        problems.extend(self.stores_problem());
         if let Role::Primary { standbys, .. } = &record.role {
             let strays = config
                 .peers(self.me())

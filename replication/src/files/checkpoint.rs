@@ -137,24 +137,23 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
 
 /// Reads a checkpoint and returns it with its length; `None` when there is none. An error says what
 /// is wrong with it.
-pub(super) fn load(path: &Path, store: &StoreName) -> Result<Option<(Checkpoint, u64)>, String> {
-    let text = |error: io::Error| error.to_string();
+pub(super) fn load(path: &Path, store: &StoreName) -> Result<Option<(Checkpoint, u64)>, Unusable> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(error.into()),
     };
-    let bytes = file.metadata().map_err(text)?.len();
+    let bytes = file.metadata()?.len();
     let mut file = BufReader::with_capacity(FRAME_BYTES_FULL, file);
     let mut magic = [0; 8];
-    file.read_exact(&mut magic).map_err(text)?;
+    file.read_exact(&mut magic)?;
     if magic != *MAGIC {
-        return Err("it was written by another version".to_owned());
+        return Err("it was written by another version".to_owned().into());
     }
     let frame = next(&mut file)?;
     let first: First = postcard::from_bytes(&frame).map_err(|error| error.to_string())?;
     if first.store != store.as_str() {
-        return Err(format!("it is that of store {}", first.store));
+        return Err(format!("it is that of store {}", first.store).into());
     }
     let mut loader = Loader::default();
     let mut count = 0_u64;
@@ -162,7 +161,7 @@ pub(super) fn load(path: &Path, store: &StoreName) -> Result<Option<(Checkpoint,
         let frame = next(&mut file)?;
         if let Ok(end) = <[u8; 8]>::try_from(frame.as_slice()) {
             if u64::from_le_bytes(end) != count {
-                return Err("entries are missing".to_owned());
+                return Err("entries are missing".to_owned().into());
             }
             break;
         }
@@ -189,21 +188,43 @@ pub(super) fn load(path: &Path, store: &StoreName) -> Result<Option<(Checkpoint,
     Ok(Some((checkpoint, bytes)))
 }
 
-fn next(file: &mut impl Read) -> Result<Vec<u8>, String> {
+/// Why a checkpoint cannot be used.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// The disk does not give it now; it may another time.
+    Disk(io::Error),
+    /// It is none, whenever it is read.
+    Damaged(String),
+}
+
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return Self::Damaged("it is cut off".to_owned());
+        }
+        Self::Disk(error)
+    }
+}
+
+impl From<String> for Unusable {
+    fn from(damage: String) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+fn next(file: &mut impl Read) -> Result<Vec<u8>, Unusable> {
     let mut head = [0; 12];
-    file.read_exact(&mut head)
-        .map_err(|_| "it is cut off".to_owned())?;
+    file.read_exact(&mut head)?;
     let (length, sum) = head.split_at(4);
     let length: [u8; 4] = length.try_into().unwrap_or_default();
     let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
     if length > FRAME_BYTES_MAX {
-        return Err("it is damaged".to_owned());
+        return Err("it is damaged".to_owned().into());
     }
     let mut payload = vec![0; length];
-    file.read_exact(&mut payload)
-        .map_err(|_| "it is cut off".to_owned())?;
+    file.read_exact(&mut payload)?;
     if checksum(&payload) != *sum {
-        return Err("it is damaged".to_owned());
+        return Err("it is damaged".to_owned().into());
     }
     Ok(payload)
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use understudy_config::StoreName;
 
 use super::batch::{Content, Operation};
-use super::checkpoint;
+use super::checkpoint::{self, Unusable};
 use super::entry::{Digest, Known, Local};
 use super::manifest::{Manifest, Misfit, TOP};
 use super::path::RelPath;
@@ -93,10 +93,21 @@ pub enum LedgerError {
     },
 }
 
+/// Why the journal does not lead to a manifest.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    /// It cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// It does not agree with itself.
+    #[error("{0}")]
+    Contents(String),
+}
+
 /// A record of the journal.
 #[derive(Serialize, Deserialize)]
 enum Entry {
-    /// Operations, what was learned of paths, and what the manifest stands for then.
+    /// Operations, and what the manifest stands for then. Not written any more.
     Commit(Head, Vec<Operation>),
     /// What was learned of paths.
     Learn(Vec<(RelPath, Local)>),
@@ -104,6 +115,12 @@ enum Entry {
     Forget,
     /// What an unfinished seeding has put into its place, in this boot of the machine.
     Aside(String, Vec<(RelPath, Known)>),
+    /// What the operations of the [`Entry::Done`] that follows have shown of paths. Without that it is
+    /// what a commit has left that broke off.
+    Ahead(Vec<(RelPath, Local)>),
+    /// Operations, what the manifest stands for then, and how many records in front of this one belong to
+    /// it.
+    Done(Head, Vec<Operation>, u32),
 }
 
 /// The manifest and its durable form. One owner at a time on a node.
@@ -137,7 +154,8 @@ impl Ledger {
         let path = state.join(CHECKPOINT);
         let loaded = match checkpoint::load(&path, store) {
             Ok(loaded) => loaded,
-            Err(reason) => {
+            Err(Unusable::Disk(error)) => return Err(folder_error("read", &path)(error)),
+            Err(Unusable::Damaged(reason)) => {
                 damage.push(format!(
                     "the manifest of store {store} is made anew: {reason}"
                 ));
@@ -181,13 +199,22 @@ impl Ledger {
                 .journal
                 .reset(Position(0))
                 .map_err(log_error(store))?;
-        } else if let Err(reason) = ledger.fold_journal(first) {
-            ledger.damage.push(format!(
-                "the manifest of store {store} is made anew: {reason}"
-            ));
-            ledger.head = None;
-            ledger.manifest = Manifest::default();
-            ledger.checkpoint()?;
+        } else {
+            match ledger.fold_journal(first) {
+                Ok(()) => {}
+                // A disk that does not give it now says nothing of what it holds.
+                Err(Unfit::Log(error @ LogError::File { .. })) => {
+                    return Err(log_error(store)(error));
+                }
+                Err(reason) => {
+                    ledger.damage.push(format!(
+                        "the manifest of store {store} is made anew: {reason}"
+                    ));
+                    ledger.head = None;
+                    ledger.manifest = Manifest::default();
+                    ledger.checkpoint()?;
+                }
+            }
         }
         if ledger.damage.is_empty() {
             return Ok(ledger);
@@ -222,37 +249,38 @@ impl Ledger {
     }
 
     /// Keeps that `operations`, which have been folded into the manifest, have led to `head`, and what
-    /// was learned of how paths look. Durable after [`Ledger::sync`].
+    /// was learned of how paths look: both or neither, wherever it breaks off. Durable after
+    /// [`Ledger::sync`].
     ///
     /// # Errors
-    /// When the journal fails.
+    /// When the journal fails; nothing is then committed.
     pub fn commit(
         &mut self,
         operations: &[Operation],
         learned: Vec<(RelPath, Local)>,
         head: Head,
     ) -> Result<(), LedgerError> {
+        // Invariant: that something is awaited is known before the operation that should have brought it.
+        let mut ahead = 0_u32;
+        for some in in_records(learned) {
+            self.append(&Entry::Ahead(some))?;
+            ahead = ahead.saturating_add(1);
+        }
         // What is folded later needs no more of a content than whether there was one.
         let operations = operations.iter().map(without_content).collect();
-        self.append(&Entry::Commit(head.clone(), operations))?;
+        self.append(&Entry::Done(head.clone(), operations, ahead))?;
         self.head = Some(head);
-        self.learned(learned)
+        Ok(())
     }
 
     /// Keeps what was learned of how paths look.
     ///
     /// # Errors
     /// When the journal fails.
-    pub fn learned(&mut self, mut learned: Vec<(RelPath, Local)>) -> Result<(), LedgerError> {
-        while !learned.is_empty() {
-            let weights = learned
-                .iter()
-                .map(|(path, _)| path.as_bytes().len().saturating_add(80));
-            let rest = learned.split_off(prefix(weights));
-            self.append(&Entry::Learn(learned))?;
-            learned = rest;
-        }
-        Ok(())
+    pub fn learned(&mut self, learned: Vec<(RelPath, Local)>) -> Result<(), LedgerError> {
+        in_records(learned)
+            .into_iter()
+            .try_for_each(|some| self.append(&Entry::Learn(some)))
     }
 
     /// Keeps what was put into its place while the manifest stands for nothing, so that an interrupted
@@ -352,53 +380,75 @@ impl Ledger {
             .map_err(log_error(&self.store))
     }
 
-    /// Brings the manifest up to the end of the journal; what does not agree with itself is an error
-    /// in words.
-    fn fold_journal(&mut self, first: Position) -> Result<(), String> {
-        let text = |error: LogError| error.to_string();
+    /// Brings the manifest up to the end of the journal.
+    fn fold_journal(&mut self, first: Position) -> Result<(), Unfit> {
         if self.journal.end() < first {
             // It was emptied behind the checkpoint, and then lost.
-            return self.journal.reset(first).map_err(text);
+            return Ok(self.journal.reset(first)?);
         }
         let boot = boot_id();
-        let mut reader = self.journal.view().reader(first).map_err(text)?;
-        while let Some(record) = reader.next().map_err(text)? {
+        let mut ahead = Vec::new();
+        let mut reader = self.journal.view().reader(first)?;
+        while let Some(record) = reader.next()? {
             let entry = match record.payload.split_first() {
-                Some((&VERSION, rest)) => {
-                    postcard::from_bytes(rest).map_err(|error| error.to_string())?
+                Some((&VERSION, rest)) => postcard::from_bytes(rest)
+                    .map_err(|error| Unfit::Contents(error.to_string()))?,
+                Some(_) | None => {
+                    return Err(Unfit::Contents(
+                        "it was written by another version".to_owned(),
+                    ));
                 }
-                Some(_) | None => return Err("it was written by another version".to_owned()),
             };
+            if let Entry::Ahead(learned) = entry {
+                ahead.push(learned);
+                continue;
+            }
+            let mut before = std::mem::take(&mut ahead);
             match entry {
-                Entry::Commit(head, operations) => {
-                    for operation in &operations {
-                        self.manifest
-                            .fold(operation)
-                            .map_err(|error| error.to_string())?;
-                    }
-                    self.head = Some(head);
-                }
-                Entry::Learn(learned) => {
-                    for (path, local) in learned {
-                        if let Some(id) = self.manifest.lookup(&path) {
-                            self.manifest.learn(id, local);
-                        }
+                Entry::Commit(head, operations) => self.fold_all(head, &operations)?,
+                Entry::Done(head, operations, count) => {
+                    self.fold_all(head, &operations)?;
+                    let from = usize::try_from(count)
+                        .ok()
+                        .and_then(|count| before.len().checked_sub(count))
+                        .ok_or_else(|| Unfit::Contents("a part of it is not there".to_owned()))?;
+                    for learned in before.split_off(from) {
+                        self.learn_all(learned);
                     }
                 }
+                Entry::Learn(learned) => self.learn_all(learned),
                 Entry::Forget => self.head = None,
                 Entry::Aside(then, known) if then == boot && self.head.is_none() => {
                     for (path, known) in known {
                         self.insert_aside(&path, known);
                     }
                 }
-                Entry::Aside(..) => {}
+                Entry::Aside(..) | Entry::Ahead(_) => {}
             }
         }
         match &self.head {
             Some(head) if head.root != self.manifest.root() => {
-                Err("it does not hold what it held".to_owned())
+                Err(Unfit::Contents("it does not hold what it held".to_owned()))
             }
             Some(_) | None => Ok(()),
+        }
+    }
+
+    fn fold_all(&mut self, head: Head, operations: &[Operation]) -> Result<(), Unfit> {
+        for operation in operations {
+            self.manifest
+                .fold(operation)
+                .map_err(|error| Unfit::Contents(error.to_string()))?;
+        }
+        self.head = Some(head);
+        Ok(())
+    }
+
+    fn learn_all(&mut self, learned: Vec<(RelPath, Local)>) {
+        for (path, local) in learned {
+            if let Some(id) = self.manifest.lookup(&path) {
+                self.manifest.learn(id, local);
+            }
         }
     }
 
@@ -426,6 +476,19 @@ impl Ledger {
     pub fn is_empty(&self) -> bool {
         self.manifest.children(TOP).is_empty()
     }
+}
+
+/// Cuts what was learned into what fits into a record.
+fn in_records(mut learned: Vec<(RelPath, Local)>) -> Vec<Vec<(RelPath, Local)>> {
+    let mut records = Vec::new();
+    while !learned.is_empty() {
+        let weights = learned
+            .iter()
+            .map(|(path, _)| path.as_bytes().len().saturating_add(80));
+        let rest = learned.split_off(prefix(weights));
+        records.push(std::mem::replace(&mut learned, rest));
+    }
+    records
 }
 
 /// Returns how many of the first go into one record.
@@ -619,6 +682,42 @@ mod tests {
         let ledger = Ledger::open(folder.path(), &store()).unwrap();
         assert_eq!(ledger.damage, [""; 0]);
         assert_eq!(ledger.manifest.entries(), expected);
+    }
+
+    #[test]
+    fn a_commit_that_broke_off_anywhere_is_none_and_another_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+        commit(&mut ledger, 10, &[put("a", "1"), put("b", "1")], 5);
+        let before = ledger.manifest.entries();
+        let [segment] = <[_; 1]>::try_from(
+            fs::read_dir(folder.path().join(JOURNAL))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
+        let from = fs::metadata(&segment).unwrap().len();
+        commit(&mut ledger, 20, &[put("a", "2"), put("c", "1")], 6);
+        let after = ledger.manifest.entries();
+        drop(ledger);
+        let whole = fs::read(&segment).unwrap();
+        for length in usize::try_from(from).unwrap()..whole.len() {
+            fs::write(&segment, &whole[..length]).unwrap();
+            let mut ledger = Ledger::open(folder.path(), &store()).unwrap();
+            assert_eq!(ledger.damage, [""; 0]);
+            assert_eq!(ledger.manifest.entries(), before, "after {length} bytes");
+            assert_eq!(ledger.head().unwrap().position, Position(10));
+            // What has been learned in vain says nothing of what is done then.
+            commit(&mut ledger, 30, &[put("a", "2")], 7);
+            let expected = ledger.manifest.entries();
+            drop(ledger);
+            let ledger = Ledger::open(folder.path(), &store()).unwrap();
+            assert_eq!(ledger.manifest.entries(), expected);
+        }
+        fs::write(&segment, &whole).unwrap();
+        let ledger = Ledger::open(folder.path(), &store()).unwrap();
+        assert_eq!(ledger.manifest.entries(), after);
     }
 
     fn fs_extra_copy(from: &Path, to: &Path) {

@@ -275,12 +275,13 @@ impl Log {
     /// Makes all that was appended durable, and visible to readers.
     ///
     /// # Errors
-    /// When it cannot be written. The log is then poisoned: it must be opened again, which finds out
-    /// what has reached the disk.
+    /// When it cannot be written. The log is then poisoned: it must be opened again, and ends where it
+    /// ended at the last sync.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.check_health()?;
         if let Err(source) = self.tail.sync_data() {
             self.is_poisoned = true;
+            self.forget_unsynced();
             return Err(LogError::File {
                 action: "sync the log in",
                 path: self.folder.clone(),
@@ -293,6 +294,18 @@ impl Log {
             last.bytes = self.tail_bytes;
         }
         Ok(())
+    }
+
+    /// Cuts off what a failed sync leaves in the page cache: the kernel takes it for written, so that the
+    /// next sync would succeed, and whoever opens the log would read, and believe, what is not on the disk.
+    fn forget_unsynced(&mut self) {
+        let (end, bytes) = self.extent.lock().durable;
+        if let Err(error) = self.tail.set_len(bytes) {
+            tracing::warn!(%error, "what a failed sync has left in a log cannot be cut off");
+            return;
+        }
+        self.tail_bytes = bytes;
+        self.end = end;
     }
 
     /// Drops the segments that end before `before`, and the oldest beyond the bound.

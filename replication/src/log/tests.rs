@@ -74,6 +74,20 @@ fn nothing_is_read_before_it_is_durable() {
 }
 
 #[test]
+fn what_a_failed_sync_leaves_is_not_read_when_the_log_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = filled(folder.path(), 1);
+    log.append(b"never on the disk", Position(20)).unwrap();
+    log.forget_unsynced();
+    drop(log);
+    let mut log = open(folder.path()).unwrap();
+    assert_eq!(log.end(), Position(10));
+    log.append(b"another", Position(20)).unwrap();
+    log.sync().unwrap();
+    assert_eq!(read(&log, Position(10)).unwrap().len(), 1);
+}
+
+#[test]
 fn a_position_within_a_record_is_refused_and_so_is_one_that_was_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = filled(folder.path(), 40);

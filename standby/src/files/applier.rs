@@ -156,7 +156,9 @@ impl Applier {
         let is_redo = logged.batch.start < self.begun;
         let mut trash = Trash::of(inner.trash, logged.batch.start);
         let mut placing = Placing::new(tree, &blocks, &mut trash, (is_redo, inner.is_trusted()));
+        placing.leftovers = std::mem::take(&mut replica.leftovers);
         let performed = placing.perform(&mut replica.ledger.manifest, logged, &plan);
+        replica.leftovers = std::mem::take(&mut placing.leftovers);
         let (failed, stale, used) = (placing.failed, placing.stale, placing.used);
         group.has_doubt |= placing.has_doubt;
         let learned = match performed {
@@ -233,6 +235,7 @@ impl Applier {
         if group.has_doubt {
             replica.raise_doubt()?;
         }
+        replica.store_leftovers()?;
         let mut position = Position(0);
         for (operations, learned, head) in group.commits {
             for (path, local) in &learned {
@@ -320,6 +323,7 @@ impl Inner {
         }
         let mut applier = Applier::open(replica)?;
         while applier.apply_group(self, replica)? {}
+        self.clear_leftovers(replica)?;
         replica.clear_staging()
     }
 
@@ -356,7 +360,9 @@ impl Inner {
                 replica.set_epoch(&epoch)?;
                 self.flow.change(|state| state.epoch = None);
             }
-            let applied = applier.apply_group(self, &mut replica);
+            let applied = self
+                .clear_leftovers(&mut replica)
+                .and_then(|()| applier.apply_group(self, &mut replica));
             if applied.is_err() {
                 // Before others see what is in memory.
                 self.suspect();

@@ -6,8 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use understudy_replication::check::{TROUBLES_MAX, Trouble};
-use understudy_replication::files::{Digest, Manifest, RelPath};
+use understudy_replication::files::{Digest, RelPath};
 use understudy_replication::wall_time::WallTime;
+
+use super::replica::Replica;
 
 /// The first pause before an entry is tried again; each is twice as long as the one before.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -88,13 +90,15 @@ impl Awaiting {
     }
 
     /// Forgets those that are not awaited any more.
-    pub(super) fn prune(&self, manifest: &Manifest) {
+    pub(super) fn prune(&self, replica: &Replica) {
         let mut all = self.lock();
         if !all.is_empty() {
             all.retain(|path, _| {
-                manifest
-                    .get(path)
-                    .is_some_and(|known| known.local.is_awaited())
+                let manifest = &replica.ledger.manifest;
+                let is_awaited = manifest
+                    .lookup(path)
+                    .is_some_and(|id| manifest.is_awaited(id));
+                is_awaited || replica.leftovers.contains(path)
             });
         }
     }

@@ -148,7 +148,7 @@ impl Inner {
         }
         let mut replica = self.sound_replica()?;
         if lane == Lane::Short {
-            self.awaiting.prune(&replica.ledger.manifest);
+            self.awaiting.prune(&replica);
             let placed = self.place_shapes(&mut replica);
             if placed.is_err() {
                 self.suspect();

@@ -18,6 +18,7 @@ mod error;
 mod fetch;
 mod flow;
 mod follow;
+mod leftovers;
 mod logger;
 mod origin;
 mod patching;
@@ -287,7 +288,7 @@ impl Inner {
     fn tell(&self, replica: &Replica) {
         let complete = replica.complete();
         let entries = u64::try_from(replica.ledger.manifest.len()).unwrap_or(u64::MAX);
-        let awaited = replica.ledger.manifest.awaited_count();
+        let awaited = replica.awaited_count();
         let is_doubtful = replica.doubt.is_there();
         let log_bytes = replica.log.lock().bytes();
         let failed = self.awaiting.count();
@@ -395,8 +396,9 @@ impl Inner {
         self.adopt_awaited(&mut replica)?;
         let head = replica.ledger.head().cloned().ok_or_else(no_copy)?;
         let manifest = &replica.ledger.manifest;
-        if manifest.awaited_count() > 0 {
+        if replica.awaited_count() > 0 {
             let names = manifest.awaited().filter_map(|id| manifest.path(id));
+            let names = names.chain(replica.leftovers.iter().cloned());
             let names: Vec<String> = names.take(5).map(|path| path.to_string()).collect();
             self.events.record(
                 Severity::Warning,
@@ -405,7 +407,7 @@ impl Inner {
                     "store {}: {} entries are not what they should be, and keep their version before \
                      that: {}",
                     self.id.name,
-                    manifest.awaited_count(),
+                    replica.awaited_count(),
                     names.join(", ")
                 ),
             );
@@ -413,6 +415,9 @@ impl Inner {
         replica.log.lock().reset(head.position)?;
         replica.set_epoch(epoch)?;
         replica.ledger.sync()?;
+        // From now on they are files of the primary.
+        replica.leftovers.clear();
+        replica.store_leftovers()?;
         origin::Origin::forget(&self.state)?;
         replica.close();
         self.tell(&replica);

@@ -16,6 +16,7 @@ use understudy_replication::files::{
 
 use super::content;
 use super::error::{FilesError, Setback};
+use super::leftovers::Leftovers;
 use super::patching::{Literal, Patching, may_be_in_place, may_be_lengthened};
 use super::plan::{Before, Logged, Plan, staged_name};
 use super::trash::Trash;
@@ -43,6 +44,8 @@ pub(super) struct Placing<'a> {
     /// What can be read is what is on the disk: not after the kernel has failed to write.
     pub(super) is_trusted: bool,
     pub(super) failed: Vec<Failed>,
+    /// What could not be taken away.
+    pub(super) leftovers: Leftovers,
     /// Outboards that nothing needs any more.
     pub(super) stale: Vec<(u64, Digest)>,
     /// Staged files that nothing needs any more.
@@ -85,6 +88,7 @@ impl<'a> Placing<'a> {
             is_redo,
             is_trusted,
             failed: Vec::new(),
+            leftovers: Leftovers::default(),
             stale: Vec::new(),
             used: Vec::new(),
             guarded: Guarded::new(),
@@ -114,11 +118,13 @@ impl<'a> Placing<'a> {
         let operations = std::mem::take(&mut logged.batch.operations);
         for ((index, operation), before) in (0_u32..).zip(&operations).zip(&plan.before) {
             let done = self.perform_one(logged, (index, operation), before, &copies);
+            self.leftovers.follow(operation);
             match done {
                 Ok(Some(local)) => self.puts.push((operation.path().clone(), local)),
                 Ok(None) => {}
                 Err(Setback::Store(error)) => return Err(error),
                 Err(Setback::Entry(reason)) => {
+                    self.leftovers.left_by(operation);
                     let path = operation.path().clone();
                     let hash = match operation {
                         Operation::Put { entry, .. } => {
@@ -127,9 +133,9 @@ impl<'a> Placing<'a> {
                             self.puts.push((path.clone(), Local::Awaited));
                             entry.content().map(|(_, hash)| hash)
                         }
-                        Operation::Delete { .. }
-                        | Operation::Move { .. }
-                        | Operation::Swap { .. } => {
+                        // It is left over, and nothing follows from that.
+                        Operation::Delete { .. } => None,
+                        Operation::Move { .. } | Operation::Swap { .. } => {
                             self.has_doubt = true;
                             None
                         }
@@ -844,7 +850,7 @@ pub(super) fn copy(
 }
 
 /// Returns where a path is when `from` has become `to`.
-fn moved_with(path: &RelPath, from: &RelPath, to: &RelPath) -> Option<RelPath> {
+pub(super) fn moved_with(path: &RelPath, from: &RelPath, to: &RelPath) -> Option<RelPath> {
     if path == from {
         return Some(to.clone());
     }

@@ -10,6 +10,7 @@ use understudy_replication::position::Position;
 
 use super::doubt::Doubt;
 use super::error::FilesError;
+use super::leftovers::Leftovers;
 use super::tree::{BULK, Tree};
 
 pub(super) struct Replica {
@@ -18,6 +19,8 @@ pub(super) struct Replica {
     pub(super) ledger: Ledger,
     /// Written by the logger, released by the applier.
     pub(super) log: SharedLog,
+    /// What is to go and is still there.
+    pub(super) leftovers: Leftovers,
     /// Opened when it is needed: a standby whose disk is missing still answers.
     pub(super) tree: Option<Tree>,
     blocks: Option<Arc<Blocks>>,
@@ -49,11 +52,22 @@ impl Replica {
             }
         }
         ledger.damage.extend(damage);
+        let leftovers = match Leftovers::load(state)? {
+            Some(leftovers) => leftovers,
+            None => {
+                ledger.forget_head()?;
+                let damage = "the list of what is to be removed from the copy is damaged, and the copy is compared \
+                              whole";
+                ledger.damage.push(damage.to_owned());
+                Leftovers::default()
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
             state: state.to_owned(),
             ledger,
             log: SharedLog(Arc::new(Mutex::new(log))),
+            leftovers,
             tree: None,
             blocks: None,
             doubt: Doubt::open(state),
@@ -62,7 +76,7 @@ impl Replica {
 
     /// Returns whether the copy is what the manifest says.
     pub(super) fn is_whole(&self) -> bool {
-        self.ledger.manifest.awaited_count() == 0 && !self.doubt.is_there()
+        self.awaited_count() == 0 && !self.doubt.is_there()
     }
 
     /// Doubts from now on that the copy is what the manifest says.
@@ -89,6 +103,16 @@ impl Replica {
             return Some(head.position);
         }
         (head.complete.0 > 0).then_some(head.complete)
+    }
+
+    /// Returns how many entries are not as they should be: to come, or to go.
+    pub(super) fn awaited_count(&self) -> usize {
+        let to_come = self.ledger.manifest.awaited_count();
+        to_come.saturating_add(self.leftovers.count())
+    }
+
+    pub(super) fn store_leftovers(&mut self) -> Result<(), FilesError> {
+        self.leftovers.store(&self.state)
     }
 
     pub(super) fn open_tree(&mut self) -> Result<(), FilesError> {

@@ -20,7 +20,8 @@ use rustix::fs::{AtFlags, OFlags, fsync, linkat, renameat};
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
 use understudy_replication::files::{
-    Head, Known, Loader, Local, Manifest, NodeId, RelPath, TOP, identity, open_in, stat_fd,
+    Head, Known, Loader, Local, Manifest, NodeId, Operation, RelPath, TOP, identity, open_in,
+    stat_fd,
 };
 use understudy_replication::position::Position;
 use understudy_replication::store::{Progress, Unit};
@@ -28,6 +29,7 @@ use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::attributes::dress;
 use super::error::{FilesError, Setback};
+use super::leftovers::Leftovers;
 use super::origin::Origin;
 use super::seed_fetch;
 use super::survey::{Found, Places, Survey};
@@ -336,19 +338,36 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
     } = seeding;
     let mut target = target.into_inner().unwrap_or_else(PoisonError::into_inner);
     link_names(inner, &places, &mut target)?;
+    let mut leftovers = Leftovers::default();
     for path in &found.extra {
+        let place = inner.root.join(path.as_path());
         let removed = places.tree.remove(path);
-        removed.map_err(FilesError::tree("remove", inner.root.join(path.as_path())))?;
+        // What only this node has is never deleted, now or later.
+        if places.tree.is_keeping() {
+            removed.map_err(FilesError::tree("set aside", place))?;
+            continue;
+        }
+        match removed.map_err(Setback::at("remove", &place)) {
+            Ok(()) => {}
+            Err(Setback::Entry(reason)) => {
+                inner.entry_failed(path, None, reason);
+                let path = path.clone();
+                leftovers.left_by(&Operation::Delete { path });
+            }
+            Err(Setback::Store(error)) => return Err(error),
+        }
     }
     dress_directories(inner, &places, &mut target)?;
     appear(inner, &places, &mut target)?;
     await_the_rest(&mut target);
-    let complete = if target.awaited_count() == 0 {
+    let complete = if target.awaited_count() == 0 && leftovers.count() == 0 {
         head.position
     } else {
         Position(0)
     };
     let mut replica = inner.replica();
+    replica.leftovers = leftovers;
+    replica.store_leftovers()?;
     // The log first: without a head nobody asks it.
     replica.log.lock().reset(head.position)?;
     replica.ledger.replace(target, Head { complete, ..head })?;

@@ -104,6 +104,11 @@ impl Tree {
         Ok(())
     }
 
+    /// Returns whether what is removed or replaced is kept.
+    pub(super) fn is_keeping(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Makes an empty staged file, open for reading and writing.
     pub(super) fn stage(&self, name: &str) -> io::Result<File> {
         let flags =

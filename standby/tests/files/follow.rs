@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Instant;
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use understudy_replication::store::{Receiver, Shipper};
 
-use super::pair::{Pair, Primary, agree, epoch, tree, until};
+use super::pair::{Followed, Pair, Primary, agree, epoch, tree, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_change_is_followed() {
@@ -330,4 +331,79 @@ async fn a_superseded_content_holds_the_position_until_a_later_batch_brings_it()
     agree(&pair, &primary, &receiver).await;
     following.stop().await;
     primary.stop().await;
+}
+
+/// Lets nobody remove, rename or change a file, or everybody again; returns `false` where that cannot be.
+fn hold(path: &std::path::Path, is_held: bool) -> bool {
+    let file = fs::File::open(path).unwrap();
+    let Ok(mut flags) = ioctl_getflags(&file) else {
+        return false;
+    };
+    flags.set(IFlags::IMMUTABLE, is_held);
+    ioctl_setflags(&file, flags).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_cannot_be_taken_away_are_told_until_they_have_gone() {
+    let mut followed = Followed::of(|root| {
+        fs::create_dir_all(root.join("d/inner")).unwrap();
+        for name in ["d/inner/deleted", "moved", "made again"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+    })
+    .await;
+    let (source, copy) = (followed.source(), followed.copy());
+    let held = ["d/inner/deleted", "moved", "made again"].map(|name| copy.join(name));
+    if !held.iter().all(|path| hold(path, true)) {
+        eprintln!("skipped: nothing can be made immutable here");
+        for path in &held {
+            hold(path, false);
+        }
+        return followed.end().await;
+    }
+    let before = followed.receiver.received().applied;
+    fs::remove_file(source.join("d/inner/deleted")).unwrap();
+    fs::rename(source.join("moved"), source.join("moved away")).unwrap();
+    fs::remove_file(source.join("made again")).unwrap();
+    let mark = followed.primary.mark().await;
+    let paths = |receiver: &dyn Receiver| -> Vec<String> {
+        let troubles = receiver.troubles().into_iter();
+        let mut paths: Vec<String> = troubles.map(|trouble| trouble.path).collect();
+        paths.sort();
+        paths
+    };
+    let told = ["d/inner/deleted", "made again", "moved"];
+    let is_told = || paths(&*followed.receiver) == told;
+    until(is_told, || format!("{:?}", paths(&*followed.receiver))).await;
+    // The others go on, and nothing is claimed.
+    fs::write(source.join("after"), "after").unwrap();
+    until(|| copy.join("after").exists(), || "what is new".to_owned()).await;
+    let applied = followed.receiver.received().applied;
+    assert!(applied >= before && applied < Some(mark), "{applied:?}");
+    assert!(followed.receiver.received().flushed < Some(mark));
+    // The directory that one is in moves, and the standby forgets all that is not on its disk.
+    fs::rename(source.join("d"), source.join("e")).unwrap();
+    let is_moved = || copy.join("e/inner/deleted").exists();
+    until(is_moved, || "the directory".to_owned()).await;
+    followed.following.stop().await;
+    drop(followed.receiver);
+    followed.receiver = followed.pair.receiver();
+    let applied = followed.receiver.received().applied;
+    assert!(applied < Some(mark), "{applied:?}");
+    followed.following = followed.pair.follow(&followed.receiver);
+    let told = ["e/inner/deleted", "made again", "moved"];
+    let is_told = || paths(&*followed.receiver) == told;
+    until(is_told, || format!("{:?}", paths(&*followed.receiver))).await;
+    // One is to be there again by now.
+    fs::write(source.join("made again"), "another").unwrap();
+    for path in [
+        copy.join("e/inner/deleted"),
+        copy.join("moved"),
+        copy.join("made again"),
+    ] {
+        assert!(hold(&path, false));
+    }
+    followed.agree().await;
+    assert_eq!(paths(&*followed.receiver), Vec::<String>::new());
+    followed.end().await;
 }

@@ -2,16 +2,21 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
+use axum::body::Body;
+use axum::extract::Query;
+use axum::response::Response;
 use axum::routing::{get, post};
-use understudy_replication::files::wire::{Note, Packer, Wanted};
+use understudy_replication::files::wire::{Note, Packer, Wanted, compress};
 use understudy_replication::files::{
     Batch, Content, Digest, Entry, Kind, Known, Local, Manifest, Operation, RelPath, Xattrs,
 };
 use understudy_replication::position::Position;
 use understudy_replication::store::Receiver;
-use understudy_replication::transport::frames;
+use understudy_replication::transport::{FRAME_ROOM, frames};
 
 use super::pair::{Pair, epoch, until};
 
@@ -359,5 +364,173 @@ async fn replayed_and_reordered_batches_change_nothing() {
         until(is_refused, || format!("{:?}", receiver.received())).await;
         following.stop().await;
         assert!(!pair.copy().join("c").exists());
+    }
+}
+
+/// Batches that each make a file with a content, as they are sent.
+fn batches(list: &List, count: u64) -> Vec<(Position, Vec<u8>)> {
+    let mut target = manifest(list);
+    let made = (1..=count).map(|number| {
+        let content = format!("content {number}");
+        let put = Operation::Put {
+            path: path(&format!("made {number}")),
+            entry: file(content.as_bytes()),
+            content: Content::Whole,
+        };
+        let before = target.root();
+        target.fold(&put).unwrap();
+        let batch = Batch {
+            start: Position(number * 10),
+            end: Position(number * 10 + 10),
+            before,
+            after: target.root(),
+            operations: vec![put],
+        };
+        let mut packer = Packer::default();
+        packer.batch(&batch).unwrap();
+        packer.chunk(content.as_bytes());
+        packer.note(&Note::Complete).unwrap();
+        (batch.start, packer.take().unwrap())
+    });
+    made.collect()
+}
+
+/// A frame as it is on the wire.
+fn framed(frame: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(frame.len()).unwrap();
+    [&length.to_le_bytes(), frame].concat()
+}
+
+/// An answer of just these bytes, and then its end.
+fn raw(bytes: Vec<u8>) -> Response {
+    Response::new(Body::from(bytes))
+}
+
+#[derive(serde::Deserialize)]
+struct From {
+    from: u64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_18_a_stream_that_is_cut_anywhere_goes_on_where_it_was_whole() {
+    let pair = Pair::new().await;
+    let list: List = vec![(1, b"a", file(b"good"))];
+    const BATCHES: u64 = 3;
+    let all = Arc::new(batches(&list, BATCHES));
+    let cut = Arc::new(AtomicUsize::new(1));
+    let (served, cutting) = (all.clone(), cut.clone());
+    let log = move |Query(asked): Query<From>| async move {
+        let rest = served.iter().filter(|(start, _)| start.0 >= asked.from);
+        let frames = rest.map(|(_, frame)| framed(frame));
+        let mut bytes = framed(&hello(asked.from).take().unwrap());
+        bytes.extend(frames.flatten());
+        // A few bytes more each time; once a batch is whole, what is asked for begins behind it.
+        let length = cutting.fetch_add(3, Ordering::Relaxed) % (bytes.len() + 3);
+        bytes.truncate(length);
+        raw(bytes)
+    };
+    let others = primary(list, b"good", Vec::new());
+    let routes = Router::new().route("/log", get(log));
+    pair.serve(routes.fallback_service(others));
+    let receiver = pair.receiver();
+    pair.seed(&receiver).await.unwrap();
+    let following = pair.follow(&receiver);
+    let end = Position(BATCHES * 10 + 10);
+    let is_whole = || {
+        let applied = receiver.received().applied.unwrap();
+        // Only whole batches are ever claimed, and what is claimed is there.
+        assert_eq!(applied.0 % 10, 0);
+        for number in 1..applied.0 / 10 {
+            let content = fs::read_to_string(pair.copy().join(format!("made {number}")));
+            assert_eq!(content.unwrap(), format!("content {number}"));
+        }
+        applied == end
+    };
+    until(is_whole, || format!("{:?}", receiver.received())).await;
+    // It was cut all over one batch at least.
+    assert!(cut.load(Ordering::Relaxed) > all[0].1.len());
+    following.stop().await;
+    assert!(!pair.events("b").contains(&"files_damaged".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_18_what_comes_twice_or_makes_no_sense_is_refused_with_a_reason() {
+    let list: List = vec![(1, b"a", file(b"good"))];
+    let all = batches(&list, 2);
+    let (first, second) = (all[0].1.clone(), all[1].1.clone());
+    let note = |note: &Note| {
+        let mut packer = Packer::default();
+        packer.note(note).unwrap();
+        packer.take().unwrap()
+    };
+    let chunk = |content: &[u8]| {
+        let mut packer = Packer::default();
+        packer.chunk(content);
+        packer.take().unwrap()
+    };
+    // 64 MiB of zeros in a few kilobytes: far more than a frame is ever unpacked to.
+    let bomb = compress(&vec![0; 64 << 20]).unwrap().split_off(FRAME_ROOM);
+    let greeted = framed(&hello(30).take().unwrap());
+    let cases: [(Vec<u8>, &str); 8] = [
+        ([framed(&first), framed(&first)].concat(), "differs"),
+        (framed(&second), "differs"),
+        (
+            [framed(&first), framed(&chunk(b"content 1"))].concat(),
+            "content where a batch",
+        ),
+        (
+            [framed(&first), framed(&note(&Note::Complete))].concat(),
+            "the end of a content where",
+        ),
+        (
+            framed(&[&first[..first.len() - 6], &chunk(b"more")].concat()),
+            "where the end of a content",
+        ),
+        (framed(&first[..first.len() - 3]), "malformed"),
+        (framed(&bomb), "malformed"),
+        // Four gigabytes are announced, and nothing is set aside for them.
+        (u32::MAX.to_le_bytes().to_vec(), "4294967295"),
+    ];
+    for (number, (bytes, reason)) in cases.into_iter().enumerate() {
+        let pair = Pair::new().await;
+        let bytes = [greeted.clone(), bytes].concat();
+        let log = move || async move { raw(bytes) };
+        let others = primary(list.clone(), b"good", Vec::new());
+        let routes = Router::new().route("/log", get(log));
+        pair.serve(routes.fallback_service(others));
+        let receiver = pair.receiver();
+        pair.seed(&receiver).await.unwrap();
+        let following = pair.follow(&receiver);
+        let is_refused = || {
+            let stalled = receiver.received().stalled;
+            stalled.is_some_and(|text| text.contains(reason))
+        };
+        until(is_refused, || {
+            format!("case {number}: {:?}", receiver.received())
+        })
+        .await;
+        following.stop().await;
+        assert!(!pair.copy().join("made 2").exists(), "case {number}");
+        // Who means well is followed as if nothing had been.
+        let honest = [greeted.clone(), framed(&first), framed(&second)].concat();
+        let from_start = Arc::new((honest, second.clone(), greeted.clone()));
+        let log = move |Query(asked): Query<From>| async move {
+            let (whole, second, greeted) = &*from_start;
+            raw(match asked.from {
+                10 => whole.clone(),
+                20 => [greeted.clone(), framed(second)].concat(),
+                _ => greeted.clone(),
+            })
+        };
+        let others = primary(list.clone(), b"good", Vec::new());
+        let routes = Router::new().route("/log", get(log));
+        pair.serve(routes.fallback_service(others));
+        let following = pair.follow(&receiver);
+        let is_whole = || receiver.received().applied == Some(Position(30));
+        until(is_whole, || {
+            format!("case {number}: {:?}", receiver.received())
+        })
+        .await;
+        following.stop().await;
     }
 }

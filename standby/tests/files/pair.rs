@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -28,18 +29,41 @@ use understudy_standby::files::FilesReceiver;
 /// How long a condition may take to come true.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Fixed(Epoch);
+/// What a node says of its epoch, and what it has heard of others'.
+pub(crate) struct Told {
+    epoch: Mutex<Epoch>,
+    heard: Mutex<BTreeSet<Epoch>>,
+}
 
-impl Lineage for Fixed {
+impl Told {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            epoch: Mutex::new(epoch()),
+            heard: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn raise(&self, epoch: &Epoch) {
+        *self.epoch.lock().unwrap() = epoch.clone();
+    }
+
+    pub(crate) fn has_heard(&self, epoch: &Epoch) -> bool {
+        self.heard.lock().unwrap().contains(epoch)
+    }
+}
+
+impl Lineage for Told {
     fn epoch(&self) -> Epoch {
-        self.0.clone()
+        self.epoch.lock().unwrap().clone()
     }
 
     fn role(&self) -> &'static str {
         "test"
     }
 
-    fn heard(&self, _: &NodeName, _: &Epoch) {}
+    fn heard(&self, _: &NodeName, epoch: &Epoch) {
+        self.heard.lock().unwrap().insert(epoch.clone());
+    }
 }
 
 /// The parts that both nodes need, and the folders of both.
@@ -47,6 +71,11 @@ pub(crate) struct Pair {
     pub(crate) folder: TempDir,
     routes: SharedRouter,
     pub(crate) client: Arc<PeerClient>,
+    /// Where the primary answers.
+    pub(crate) address: SocketAddr,
+    /// What the primary says of its epoch.
+    pub(crate) told: Arc<Told>,
+    authority: Authority,
     config: Files,
     _server: Stopper,
 }
@@ -77,37 +106,45 @@ impl Pair {
             fs::create_dir_all(folder.path().join(part)).unwrap();
         }
         let authority = Authority::create("test").unwrap();
-        let identity = |node: &str| {
-            let pki = folder.path().join(node).join("pki");
-            let issued = authority
-                .issue(&name(node), "127.0.0.1".parse().unwrap())
-                .unwrap();
-            trust::store(&pki, authority.certificate(), authority.key(), &issued).unwrap();
-            Identity::load(&pki).unwrap()
-        };
+        let told = Told::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = SharedRouter::default();
         let server = PeerServer {
-            identity: identity("a"),
+            identity: identity(&authority, folder.path(), "a"),
             peers: routes.clone(),
             anonymous: Router::new(),
-            lineage: Arc::new(Fixed(epoch())),
+            lineage: told.clone(),
             is_named: Box::new(|_| true),
             events: events(folder.path(), "server"),
             strangers: PeerServer::strangers(),
         };
         let (stopper, stop) = Stopper::new();
         tokio::spawn(server.serve(listener, stop));
-        let lineage = Arc::new(Fixed(epoch()));
-        let client = PeerClient::new(name("a"), address, identity("b"), lineage);
+        let identity = identity(&authority, folder.path(), "b");
+        let client = PeerClient::new(name("a"), address, identity, Told::new());
         Self {
             folder,
             routes,
             client: Arc::new(client),
+            address,
+            told,
+            authority,
             config,
             _server: stopper,
         }
+    }
+
+    /// A further standby's way to the primary, and what it says of its epoch.
+    pub(crate) fn client_of(
+        &self,
+        node: &str,
+        address: SocketAddr,
+    ) -> (Arc<PeerClient>, Arc<Told>) {
+        let told = Told::new();
+        let identity = identity(&self.authority, self.folder.path(), node);
+        let client = PeerClient::new(name("a"), address, identity, told.clone());
+        (Arc::new(client), told)
     }
 
     /// The primary's tree.
@@ -182,8 +219,12 @@ impl Pair {
 
     /// Follows as the runtime does: tries again after a failure.
     pub(crate) fn follow(&self, receiver: &Arc<FilesReceiver>) -> Following {
+        Self::follow_by(receiver, &self.client)
+    }
+
+    pub(crate) fn follow_by(receiver: &Arc<FilesReceiver>, client: &Arc<PeerClient>) -> Following {
         let (stopper, stop) = Stopper::new();
-        let (receiver, client) = (receiver.clone(), self.client.clone());
+        let (receiver, client) = (receiver.clone(), client.clone());
         let task = tokio::spawn(async move {
             while !stop.is_stopped() {
                 let run = receiver.clone().run(client.clone(), stop.clone());
@@ -274,6 +315,16 @@ impl Following {
 
 /// Waits until the copy has applied all that has happened on the primary, and then compares.
 pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiver) {
+    agree_at(pair, primary, receiver, &pair.copy()).await;
+}
+
+/// The same of a copy that is elsewhere.
+pub(crate) async fn agree_at(
+    pair: &Pair,
+    primary: &Primary,
+    receiver: &FilesReceiver,
+    copy: &Path,
+) {
     let position = primary.mark().await;
     until(
         || {
@@ -285,7 +336,20 @@ pub(crate) async fn agree(pair: &Pair, primary: &Primary, receiver: &FilesReceiv
         || format!("position {position}: {:?}", receiver.received()),
     )
     .await;
-    assert_equal(&tree(&pair.copy()), &tree(&pair.source()));
+    assert_equal(&tree(copy), &tree(&pair.source()));
+}
+
+fn identity(authority: &Authority, folder: &Path, node: &str) -> Identity {
+    let pki = folder.join(node).join("pki");
+    let issued = authority.issue(&name(node), "127.0.0.1".parse().unwrap());
+    trust::store(
+        &pki,
+        authority.certificate(),
+        authority.key(),
+        &issued.unwrap(),
+    )
+    .unwrap();
+    Identity::load(&pki).unwrap()
 }
 
 /// Shows what is different, and nothing else.

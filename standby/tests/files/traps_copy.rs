@@ -79,6 +79,38 @@ async fn trap_17_the_capture_breaks_off_anywhere_and_begins_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trap_17_what_was_noticed_and_not_kept_before_a_crash_is_found_after_it() {
+    let mut followed = Followed::of(|root| {
+        fs::create_dir_all(root.join("d/deep/er")).unwrap();
+        for name in ["same", "d/deep/er/gone", "d/moved"] {
+            fs::write(root.join(name), "0").unwrap();
+        }
+    })
+    .await;
+    let source = followed.source();
+    for round in 1..=5 {
+        // Of the same size and time as before, deleted far down, moved, and made: all within the time
+        // in which a change is only noticed.
+        let same = source.join("same");
+        let modified = fs::metadata(&same).unwrap().modified().unwrap();
+        fs::write(&same, format!("{}", round % 10)).unwrap();
+        let file = fs::File::options().write(true).open(&same).unwrap();
+        file.set_modified(modified).unwrap();
+        let gone = source.join("d/deep/er/gone");
+        if round % 2 == 1 {
+            fs::remove_file(&gone).unwrap();
+            fs::rename(source.join("d/moved"), source.join("moved")).unwrap();
+        } else {
+            fs::write(&gone, "again").unwrap();
+            fs::rename(source.join("moved"), source.join("d/moved")).unwrap();
+        }
+        followed.primary = followed.primary.crash_and_open(&followed.pair).await;
+        followed.agree().await;
+    }
+    followed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn trap_18_a_standby_breaks_off_anywhere_and_goes_on() {
     let mut followed = Followed::of(|_| {}).await;
     let mut dice = Dice(18);

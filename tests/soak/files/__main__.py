@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ from tests.outside import network
 from tests.outside.binary import REPOSITORY, Binary
 from tests.outside.pair import STORE, Failed, Pair
 
-from . import faults, judge
+from . import faults, judge, syscalls
 from .mutator import CAPABILITIES, Mutator
 from .tagged import Ledger
 
@@ -175,8 +176,8 @@ def main() -> int:
     if os.geteuid():
         print("scripts/soak files: owners, and reading what is closed to everybody, need root", file=sys.stderr)
         return 2
-    if arguments.faults and not faults.is_possible():
-        print("scripts/soak files --faults: needs strace (`apt-get install strace`)", file=sys.stderr)
+    if (arguments.faults or arguments.syscalls) and not faults.is_possible():
+        print("scripts/soak files --faults, --syscalls: need strace (`apt-get install strace`)", file=sys.stderr)
         return 2
     may_cut = network.enter_own_namespaces("tests.soak.files")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -185,6 +186,8 @@ def main() -> int:
     without = set(arguments.without)
     binary = Binary()
     folder = arguments.dir / f"{time.strftime('files-%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if arguments.syscalls:
+        return _hit_all(binary, folder, arguments)
     outcome = Outcome()
     seed = arguments.seed
     say(f"begins with seed {seed}")
@@ -221,19 +224,68 @@ def _try(trial: Trial, seed: int, arguments: argparse.Namespace, outcome: Outcom
         trial.end()
 
 
+def _hit_all(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int:
+    """Lets each call of the standby go wrong, or as many as `--rounds` says; which, the seed says."""
+    campaign = syscalls.Campaign(binary, folder)
+    violations = []
+    try:
+        campaign.begin()
+        plan = campaign.plan()
+        say(f"{len(plan)} places to hit, in {len({hit.call for hit in plan})} calls")
+        if arguments.only:
+            plan = [hit for hit in plan if re.search(arguments.only, str(hit))]
+        if arguments.rounds is not None:
+            rng = random.Random(arguments.seed)
+            plan = rng.sample(plan, min(arguments.rounds, len(plan)))
+            say(f"{len(plan)} of them, with seed {arguments.seed}")
+        # A standby that was started to be hit has to be started once more to be hit while it runs.
+        for hit in sorted(plan, key=lambda hit: syscalls.PHASES.index(hit.phase)):
+            begun = time.monotonic()
+            try:
+                campaign.hit(hit)
+                say(f"{hit}: equal after {time.monotonic() - begun:.1f} s")
+            except syscalls.Violation as violation:
+                violations.append(str(hit))
+                say(f"VIOLATION {violation}")
+                if len(violations) == SEEDS_VIOLATED_MAX:
+                    break
+                try:
+                    campaign.start_anew()
+                except (syscalls.Violation, Failed) as violation:
+                    say(f"and it does not heal: {violation}")
+                    break
+    finally:
+        campaign.end()
+    if not violations:
+        shutil.rmtree(folder)
+    told = {"rounds": campaign.rounds, "injected": sum(campaign.injected.values()),
+            "calls": len({call for (call, _), count in campaign.injected.items() if count}),
+            "restarts": campaign.restarts, "violations": violations}
+    print(json.dumps(told) if arguments.json else
+          f"{told['rounds']} rounds, {told['injected']} calls of {told['calls']} kinds hit, {told['restarts']} times "
+          f"started again, {len(violations)} violations" + (f"; kept: {folder}" if violations else ""))
+    return 1 if violations else 0
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/soak files",
         description="Change a replicated tree at random, kill and cut off its nodes, and compare both trees.")
-    parser.add_argument("--rounds", type=int, default=10, help="how many rounds (default: 10)")
+    parser.add_argument("--rounds", type=int, default=None,
+                        help="how many rounds (default: 10; with --syscalls: all)")
     parser.add_argument("--seed", type=int, default=None, help="repeat the history of this seed (default: a new one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--without", action="append", default=[], choices=CAPABILITIES,
                         help="neither make nor compare these (may be repeated)")
     parser.add_argument("--faults", action="store_true", help="let system calls of the daemons fail (needs strace)")
+    parser.add_argument("--syscalls", action="store_true",
+                        help="instead, let each system call of the standby fail, and be its last (needs strace)")
+    parser.add_argument("--only", help="with --syscalls: hit these calls only (a regular expression)")
     parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
+    if arguments.rounds is None and not arguments.syscalls:
+        arguments.rounds = 10
+    if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     if arguments.seed is None:
         # A number that is easily typed again.
