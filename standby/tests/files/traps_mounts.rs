@@ -72,7 +72,6 @@ async fn is_followed(folder: tempfile::TempDir, make: impl FnOnce(&Path)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it takes the primary a minute or two to tell a first position on an overlay"]
 async fn trap_34_a_source_on_an_overlay() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);

@@ -89,7 +89,8 @@ impl Capture {
             pending: Pending::default(),
             scan: None,
             marks: Vec::new(),
-            next_scan: now,
+            // The look at everything that opening the tree asks for is the first.
+            next_scan: now + SCAN_INTERVAL,
             begun: now,
             has_looked: false,
             drained: now,

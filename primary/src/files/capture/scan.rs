@@ -108,6 +108,8 @@ impl Capture {
         }
         if let Some((why, since)) = scan.again {
             self.begin_scan(why, since, now);
+            // Nobody may wake the capture before the next one is due.
+            self.go_on_scanning();
         }
         let is_halted = self.commit()?;
         if scan.is_whole && scan.why == Why::Scan && !is_halted {
