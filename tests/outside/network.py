@@ -1,6 +1,7 @@
 """Namespaces of one's own, so that nothing else is counted and nobody else is cut off."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 ENTERED = "UNDERSTUDY_OWN_NAMESPACES"
 UNSHARE = ["unshare", "--net", "--mount", "--"]
+PORTS = (15000, 30000)
 
 
 def enter_own_namespaces(module: str) -> bool:
@@ -36,11 +38,21 @@ def lo_bytes(pid: int | str = "self") -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of the loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Returns ports of the loopback that nobody listens on.
+
+    From below those that the kernel gives to outgoing connections (ip_local_port_range): one of these could
+    be taken again before the node that is to listen there has started.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", random.randrange(*PORTS)))
+            except OSError:
+                one.close()
+            else:
+                sockets.append(one)
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:
