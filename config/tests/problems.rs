@@ -299,6 +299,8 @@ engine = "elasticsearch"
        |
     12 | durability = "snyc"
        |              ^^^^^^ expected "async" or "sync"
+       |
+       = help: did you mean `sync`?
 
     error: section `[kv]` is not available in this version
       --> understudy.toml:13:1
