@@ -34,6 +34,12 @@ pub enum TableError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Somebody else has it open.
+    #[error("the table in {} is open elsewhere", path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The engine panicked while it opened what is there.
     #[error("the table in {} is damaged beyond opening", path.display())]
     Unopenable {

@@ -6,17 +6,23 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use super::chunks::Chunks;
 use super::entry::Digest;
 use super::outboard::Outboard;
-use crate::table::{self, Change, Engine, TABLE_VALUE_BYTES_MAX, Table};
+use crate::table::{self, Change, Engine, TABLE_VALUE_BYTES_MAX, Table, TableError};
 
 /// How many values are written at once.
 const CHANGES_MAX: usize = 256;
 
 /// The number of the first value with chunks; those with an outboard are fewer.
 const CHUNKS_FROM: u32 = 1 << 31;
+
+/// How often, and after what pause, it is tried to open what somebody else has open.
+const BUSY_TRIES: usize = 40;
+const BUSY_PAUSE: Duration = Duration::from_millis(25);
 
 /// Outboards, kept. Whatever goes wrong with it is logged, and then there is none.
 pub struct Blocks {
@@ -34,11 +40,16 @@ impl Blocks {
     /// Opens what is in `state`, or begins anew.
     pub fn open(state: &Path) -> Self {
         let folder = state.join("blocks");
-        let opened = table::open(&folder, Engine::default()).or_else(|error| {
-            tracing::warn!(%error, "the digests of large files are begun anew");
-            // It can be made again, so that nothing is kept of what cannot be read.
-            let _removed = fs::remove_dir_all(&folder).is_ok();
-            table::open(&folder, Engine::default())
+        let opened = open_table(&folder).or_else(|error| match error {
+            TableError::Busy { .. } => Err(error),
+            TableError::Engine { .. }
+            | TableError::Unopenable { .. }
+            | TableError::TooLong { .. } => {
+                tracing::warn!(%error, "the digests of large files are begun anew");
+                // It can be made again, so that nothing is kept of what cannot be read.
+                let _removed = fs::remove_dir_all(&folder).is_ok();
+                table::open(&folder, Engine::default())
+            }
         });
         let table = match opened {
             Ok(table) => Some(table),
@@ -157,6 +168,17 @@ impl Blocks {
             *guard = None;
         }
     }
+}
+
+/// Opens the table; who has just closed it may hold it for a moment longer.
+fn open_table(folder: &Path) -> Result<Box<dyn Table>, TableError> {
+    for _ in 1..BUSY_TRIES {
+        match table::open(folder, Engine::default()) {
+            Err(TableError::Busy { .. }) => thread::sleep(BUSY_PAUSE),
+            opened => return opened,
+        }
+    }
+    table::open(folder, Engine::default())
 }
 
 fn key(root: Digest, number: u32) -> Vec<u8> {

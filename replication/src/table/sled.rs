@@ -35,7 +35,14 @@ impl SledTable {
             .ok_or_else(|| TableError::Unopenable {
                 path: folder.to_owned(),
             })?
-            .map_err(|source| engine("open", folder, source))?;
+            .map_err(|source| {
+                // Its own threads hold the lock for a moment longer than who has dropped it.
+                if source.to_string().contains("could not acquire lock") {
+                    let path = folder.to_owned();
+                    return TableError::Busy { path };
+                }
+                engine("open", folder, source)
+            })?;
         let path = folder.join("db");
         let file = File::open(&path).map_err(|source| engine("open", folder, source))?;
         let mut table = Self {
