@@ -126,6 +126,8 @@ def _run(scene: Scene, case, rounds: int, keep: bool) -> Result:
     """Runs a case; one that fails does not stop the others, and leaves them nothing of its own."""
     result = Result(case)
     for number in range(rounds):
+        for place in (scene.folder.parent, scene.far.parent):
+            disk.give_back(place)
         begun = time.monotonic()
         try:
             result.rounds.append(case.run(scene, number))

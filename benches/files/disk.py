@@ -30,3 +30,12 @@ def mount_own(folder: Path, size: int) -> None:
         raise SystemExit(f"no file system of its own can be made here ({error}); --shared-disk does without") from error
     finally:
         image.unlink()
+
+
+def give_back(place: Path) -> None:
+    """Gives what was deleted back to the disk that the image is on, if `place` is a file system of its own.
+
+    An image keeps every block that was ever written, and a case writes some ten times what it holds at a time.
+    """
+    if place.is_mount():
+        subprocess.run(["fstrim", place], stderr=subprocess.DEVNULL)

@@ -73,6 +73,8 @@ pub struct Postgres {
     pub durability: PostgresDurability,
     /// How much WAL is kept for a standby that is away: a whole number of megabytes.
     pub max_slot_wal_keep_bytes: u64,
+    /// How many bytes per second a base backup takes at most.
+    pub bandwidth: Option<u64>,
     /// Where Postgres puts its Unix socket; `None` leaves it to Postgres.
     pub socket_dir: Option<PathBuf>,
 }

@@ -83,6 +83,8 @@ section! {
         /// How much WAL the primary keeps for a standby that is away. Past that, the standby must be
         /// seeded again, and the primary's disk is safe. In units of 1024, as Postgres counts.
         max_slot_wal_keep_size: String as "size" = r#""10GB""#, r#""64GB""#;
+        /// How much of a base backup is sent in a second at most, from 32 kB to 1 GB. `"0"` is no limit.
+        bandwidth: String as "size" = r#""0""#, r#""50MB""#;
         /// Where Postgres puts its Unix socket. Without it, where Postgres was built to.
         socket_dir: String as "absolute path" = optional, r#""/var/run/postgresql""#;
     }

@@ -54,6 +54,7 @@ database = "postgres"       # what indexes read, unless they name another
 durability = "async"        # "sync": a commit waits until a standby has made it durable
 degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
 max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
+bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
 #socket_dir = "/var/run/postgresql"
 "#,
             data_dir = data_dir
@@ -239,6 +240,7 @@ mod tests {
                     database: "postgres",
                     durability: Async,
                     max_slot_wal_keep_bytes: 10737418240,
+                    bandwidth: None,
                     socket_dir: None,
                 },
             ),
@@ -341,6 +343,7 @@ mod tests {
         #durability = "async"        # "sync": a commit waits until a standby has made it durable
         #degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
         #max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
+        #bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
         #socket_dir = "/var/run/postgresql"
 
         # Trees of files that are replicated, one section for each.

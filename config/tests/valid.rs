@@ -79,6 +79,7 @@ fn the_sample_is_read_whole() {
                 database: "postgres",
                 durability: Async,
                 max_slot_wal_keep_bytes: 10737418240,
+                bandwidth: None,
                 socket_dir: None,
             },
         ),

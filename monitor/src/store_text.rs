@@ -31,6 +31,7 @@ pub fn store_text(detail: &StoreDetail, now: WallTime) -> String {
     let commits = store.durability.map(|durability| match durability {
         Durability::Held => "wait for a standby, and one is there".to_owned(),
         Durability::Waiting { seconds } => format!("have waited for a standby for {seconds} s"),
+        Durability::Overridden => "wait for a standby, but for some sessions; see below".to_owned(),
         Durability::Alone => "wait for no standby: this node has gone on alone".to_owned(),
     });
     if let Some(commits) = commits {

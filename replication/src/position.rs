@@ -29,7 +29,9 @@ impl fmt::Display for Position {
 }
 
 /// A place in Postgres' write-ahead log, printed as Postgres prints it (`16/B374D848`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Lsn(pub u64);
 
 impl From<Lsn> for Position {

@@ -171,6 +171,8 @@ pub enum Durability {
         /// For how long already.
         seconds: u64,
     },
+    /// It is but for some sessions, of which somebody has said that they need not wait.
+    Overridden,
     /// It is not: the primary has gone on alone.
     Alone,
 }

@@ -232,6 +232,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         database: "catalog".to_owned(),
         durability: understudy_config::PostgresDurability::Async,
         max_slot_wal_keep_bytes: 0,
+        bandwidth: None,
         socket_dir: None,
     };
     let local = understudy_config::Local {

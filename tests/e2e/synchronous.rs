@@ -109,7 +109,7 @@ fn nothing_is_claimed_where_somebody_else_has_said_that_commits_need_not_wait() 
     let pair = Pair::new(plan("never"));
     wait_for(&pair.a, "held");
     pair.a
-        .sql("ALTER DATABASE postgres SET synchronous_commit = local");
+        .sql("ALTER DATABASE postgres SET synchronous_commit = false");
     until("the override is told", Pair::PATIENCE, || {
         let problems = pair.a.status()["problems"].to_string();
         holds(

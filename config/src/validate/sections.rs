@@ -130,6 +130,8 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         findings.report(&port.place, "0 is not a port", "a port from 1 to 65535");
     }
     let durability = postgres_durability(raw, findings);
+    let bandwidth = raw.bandwidth.as_ref();
+    let bandwidth = bandwidth.and_then(|it| findings.check(it, size::parse_limit));
     Some(Postgres {
         data_dir: data_dir?,
         port: port?,
@@ -138,6 +140,7 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         database: database?,
         durability: durability?,
         max_slot_wal_keep_bytes: max_slot_wal_keep_bytes?,
+        bandwidth: bandwidth?,
         socket_dir,
     })
 }

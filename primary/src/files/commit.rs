@@ -281,10 +281,10 @@ impl<'a> Writer<'a> {
 /// of a file that was changed, or got one more, under this one; and what was looked at first may be
 /// committed last.
 fn unlike_names(shared: &Shared, manifest: &Manifest, path: &RelPath, left: u64) -> Vec<RelPath> {
-    let Some((id, known)) = manifest.lookup(path).zip(manifest.get(path)) else {
+    let Some(id) = manifest.lookup(path) else {
         return Vec::new();
     };
-    let link = known.entry.link;
+    let link = manifest.link(id);
     let mut names: Vec<NodeId> = Vec::new();
     if left != 0 {
         names.extend(manifest.linked(left));
@@ -293,7 +293,7 @@ fn unlike_names(shared: &Shared, manifest: &Manifest, path: &RelPath, left: u64)
         names.extend(manifest.linked(link));
     }
     let inode = manifest.inode(id);
-    if let Some(inode) = inode.filter(|_| known.entry.content().is_some()) {
+    if let Some(inode) = inode.filter(|_| manifest.content(id).is_some()) {
         if link != 0 {
             names.extend(shared.node_with(manifest, inode));
         } else if let Some(link) = manifest.link_of_inode(inode) {
@@ -303,11 +303,9 @@ fn unlike_names(shared: &Shared, manifest: &Manifest, path: &RelPath, left: u64)
         }
     }
     shared.note_inode(manifest, id);
-    let others = names.into_iter().filter(|other| {
-        let entry = |id| manifest.path(id).and_then(|path| manifest.get(&path));
-        let is_like = entry(*other).is_some_and(|other| other.entry == known.entry);
-        !is_like || (*other == id && link == 0)
-    });
+    let others = names
+        .into_iter()
+        .filter(|other| !manifest.is_like(*other, id) || (*other == id && link == 0));
     others.filter_map(|other| manifest.path(other)).collect()
 }
 

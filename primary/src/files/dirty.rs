@@ -197,9 +197,13 @@ impl Dirty {
         self.duties.is_empty()
     }
 
-    /// Returns when something will be due.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.duties.values().map(|duty| duty.due).min()
+    /// Returns when something will be due that is not held back.
+    pub(super) fn next_due(&self, is_held: impl Fn(&RelPath) -> bool) -> Option<Instant> {
+        let free = self
+            .duties
+            .iter()
+            .filter(|(path, _)| !path.as_ref().is_some_and(&is_held));
+        free.map(|(_, duty)| duty.due).min()
     }
 }
 
@@ -237,7 +241,7 @@ mod tests {
         let mut dirty = Dirty::default();
         dirty.mark(path("log"), false, now);
         for _ in 0..50 {
-            let due = dirty.next_due().unwrap();
+            let due = dirty.next_due(|_| false).unwrap();
             assert!(due - now <= PAUSE_MAX, "{:?}", due - now);
             now = due;
             let (_, duty) = dirty.take_due(now, false).pop().unwrap();

@@ -488,10 +488,14 @@ fn send_part(
     part: &Part,
     holes: Holes,
 ) -> Result<(), ShipError> {
+    let grown_max = match holes {
+        Holes::AsBytes => GROWN_ALONG_MAX,
+        Holes::Told => GROWN_ASKED_MAX,
+    };
     let is_whole = match root.file(path) {
-        Ok(file) if is_still(shared, &file, path, of) => {
+        Ok(file) if is_still(shared, &file, path, of, Some(grown_max)) => {
             let sent = send_file(sender, &file, of.0, part, holes)?;
-            sent && is_still(shared, &file, path, of)
+            sent && is_still(shared, &file, path, of, None)
         }
         Ok(_) | Err(_) => false,
     };
@@ -506,12 +510,25 @@ fn send_part(
     Ok(())
 }
 
+/// A file that has grown since it was looked at is hashed up to this size before it is sent along, where the
+/// standby takes five seconds of silence for a lost link;
+const GROWN_ALONG_MAX: u64 = 64 << 20;
+/// and where it was asked for, and waits for thirty.
+const GROWN_ASKED_MAX: u64 = 1 << 30;
+
 /// Returns whether an open file can still hold what it is known to hold.
 ///
 /// It is hashed by the receiver, so that this is only to tell at once what would be found out later. A
-/// file that was hashed within the tick of its last change is not known by how it looks, and one that has
-/// grown is hashed again.
-fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> bool {
+/// file that was hashed within the tick of its last change is not known by how it looks. One that has grown
+/// is hashed again, if that does not keep the standby waiting: up to `grown_max` bytes; `None` where that
+/// has been done.
+fn is_still(
+    shared: &Shared,
+    file: &File,
+    path: &RelPath,
+    of: (u64, Digest),
+    grown_max: Option<u64>,
+) -> bool {
     let Ok(found) = stat_fd(file.as_fd()).map(|stat| identity(&stat)) else {
         return false;
     };
@@ -532,8 +549,12 @@ fn is_still(shared: &Shared, file: &File, path: &RelPath, of: (u64, Digest)) -> 
     };
     drop(guard);
     // A log that is never at rest still holds all that it held; what was written anew does not.
-    let has_grown = !is_so && is_file && found.size > of.0;
-    is_so || (has_grown && hash_ranges(file, &[(0, of.0)]).is_ok_and(|hash| hash == of.1))
+    let has_grown = is_file && found.size > of.0;
+    is_so
+        || has_grown
+            && grown_max.is_none_or(|most| {
+                of.0 <= most && hash_ranges(file, &[(0, of.0)]).is_ok_and(|hash| hash == of.1)
+            })
 }
 
 /// Returns whether all of it was sent.

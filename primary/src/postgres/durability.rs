@@ -22,9 +22,11 @@ use understudy_replication::store::Durability;
 pub(super) struct Streams {
     /// It has commits wait: the setting is in effect.
     pub(super) is_required: bool,
+    /// Somebody has said of some sessions that they need not wait.
+    pub(super) is_overridden: bool,
     /// A standby that has answered lately is one that commits wait for.
     pub(super) is_synced: bool,
-    /// A standby has made durable what the server itself had at the look before.
+    /// A standby that has answered lately has made durable what the server itself had at the look before.
     pub(super) has_caught_up: bool,
     /// When a standby that is waited for last answered, as far as this node knows.
     pub(super) answered: Option<Instant>,
@@ -44,6 +46,9 @@ pub(super) enum Action {
 pub(super) struct Waiting {
     degrade_after: Option<Duration>,
     state: State,
+    /// Commits waited, and a standby was there, at the look before, too.
+    was_held: bool,
+    is_overridden: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +68,8 @@ impl Waiting {
             } else {
                 State::Alone
             },
+            was_held: false,
+            is_overridden: false,
         }
     }
 
@@ -70,6 +77,7 @@ impl Waiting {
     pub(super) fn claim(&self, now: Instant) -> Durability {
         match self.state {
             State::Alone => Durability::Alone,
+            State::Held if self.is_overridden => Durability::Overridden,
             State::Held => Durability::Held,
             State::Required { since } => Durability::Waiting {
                 seconds: now.saturating_duration_since(since).as_secs(),
@@ -80,6 +88,11 @@ impl Waiting {
     /// Returns what the server is to be told after it has said this.
     pub(super) fn see(&mut self, now: Instant, streams: &Streams) -> Option<Action> {
         let is_held = streams.is_required && streams.is_synced;
+        // Backends begin to wait a moment after the setting is in effect, and what was committed before that
+        // has to be there as well.
+        let is_sure = is_held && self.was_held && streams.has_caught_up;
+        self.was_held = is_held;
+        self.is_overridden = streams.is_overridden;
         match self.state {
             State::Alone if streams.has_caught_up => {
                 self.state = State::Required { since: now };
@@ -88,10 +101,12 @@ impl Waiting {
             // Somebody else has told it to wait, and nobody would ever tell it to stop.
             State::Alone if streams.is_required => Some(Action::Release),
             State::Alone => None,
-            State::Required { .. } if is_held => {
+            State::Required { .. } if is_sure => {
                 self.state = State::Held;
                 None
             }
+            // A standby answers: nobody is to be released.
+            State::Required { .. } if is_held => None,
             State::Required { since } => {
                 let has_waited = now.saturating_duration_since(since);
                 if self.degrade_after.is_some_and(|limit| has_waited >= limit) {
@@ -110,10 +125,23 @@ impl Waiting {
         }
     }
 
-    /// Notes that the server does not answer.
-    pub(super) fn hears_nothing(&mut self, now: Instant) {
-        if self.state == State::Held {
-            self.state = State::Required { since: now };
+    /// Notes that the server does not answer, and returns what it is to be told all the same: that commits
+    /// wait may be the reason, as when they have used up its connections.
+    pub(super) fn hears_nothing(&mut self, now: Instant) -> Option<Action> {
+        self.was_held = false;
+        match self.state {
+            State::Alone => None,
+            State::Held => {
+                self.state = State::Required { since: now };
+                None
+            }
+            State::Required { since } => {
+                let has_waited = now.saturating_duration_since(since);
+                let limit = self.degrade_after.filter(|limit| has_waited >= *limit)?;
+                tracing::debug!(?limit, "commits have waited for too long");
+                self.state = State::Alone;
+                Some(Action::Release)
+            }
         }
     }
 }
@@ -127,12 +155,14 @@ mod tests {
 
     const GONE: Streams = Streams {
         is_required: true,
+        is_overridden: false,
         is_synced: false,
         has_caught_up: false,
         answered: None,
     };
     const SYNCED: Streams = Streams {
         is_required: true,
+        is_overridden: false,
         is_synced: true,
         has_caught_up: true,
         answered: None,
@@ -140,6 +170,12 @@ mod tests {
 
     fn held(limit: Option<Duration>, now: Instant) -> Waiting {
         let mut waiting = Waiting::new(limit, true, now);
+        assert_eq!(waiting.see(now, &SYNCED), None);
+        assert_ne!(
+            waiting.claim(now),
+            Durability::Held,
+            "one look is not enough"
+        );
         assert_eq!(waiting.see(now, &SYNCED), None);
         assert_eq!(waiting.claim(now), Durability::Held);
         waiting
@@ -175,7 +211,40 @@ mod tests {
         assert_eq!(waiting.see(later, &caught_up), Some(Action::Require));
         assert_ne!(waiting.claim(later), Durability::Held, "not yet in effect");
         assert_eq!(waiting.see(later, &SYNCED), None);
+        assert_eq!(waiting.see(later, &SYNCED), None);
         assert_eq!(waiting.claim(later), Durability::Held);
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_because_commits_wait_is_released_all_the_same() {
+        let now = Instant::now();
+        let mut waiting = held(Some(LIMIT), now);
+        assert_eq!(waiting.hears_nothing(now), None);
+        assert_eq!(waiting.hears_nothing(now + LIMIT / 2), None);
+        assert_eq!(waiting.hears_nothing(now + LIMIT), Some(Action::Release));
+        assert_eq!(waiting.claim(now + LIMIT), Durability::Alone);
+        let mut strict = held(None, now);
+        assert_eq!(strict.hears_nothing(now), None);
+        assert_eq!(strict.hears_nothing(now + LIMIT * 100), None);
+    }
+
+    #[test]
+    fn what_somebody_has_overridden_is_not_claimed_and_releases_nobody() {
+        let now = Instant::now();
+        let mut waiting = held(Some(LIMIT), now);
+        let overridden = Streams {
+            is_overridden: true,
+            ..SYNCED
+        };
+        for seconds in 0..60 {
+            assert_eq!(
+                waiting.see(now + Duration::from_secs(seconds), &overridden),
+                None
+            );
+            assert_eq!(waiting.claim(now), Durability::Overridden);
+        }
+        assert_eq!(waiting.see(now, &SYNCED), None);
+        assert_eq!(waiting.claim(now), Durability::Held);
     }
 
     #[test]
@@ -200,6 +269,7 @@ mod tests {
     fn streams() -> impl Strategy<Value = Streams> {
         (any::<bool>(), any::<bool>()).prop_map(|(is_synced, has_caught_up)| Streams {
             is_required: false,
+            is_overridden: false,
             is_synced,
             has_caught_up,
             answered: None,

@@ -76,7 +76,7 @@ const OVERRIDDEN: &str = "SELECT name || ' in ' || coalesce(sourcefile, source) 
             || coalesce('database ' || datname, 'every database') \
      FROM pg_db_role_setting LEFT JOIN pg_roles r ON r.oid = setrole \
           LEFT JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) item \
-     WHERE item ~ '^synchronous_commit=(off|local|remote_write)$' ORDER BY 1";
+     WHERE item ~* '^synchronous_commit=' AND item !~* '=\\W*(on|remote_apply|true|yes|1)\\W*$' ORDER BY 1";
 
 impl Look {
     /// Asks.

@@ -21,8 +21,8 @@ use understudy_config::{NodeName, PostgresDurability, StoreName};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, one_lsn,
-    slot_name,
+    Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, lsn,
+    one_lsn, slot_name,
 };
 use understudy_replication::store::{
     BoxFuture, Durability, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
@@ -223,17 +223,11 @@ impl PostgresShipper {
     /// Lets the machine see what the server says, and tells what it makes of that.
     fn see_waiting(&self, seen: &mut Seen, now: Instant) -> Option<Action> {
         let streams = seen.for_waiting(now, &self.waits_for());
-        let flushed = seen.flushed;
         let waiting = seen.waiting.as_mut()?;
         let before = waiting.claim(now);
         let action = waiting.see(now, &streams);
         let after = waiting.claim(now);
         let is_same = std::mem::discriminant(&before) == std::mem::discriminant(&after);
-        if after != Durability::Alone {
-            seen.alone_since = None;
-        } else if seen.alone_since.is_none() {
-            seen.alone_since = Some(flushed);
-        }
         if !is_same {
             let (severity, kind, text) = told(before, after);
             self.events.record(severity, kind, text);
@@ -282,6 +276,35 @@ impl PostgresShipper {
         .await
     }
 
+    /// Returns the history of the server's log, for a standby to tell whether it can follow.
+    async fn history(&self) -> Result<History, PostgresError> {
+        let (identifier, timeline, end) = self
+            .with_client(async |client| {
+                let row = client
+                    .query_one(
+                        "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
+                         substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8), \
+                         pg_current_wal_flush_lsn()::text",
+                        &[],
+                    )
+                    .await
+                    .map_err(|source| query("tell its timeline", source))?;
+                let identifier: String = row.get(0);
+                let timeline: String = row.get(1);
+                Ok((identifier, timeline, lsn(&row, 2)?))
+            })
+            .await?;
+        let Ok(timeline) = u32::from_str_radix(&timeline, 16) else {
+            return Err(PostgresError::Timeline { text: timeline });
+        };
+        Ok(History {
+            system_identifier: identifier.parse().unwrap_or(0),
+            ended: self.cluster.ended_timelines(timeline)?,
+            timeline,
+            end: end.unwrap_or_default(),
+        })
+    }
+
     /// Makes `node`'s slot, anew if it has lost what the standby would need.
     async fn make_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
         let name = slot_name(node);
@@ -323,6 +346,12 @@ impl PostgresShipper {
 /// Returns the event of a change of what is claimed of commits.
 fn told(before: Durability, after: Durability) -> (Severity, &'static str, String) {
     match (before, after) {
+        (_, Durability::Overridden) => (
+            Severity::Warning,
+            "postgres_sync_overridden",
+            "some sessions do not wait for a standby: somebody has set synchronous_commit for them"
+                .to_owned(),
+        ),
         (_, Durability::Held) => (
             Severity::Info,
             "postgres_sync_held",
@@ -376,7 +405,16 @@ impl Shipper for PostgresShipper {
                         return Ok(());
                     }
                     let reason = format!("postgres does not answer: {error}");
-                    self.seen().hears_nothing(reason, Instant::now());
+                    let action = self.seen().hears_nothing(reason, Instant::now());
+                    if action == Some(Action::Release) {
+                        let (severity, kind, text) =
+                            told(Durability::Waiting { seconds: 0 }, Durability::Alone);
+                        self.events.record(severity, kind, text);
+                        // Neither the settings' file nor the signal needs a connection.
+                        if let Err(error) = self.have_commits_wait(false).await {
+                            tracing::warn!(%error, "cannot let commits go on");
+                        }
+                    }
                     if !self.cluster.is_running() {
                         // The runtime opens the store again, which starts the server.
                         return Err(Box::new(error) as StoreFailure);
@@ -416,6 +454,7 @@ impl Shipper for PostgresShipper {
     fn routes(self: Arc<Self>) -> Router {
         Router::new()
             .route("/seed-info", get(seed_info))
+            .route("/history", get(history))
             .route("/slot", post(make_slot).get(show_slot))
             .with_state(self)
     }
@@ -437,6 +476,13 @@ fn failed(error: &PostgresError) -> Response {
 async fn seed_info(State(shipper): State<Arc<PostgresShipper>>) -> Response {
     match shipper.seed_info().await {
         Ok(info) => Json(info).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn history(State(shipper): State<Arc<PostgresShipper>>) -> Response {
+    match shipper.history().await {
+        Ok(history) => Json(history).into_response(),
         Err(error) => failed(&error),
     }
 }

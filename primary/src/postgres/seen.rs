@@ -8,7 +8,7 @@ use understudy_replication::position::{Lsn, Position};
 use understudy_replication::postgres::{any_of, slot_name};
 use understudy_replication::store::{Durability, Observed, StoreReport};
 
-use super::durability::{Streams, Waiting};
+use super::durability::{Action, Streams, Waiting};
 use super::look::{Look, Slot, Stream, WaitingSettings};
 use super::retention::Rate;
 
@@ -33,8 +33,6 @@ pub(super) struct Seen {
     rate: Rate,
     /// `None` where commits are not to wait.
     pub(super) waiting: Option<Waiting>,
-    /// Up to where everything is on a standby, while the primary goes on alone.
-    pub(super) alone_since: Option<Lsn>,
 }
 
 impl Seen {
@@ -58,13 +56,11 @@ impl Seen {
         self.problem = None;
     }
 
-    /// Notes that the server does not answer.
-    pub(super) fn hears_nothing(&mut self, reason: String, now: Instant) {
+    /// Notes that the server does not answer; returns what it is to be told all the same.
+    pub(super) fn hears_nothing(&mut self, reason: String, now: Instant) -> Option<Action> {
         self.streams.clear();
         self.problem = Some(reason);
-        if let Some(waiting) = &mut self.waiting {
-            waiting.hears_nothing(now);
-        }
+        self.waiting.as_mut()?.hears_nothing(now)
     }
 
     fn answered(&self, name: &str) -> Option<Instant> {
@@ -81,21 +77,18 @@ impl Seen {
         let is_peer = |stream: &&Stream| peers.iter().any(|peer| peer.as_str() == stream.name);
         let peers_streams: Vec<&Stream> = self.streams.iter().filter(is_peer).collect();
         let settings = self.settings.as_ref();
-        // Where commits are told elsewhere not to wait, nothing that is said here makes them.
-        let is_obeyed = settings.is_some_and(|settings| settings.overridden.is_empty());
         let is_there = |stream: &&&Stream| self.answers(&stream.name, now);
         Streams {
-            is_required: is_obeyed
-                && settings.is_some_and(|settings| settings.waits_for == any_of(peers)),
+            is_required: settings.is_some_and(|settings| settings.waits_for == any_of(peers)),
+            is_overridden: settings.is_none_or(|settings| !settings.overridden.is_empty()),
             is_synced: peers_streams
                 .iter()
                 .filter(is_there)
                 .any(|stream| stream.is_synchronous && is_streaming(stream)),
-            has_caught_up: is_obeyed
-                && peers_streams
-                    .iter()
-                    .filter(is_there)
-                    .any(|stream| is_streaming(stream) && stream.flushed >= self.flushed_before),
+            has_caught_up: peers_streams
+                .iter()
+                .filter(is_there)
+                .any(|stream| is_streaming(stream) && stream.flushed >= self.flushed_before),
             answered: peers_streams
                 .iter()
                 .filter_map(|stream| self.answered(&stream.name))
@@ -209,7 +202,7 @@ impl Seen {
         let overridden: Vec<&str> = overridden.map(String::as_str).collect();
         if !overridden.is_empty() {
             problems.push(format!(
-                "commits are not made to wait for a standby, though durability is \"sync\": overridden by {}; \
+                "some commits do not wait for a standby, though durability is \"sync\": overridden by {}; \
                  remove that",
                 overridden.join(", ")
             ));
@@ -220,13 +213,17 @@ impl Seen {
         );
         let mut at_risk = 0;
         match durability {
-            Durability::Held => {}
+            Durability::Held | Durability::Overridden => {}
             Durability::Waiting { seconds } => problems.push(format!(
                 "commits have waited for a standby for {seconds} s; none answers"
             )),
             Durability::Alone => {
-                let since = self.alone_since.unwrap_or(self.flushed);
-                at_risk = self.flushed.0.saturating_sub(since.0);
+                // What a slot keeps back is what its standby has not made durable.
+                let kept = self.slots.iter().filter(|slot| !slot.is_lost);
+                at_risk = kept
+                    .map(|slot| slot.retained_bytes)
+                    .min()
+                    .unwrap_or(self.flushed.0);
                 problems.push(format!(
                     "commits wait for no standby: {at_risk} bytes of write-ahead log are on this node only; \
                      they wait again once a standby has caught up"

@@ -85,7 +85,7 @@ enum Seen {
     Awaited,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Extra {
     target: Vec<u8>,
     xattrs: Xattrs,
@@ -382,6 +382,23 @@ impl Manifest {
     /// Returns the names of the file with this number.
     pub fn linked(&self, link: u64) -> impl Iterator<Item = NodeId> {
         self.links.get(&link).into_iter().flatten().copied()
+    }
+
+    /// Returns whether two nodes that are no directories have equal entries. Cheap: a file may have
+    /// thousands of names.
+    pub fn is_like(&self, one: NodeId, other: NodeId) -> bool {
+        let (a, b) = (self.node(one), self.node(other));
+        let parts = |node: &Node| {
+            (
+                node.kind,
+                node.mode,
+                node.owner,
+                node.mtime_ns,
+                node.size,
+                node.hash,
+            )
+        };
+        parts(a) == parts(b) && self.extra(one) == self.extra(other)
     }
 
     /// Returns the number of the file with this inode, among those that have several names.

@@ -11,6 +11,7 @@ use understudy_config::{Local, NodeName, Postgres, PostgresDurability};
 
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
+use super::history::{Ended, parse_history};
 use super::settings::{self, Duty};
 use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
@@ -47,6 +48,8 @@ pub struct Cluster {
     pub durability: PostgresDurability,
     /// How much write-ahead log a standby's slot may keep back.
     pub slot_keep_bytes: u64,
+    /// How many bytes per second a base backup takes at most.
+    pub bandwidth: Option<u64>,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
     /// The other nodes of the configuration: whose certificates may stream from here.
@@ -90,6 +93,7 @@ impl Cluster {
             database: config.database.clone(),
             durability: config.durability,
             slot_keep_bytes: config.max_slot_wal_keep_bytes,
+            bandwidth: config.bandwidth,
             state: local.state_dir.join("postgres"),
             peers,
         })
@@ -160,6 +164,23 @@ impl Cluster {
             data_dir: self.data_dir.clone(),
             source,
         })
+    }
+
+    /// Returns the timelines that ended before `timeline` began, as the data directory tells them.
+    ///
+    /// # Errors
+    /// When its history file cannot be read or understood.
+    pub fn ended_timelines(&self, timeline: u32) -> Result<Vec<Ended>, PostgresError> {
+        // The first has no history.
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let path = self
+            .data_dir
+            .join("pg_wal")
+            .join(format!("{timeline:08X}.history"));
+        let content = self.read(&path)?;
+        parse_history(&content).map_err(|source| PostgresError::History { path, source })
     }
 
     /// Returns whether a server runs on the data directory. What cannot be found out counts as running:

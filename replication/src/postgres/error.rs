@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::control_data::ParseControlDataError;
+use super::history::ParseHistoryError;
 use crate::command::CommandError;
 use crate::position::ParseLsnError;
 
@@ -72,6 +73,20 @@ pub enum PostgresError {
         data_dir: PathBuf,
         /// What is missing.
         source: ParseControlDataError,
+    },
+    /// The file that tells of the timelines before a server's own.
+    #[error("cannot understand the timeline history {}", path.display())]
+    History {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ParseHistoryError,
+    },
+    /// A timeline that is no number.
+    #[error("postgres told a timeline that cannot be understood: {text}")]
+    Timeline {
+        /// What it told.
+        text: String,
     },
     /// No connection.
     #[error("cannot connect to postgres at {} port {port}", socket_dir.display())]

@@ -4,18 +4,21 @@
 //! Cluster     where it is, whose it is; start, stop, promote      (pg_ctl as its OS user)
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
 //! ControlData system identifier, timeline, state                  (pg_controldata)
+//! History     timelines: who can follow whom                      (pure)
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
 mod cluster;
 mod control_data;
 mod error;
+mod history;
 mod settings;
 mod sql;
 
 pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
+pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
 pub use settings::{Duty, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 

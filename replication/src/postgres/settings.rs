@@ -39,6 +39,16 @@ impl Upstream {
     /// Returns the connection string for a stream from the primary, proved by certificates on both
     /// sides.
     pub fn conninfo(&self, tls: &Path) -> String {
+        self.conninfo_as(self.me.as_str(), tls)
+    }
+
+    /// Returns the connection string for a base backup. It has another name: no commit may wait for half a
+    /// copy.
+    pub fn backup_conninfo(&self, tls: &Path) -> String {
+        self.conninfo_as(&format!("understudy-seed-{}", self.me), tls)
+    }
+
+    fn conninfo_as(&self, name: &str, tls: &Path) -> String {
         let file = |name| conninfo_quoted(&tls.join(name).display().to_string());
         // `host` is the name that the certificate must carry, `hostaddr` where to connect.
         format!(
@@ -49,7 +59,6 @@ impl Upstream {
             host = trust::server_name(&self.primary),
             ip = self.address.ip(),
             port = self.address.port(),
-            name = self.me,
             cert = file(trust::NODE_CERTIFICATE),
             key = file(trust::NODE_KEY),
             ca = file(trust::CA_CERTIFICATE),

@@ -160,7 +160,9 @@ impl Applier {
         let performed = placing.perform(&mut replica.ledger.manifest, logged, &plan);
         replica.leftovers = std::mem::take(&mut placing.leftovers);
         let (failed, stale, used) = (placing.failed, placing.stale, placing.used);
-        group.has_doubt |= placing.has_doubt;
+        // A look at everything that is under way may miss what moves from where it has yet to come.
+        let has_moved = !plan.moved.is_empty() && replica.doubt.is_there();
+        group.has_doubt |= placing.has_doubt || has_moved;
         let learned = match performed {
             Ok(learned) => learned,
             // Whatever it says: the disk has gone.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 use understudy_replication::check::{Checked, Depth, Difference, DifferenceKind};
+use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::files::{
     Digest, Entry, Identity, LOST_AND_FOUND, Local, Manifest, NodeId, RESERVED, RelPath, TOP,
@@ -137,13 +138,25 @@ pub(super) async fn settle(inner: &Arc<Inner>, work: &Work) -> Result<(), FilesE
             let _held = held;
             check.settle()
         });
-        let found = found.await?;
-        pause = if found == 0 {
-            SETTLE_MIN
-        } else {
-            (pause * 2).min(SETTLE_MAX)
+        pause = match found.await {
+            Ok(0) => SETTLE_MIN,
+            Ok(_) => (pause * 2).min(SETTLE_MAX),
+            Err(error) if concerns_store(&error) => return Err(error),
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::warn!(error, "cannot look at all of a doubtful copy; trying again");
+                (pause * 2).min(SETTLE_MAX)
+            }
         };
     }
+}
+
+/// Returns whether an error is no matter of single entries.
+fn concerns_store(error: &FilesError) -> bool {
+    if let FilesError::Tree { source, .. } = error {
+        return concerns_all(source);
+    }
+    true
 }
 
 /// Looks at all of the copy, once, and puts right what can be put right from here.
@@ -403,6 +416,7 @@ impl Check {
                     }
                     Err(error) => {
                         let detail = format!("it cannot be removed: {error}");
+                        self.inner.entry_failed(&path, None, detail.clone());
                         self.found(path, DifferenceKind::Extra, &detail);
                     }
                 }

@@ -39,8 +39,9 @@ use super::{Inner, Wanted, Work, blocking};
 /// A primary that has to read a cold disk may take this long for the next piece.
 pub(super) const CONTENT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a primary that is still looking at its files is asked again.
+/// How long a primary that is still looking at its files is asked again, and how often.
 const READY_PATIENCE: Duration = Duration::from_secs(600);
+const READY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A seeding that is under way.
 pub(super) struct Seeding {
@@ -224,7 +225,7 @@ async fn snapshot(
             Err(PeerError::Refused { status, .. })
                 if status.as_u16() == 503 && begun.elapsed() < READY_PATIENCE =>
             {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(READY_INTERVAL).await;
             }
             response => break response?,
         }

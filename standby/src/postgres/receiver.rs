@@ -11,7 +11,8 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, SlotInfo, Upstream, connect, one_lsn,
+    Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SlotInfo, Upstream,
+    connect, lsn, one_lsn,
 };
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
@@ -26,6 +27,9 @@ const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How long a promotion of the server may take: replay of all that was received comes first.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// A history of timelines is no longer than this.
+const HISTORY_BYTES_MAX: usize = 1 << 20;
 
 /// Why a cluster cannot be received or taken over.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +114,9 @@ impl PostgresReceiver {
         let row = client
             .query_one(
                 "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
-                 pg_is_wal_replay_paused()",
+                 pg_is_wal_replay_paused(), \
+                 (SELECT max(wait_event) FROM pg_stat_activity WHERE backend_type = 'startup' \
+                  AND wait_event LIKE 'RecoveryConflict%')",
                 &[],
             )
             .await
@@ -119,22 +125,89 @@ impl PostgresReceiver {
                 source,
             })?;
         let (is_streaming, is_paused): (bool, bool) = (row.get(0), row.get(1));
+        let conflict: Option<String> = row.get(2);
         self.update(|state| {
             // After a restart nothing has been received yet, but what was replayed is durable.
             state.flushed = received.max(replayed).map(Position::from);
             state.applied = replayed.map(Position::from);
-            state.stalled = match (is_streaming, is_paused) {
-                (_, true) => {
+            state.stalled = match (is_streaming, is_paused, &conflict) {
+                (_, true, _) => {
                     Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned())
                 }
-                (false, false) => Some("postgres receives no stream from the primary".to_owned()),
-                (true, false) => None,
+                (_, false, Some(conflict)) => Some(format!(
+                    "replay waits for a query on this standby ({conflict}): end the query, or lower \
+                     max_standby_streaming_delay"
+                )),
+                // What was found out of the reason stays.
+                (false, false, None) if state.must_reseed && state.stalled.is_some() => {
+                    state.stalled.take()
+                }
+                (false, false, None) => {
+                    Some("postgres receives no stream from the primary".to_owned())
+                }
+                (true, false, None) => None,
             };
             if is_streaming {
                 state.must_reseed = false;
             }
         });
         Ok(is_streaming)
+    }
+
+    /// Returns whether what is here is a beginning of what the primary has.
+    async fn relation_to(
+        &self,
+        primary: &PeerClient,
+        client: &Client,
+    ) -> Result<Relation, StoreFailure> {
+        // Ours first: what it gets meanwhile must not look as if the primary did not have it. As far as it is
+        // replayed: Postgres follows another timeline from there.
+        let row = client
+            .query_one(
+                "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
+                 greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+                 (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
+                 (SELECT max(received_tli) FROM pg_stat_wal_receiver)), \
+                 pg_last_wal_replay_lsn()::text",
+                &[],
+            )
+            .await
+            .map_err(|source| PostgresError::Query {
+                what: "tell its timeline",
+                source,
+            })?;
+        let identifier: String = row.get(0);
+        let timeline = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+        let ours = History {
+            system_identifier: identifier.parse().unwrap_or(0),
+            ended: self.cluster.ended_timelines(timeline)?,
+            timeline,
+            end: lsn(&row, 2)?.unwrap_or_default(),
+        };
+        let path = format!("/store/{}/history", self.id.name);
+        let theirs: History = primary.get(&path).await?.json(HISTORY_BYTES_MAX).await?;
+        Ok(ours.relation_to(&theirs))
+    }
+
+    /// Tells that the primary cannot be followed, whatever it keeps.
+    fn has_parted(&self, relation: &Relation) {
+        let reason = relation.to_string();
+        let mut is_news = false;
+        self.update(|state| {
+            is_news = state.stalled.as_ref() != Some(&reason);
+            state.must_reseed = true;
+            state.stalled = Some(reason.clone());
+        });
+        if is_news {
+            self.events.record(
+                Severity::Error,
+                "postgres_parted",
+                format!(
+                    "the standby's postgres cannot follow the primary's: {reason}; see `The old primary \
+                     becomes the standby` in the operations guide"
+                ),
+            );
+        }
     }
 
     async fn take_over_cluster(&self, progress: &dyn Progress) -> Result<(), StoreFailure> {
@@ -219,6 +292,7 @@ impl Receiver for PostgresReceiver {
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
             let mut tick = tokio::time::interval(LOOK_INTERVAL);
             let mut asked = None::<tokio::time::Instant>;
+            let mut parted = None::<Relation>;
             loop {
                 tokio::select! {
                     _ = tick.tick() => {}
@@ -243,6 +317,25 @@ impl Receiver for PostgresReceiver {
                     );
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
+                    continue;
+                }
+                match self.relation_to(&primary, &client).await {
+                    Ok(Relation::Beginning) => {
+                        if parted.take().is_some() {
+                            self.update(|state| state.must_reseed = false);
+                        }
+                    }
+                    // Told at the second look: while others are promoted, positions change.
+                    Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. }))
+                        if parted != Some(relation) =>
+                    {
+                        parted = Some(relation);
+                    }
+                    Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. })) => {
+                        self.has_parted(&relation);
+                    }
+                    // Who cannot be asked is asked again.
+                    Err(error) => tracing::debug!(%error, "cannot compare the timelines"),
                 }
             }
         })

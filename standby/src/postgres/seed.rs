@@ -274,7 +274,7 @@ impl PostgresReceiver {
         cluster.install_certificates(&self.pki)?;
         cluster.create_owned_directory(&data_dir, 0o700)?;
         self.mark_half()?;
-        let conninfo = self.upstream(primary).conninfo(&cluster.tls_dir());
+        let conninfo = self.upstream(primary).backup_conninfo(&cluster.tls_dir());
         let target = data_dir.display().to_string();
         let argv = [
             cluster.bin("pg_basebackup").as_str(),
@@ -289,7 +289,9 @@ impl PostgresReceiver {
             "--progress",
             "--no-password",
         ]
-        .map(str::to_owned);
+        .map(str::to_owned)
+        .into_iter()
+        .chain(cluster.bandwidth.map(max_rate));
         progress.start("copy postgres", Some(info.bytes), Unit::Bytes);
         let mut child = Command::new(argv).user(&cluster.user).spawn_piped()?;
         let mut said = Vec::new();
@@ -404,6 +406,12 @@ fn end_orphans(data_dir: &std::path::Path) {
     }
 }
 
+/// Returns the option that limits a base backup, whose own bounds are 32 kB and 1 GB a second.
+fn max_rate(bytes_per_second: u64) -> String {
+    let kilobytes = (bytes_per_second / 1024).clamp(32, 1 << 20);
+    format!("--max-rate={kilobytes}k")
+}
+
 /// Finds how much has been copied in the progress lines of pg_basebackup: `5632/31265 kB (18%), …`.
 fn copied_bytes(said: &str) -> Option<u64> {
     said.split(['\r', '\n'])
@@ -416,6 +424,18 @@ fn copied_bytes(said: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_one_that_pg_basebackup_takes() {
+        let table = [
+            (1, "--max-rate=32k"),
+            (50 << 20, "--max-rate=51200k"),
+            (u64::MAX, "--max-rate=1048576k"),
+        ];
+        for (bytes, expected) in table {
+            assert_eq!(max_rate(bytes), expected);
+        }
+    }
 
     #[test]
     fn the_progress_of_a_base_backup_is_understood() {

@@ -46,6 +46,9 @@ const OWN_PATHS_MAX: usize = 64;
 const PENDING_MAX: usize = 4000;
 const PENDING_TIME: Duration = Duration::from_millis(100);
 
+/// So many paths are remembered that were looked at again.
+const RELOOKED_MAX: usize = 10_000;
+
 /// A problem of the whole store, among those of its paths: no path is empty.
 const ABOUT_ROOT: &str = "";
 
@@ -57,6 +60,8 @@ pub(super) struct Capture {
     dirty: Dirty,
     moves: Vec<Moving>,
     strays: Strays,
+    /// When what commits had looked at again was last looked at.
+    relooked: BTreeMap<RelPath, Instant>,
     pending: Pending,
     scan: Option<Scan>,
     marks: Vec<MarkRequest>,
@@ -86,6 +91,7 @@ impl Capture {
             dirty: Dirty::default(),
             moves: Vec::new(),
             strays: Strays::default(),
+            relooked: BTreeMap::new(),
             pending: Pending::default(),
             scan: None,
             marks: Vec::new(),
@@ -185,6 +191,10 @@ impl Capture {
             return Ok(());
         }
         self.drain();
+        if self.tree.is_none() {
+            // What is due is not lost: opening the tree again leads to a look at everything.
+            return Ok(());
+        }
         let now = Instant::now();
         if let Err(error) = self.take_done(now) {
             self.halt(&self.reason(&error));
@@ -230,6 +240,9 @@ impl Capture {
                 duty.is_deep = false;
             } else if duty.is_deep {
                 deep = Some(path.clone());
+            }
+            if let Some(at) = self.relooked.get_mut(&path) {
+                *at = now;
             }
             let tries = self.dirty.tries(&path);
             paths.push((path, duty.is_deep, tries));
@@ -361,7 +374,13 @@ impl Capture {
         // Who waits for a mark waits for what belongs to what was committed, too, whenever that happened.
         let now = Instant::now();
         for path in again {
-            self.dirty.mark_since(path, true, Some(self.begun), now);
+            // Once it was looked at for this, what is found now has happened after that: else two names of a
+            // file that is written all the time would keep who waits for a mark waiting.
+            let since = *self.relooked.entry(path.clone()).or_insert(self.begun);
+            self.dirty.mark_since(path, true, Some(since), now);
+        }
+        if self.relooked.len() > RELOOKED_MAX {
+            self.relooked.clear();
         }
         Ok(false)
     }
@@ -453,7 +472,9 @@ impl Capture {
             .unwrap_or_else(PoisonError::into_inner)
             .is_some();
         for mark in std::mem::take(&mut self.marks) {
-            let answer = if is_halted || mark.until <= now {
+            // What was asked of a capture that has ended, nobody knows any more.
+            let is_void = mark.asked < self.begun;
+            let answer = if is_halted || is_void || mark.until <= now {
                 Some(None)
             } else if is_ready && self.covers(mark.asked) {
                 // What is held back is there no more: no position stands for that.
@@ -488,7 +509,10 @@ impl Capture {
         let due = [
             self.tree.is_none().then_some(now + HALTED_INTERVAL),
             Some(self.next_scan).filter(|_| self.tree.is_some()),
-            self.dirty.next_due().filter(|_| self.tree.is_some()),
+            // What is being looked at already is woken for by that look's end.
+            self.dirty
+                .next_due(|path| self.jobs.is_at(path))
+                .filter(|_| self.tree.is_some()),
             self.pending.since.map(|since| since + PENDING_TIME),
             (!self.moves.is_empty()).then_some(now),
             self.marks.iter().map(|mark| mark.until).min(),
@@ -498,11 +522,7 @@ impl Capture {
             .flatten()
             .min()
             .unwrap_or(now + SCAN_INTERVAL);
-        let mut left = due.saturating_duration_since(now);
-        // A path that is held back because it is being looked at is woken for by that look's end.
-        if left.is_zero() && !self.jobs.is_idle() {
-            left = Duration::from_millis(1);
-        }
+        let left = due.saturating_duration_since(now);
         let timeout = Timespec::try_from(left).ok();
         let tree = self.tree.clone();
         let watch = tree

@@ -39,8 +39,8 @@ impl Capture {
         }
         tracing::info!(store = %self.shared.id.name, backend = ?watch.backend(), "watching the tree");
         self.tree = Some(Arc::new(Tree::new(root, watch)));
-        // Nobody has told of what has happened since then.
-        self.dirty.mark_all(self.drained);
+        // Nobody has told of what has happened since then, and what was being looked at is void.
+        self.dirty.mark_all(self.begun);
         Ok(())
     }
 
