@@ -110,17 +110,17 @@ impl Leftovers {
         self.is_stored &= !self.names.insert(path.clone());
     }
 
-    /// What lies in a directory moves with it.
+    /// What lies in a directory moves with it. Both names are kept: the batch may be done again, and what is
+    /// not there, or is to be there, is forgotten when it is tried.
     pub(super) fn follow(&mut self, operation: &Operation) {
         let moved = |path: &RelPath| match operation {
             Operation::Move { from, to } => moved_with(path, from, to),
             Operation::Swap { a, b } => moved_with(path, a, b).or_else(|| moved_with(path, b, a)),
             Operation::Put { .. } | Operation::Delete { .. } => None,
         };
-        if self.names.iter().any(|path| moved(path).is_some()) {
-            let names = std::mem::take(&mut self.names).into_iter();
-            self.names = names.map(|path| moved(&path).unwrap_or(path)).collect();
-            self.is_stored = false;
+        let new: Vec<RelPath> = self.names.iter().filter_map(moved).collect();
+        for path in new {
+            self.is_stored &= !self.names.insert(path);
         }
     }
 }
@@ -230,7 +230,7 @@ mod tests {
         leftovers.store(state).unwrap();
         let again = Leftovers::load(state).unwrap().unwrap();
         let names: Vec<_> = again.iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["b", "d/x"]);
+        assert_eq!(names, ["a/x", "b", "d/x"]);
         fs::write(super::path(state), "{}").unwrap();
         assert!(Leftovers::load(state).unwrap().is_none());
     }

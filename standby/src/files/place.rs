@@ -19,7 +19,7 @@ use super::error::{FilesError, Setback};
 use super::leftovers::Leftovers;
 use super::patching::{Literal, Patching, may_be_in_place, may_be_lengthened};
 use super::plan::{Before, Logged, Plan, staged_name};
-use super::trash::Trash;
+use super::trash::{Trash, put_extra};
 use super::tree::{Guarded, Tree, is_absent};
 
 /// Up to this many files are synced one by one. Syncing the file system writes everybody's data.
@@ -222,7 +222,7 @@ impl<'a> Placing<'a> {
             }
             (Operation::Move { from, to }, Before::Move { inode, replaced }) => {
                 self.let_go(*replaced);
-                self.move_one((from, to), *inode, index)?;
+                self.move_one(from, to, *inode)?;
                 Ok(None)
             }
             (Operation::Swap { a, b }, Before::Swap { a: one, b: other }) => {
@@ -625,9 +625,9 @@ impl<'a> Placing<'a> {
 
     fn move_one(
         &mut self,
-        (from, to): (&RelPath, &RelPath),
+        from: &RelPath,
+        to: &RelPath,
         inode: Option<u64>,
-        index: u32,
     ) -> Result<(), Setback> {
         let place = self.place(to);
         self.parents = Parents::default();
@@ -663,7 +663,8 @@ impl<'a> Placing<'a> {
                 if source.is_some_and(|found| !self.guarded.contains(&found.inode)) {
                     let parent = self.parents.of(self.tree, from);
                     let parent = parent.map_err(Setback::at_leaving("find", &place))?;
-                    let removed = self.trash.put(self.tree, parent, from, index);
+                    // Kept whatever is set: it may be all that is left of it.
+                    let removed = put_extra(self.tree, parent, from);
                     removed.map_err(Setback::at_leaving("remove", &place))?;
                     self.parents = Parents::default();
                 }

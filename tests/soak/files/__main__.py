@@ -16,7 +16,7 @@ from tests.outside import network
 from tests.outside.binary import REPOSITORY, Binary
 from tests.outside.pair import STORE, Failed, Pair
 
-from . import faults, judge, syscalls
+from . import faults, judge, power, syscalls
 from .mutator import CAPABILITIES, Mutator
 from .tagged import Ledger
 
@@ -188,6 +188,8 @@ def main() -> int:
     folder = arguments.dir / f"{time.strftime('files-%Y%m%d-%H%M%S')}-{os.getpid()}"
     if arguments.syscalls:
         return _hit_all(binary, folder, arguments)
+    if arguments.power:
+        return _cut_power(binary, folder, arguments)
     outcome = Outcome()
     seed = arguments.seed
     say(f"begins with seed {seed}")
@@ -222,6 +224,17 @@ def _try(trial: Trial, seed: int, arguments: argparse.Namespace, outcome: Outcom
         say(f"again: scripts/soak files --seed {seed} --rounds {number}" + " --faults" * arguments.faults)
     finally:
         trial.end()
+
+
+def _cut_power(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int:
+    rounds, seeds = power.run(binary, folder, arguments, say)
+    if not seeds:
+        folder.rmdir()
+    told = {"rounds": rounds, "violations": len(seeds), "seeds": seeds}
+    print(json.dumps(told) if arguments.json else
+          f"{rounds} rounds, {len(seeds)} violations" +
+          (f", of the seeds {', '.join(map(str, seeds))}; kept: {folder}" if seeds else ""))
+    return 1 if seeds else 0
 
 
 def _hit_all(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int:
@@ -280,6 +293,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--faults", action="store_true", help="let system calls of the daemons fail (needs strace)")
     parser.add_argument("--syscalls", action="store_true",
                         help="instead, let each system call of the standby fail, and be its last (needs strace)")
+    parser.add_argument("--power", action="store_true",
+                        help="instead, cut the standby's power (needs loop devices and mkfs.ext4)")
     parser.add_argument("--only", help="with --syscalls: hit these calls only (a regular expression)")
     parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
     arguments = parser.parse_args()
