@@ -39,6 +39,9 @@ const REPAIR_PATIENCE: Duration = Duration::from_secs(60);
 const SETTLE_MIN: Duration = Duration::from_millis(200);
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
+/// Who checks waits this long while following fails and begins again.
+const SOUND_PATIENCE: Duration = Duration::from_secs(15);
+
 /// How often the progress is told.
 const TELL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -233,7 +236,11 @@ impl Check {
 
     /// Looks at everything, and ends the doubt if nothing was found. Returns how much was.
     fn settle(&self) -> Result<usize, FilesError> {
-        let reasons = self.inner.sound_replica()?.doubt.reasons();
+        let reasons = self
+            .inner
+            .sound_replica_within(SOUND_PATIENCE)?
+            .doubt
+            .reasons();
         self.walk()?;
         let count = self
             .found
@@ -242,7 +249,7 @@ impl Check {
             .len();
         tracing::info!(store = %self.inner.id.name, differences = count, "looked at a doubtful copy");
         if count == 0 {
-            let mut replica = self.inner.sound_replica()?;
+            let mut replica = self.inner.sound_replica_within(SOUND_PATIENCE)?;
             replica.end_doubt(reasons)?;
             self.inner.tell(&replica);
         }
@@ -335,7 +342,7 @@ impl Check {
         waiting: &mut Vec<Option<RelPath>>,
     ) -> Result<Vec<AsTold>, FilesError> {
         let mut read = Vec::new();
-        let mut locked = self.inner.sound_replica()?;
+        let mut locked = self.inner.sound_replica_within(SOUND_PATIENCE)?;
         let replica = &mut *locked;
         replica.open_tree()?;
         let tree = replica.tree()?;
@@ -510,7 +517,7 @@ impl Check {
         {
             return Ok(());
         }
-        let mut locked = self.inner.sound_replica()?;
+        let mut locked = self.inner.sound_replica_within(SOUND_PATIENCE)?;
         let replica = &mut *locked;
         let Some(id) = replica.ledger.manifest.lookup(path) else {
             return Ok(());

@@ -241,6 +241,15 @@ impl Inner {
         Ok(replica)
     }
 
+    /// Waits so long for a replica that can be believed: after a failure it is read from the disk again soon.
+    fn sound_replica_within(&self, patience: Duration) -> Result<Locked<'_>, FilesError> {
+        let begun = std::time::Instant::now();
+        while self.is_suspect.load(Ordering::Relaxed) && begun.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.sound_replica()
+    }
+
     /// Lets those who wait for the replica have it before it is taken again: a lock is not fair.
     fn give_way(&self) {
         for _ in 0..50 {
