@@ -242,15 +242,11 @@ impl PostgresShipper {
     }
 
     async fn have_commits_wait(&self, is_required: bool) -> Result<(), PostgresError> {
-        let waits_for = if is_required {
-            self.waits_for()
-        } else {
-            Vec::new()
-        };
-        self.cluster
-            .configure(&self.pki, Duty::Primary(&waits_for))?;
-        // Who has joined since the configuration was read may still stream.
+        // Who has joined since the configuration was read may stream, too.
         let allowed = self.waits_for();
+        let waits_for = if is_required { allowed.as_slice() } else { &[] };
+        self.cluster
+            .configure(&self.pki, Duty::Primary(waits_for))?;
         self.cluster.allow(&allowed)?;
         self.cluster.reload().await
     }

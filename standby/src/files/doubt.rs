@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use understudy_replication::durable;
 
@@ -16,8 +17,16 @@ use understudy_replication::durable;
 pub(super) struct Doubt {
     path: PathBuf,
     is_there: bool,
-    /// How often there was a reason for it.
+    /// The number of the last reason for it.
     reasons: u64,
+}
+
+/// Numbers reasons, for all that are opened: what is opened again after a failure must not seem to have had
+/// no reason since.
+static REASONS: AtomicU64 = AtomicU64::new(0);
+
+fn next_reason() -> u64 {
+    REASONS.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Doubt {
@@ -28,7 +37,7 @@ impl Doubt {
         Self {
             path,
             is_there,
-            reasons: 0,
+            reasons: next_reason(),
         }
     }
 
@@ -36,14 +45,14 @@ impl Doubt {
         self.is_there
     }
 
-    /// Returns how often there was a reason for it since it was opened.
+    /// Returns the number of the last reason for it, or of its having been opened since.
     pub(super) fn reasons(&self) -> u64 {
         self.reasons
     }
 
     /// Notes a reason for it.
     pub(super) fn raise(&mut self) -> io::Result<()> {
-        self.reasons = self.reasons.saturating_add(1);
+        self.reasons = next_reason();
         if !self.is_there {
             durable::write(&self.path, b"", 0o600)?;
             self.is_there = true;
@@ -51,8 +60,7 @@ impl Doubt {
         Ok(())
     }
 
-    /// Ends it, unless there was a further reason for it since there had been so many. Returns whether it
-    /// has ended.
+    /// Ends it, unless there was a further reason for it since this one. Returns whether it has ended.
     pub(super) fn end(&mut self, reasons: u64) -> io::Result<bool> {
         if self.reasons != reasons {
             return Ok(false);
@@ -82,6 +90,7 @@ mod tests {
         assert!(!doubt.end(before).unwrap());
         let mut doubt = Doubt::open(folder.path());
         assert!(doubt.is_there(), "after a restart");
+        assert!(!doubt.end(before).unwrap(), "a look begun before that");
         let now = doubt.reasons();
         assert!(doubt.end(now).unwrap());
         assert!(!Doubt::open(folder.path()).is_there());

@@ -85,8 +85,8 @@ impl Replica {
         raised.map_err(FilesError::tree("keep a doubt in", &self.state))
     }
 
-    /// Ends the doubt, unless there was a reason for it since there had been so many, and keeps that the
-    /// copy is whole if it is. Returns whether it has ended.
+    /// Ends the doubt, unless there was a further reason for it since this one, and keeps that the copy is
+    /// whole if it is. Returns whether it has ended.
     pub(super) fn end_doubt(&mut self, reasons: u64) -> Result<bool, FilesError> {
         let ended = self.doubt.end(reasons);
         let ended = ended.map_err(FilesError::tree("end a doubt in", &self.state))?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use understudy_replication::files::RelPath;
 
 use super::super::look::Change;
+use super::super::watch::beneath;
 
 /// Changes that are not committed yet.
 #[derive(Default)]
@@ -34,14 +35,7 @@ impl Pending {
         };
         if !is_directory {
             // What was seen within it before is void.
-            let beneath: Vec<RelPath> = self
-                .changes
-                .range(path.clone()..)
-                .skip_while(|(at, _)| **at == path)
-                .take_while(|(at, _)| at.is_beneath(&path))
-                .map(|(at, _)| at.clone())
-                .collect();
-            for at in beneath {
+            for at in beneath(&self.changes, &path) {
                 self.changes.remove(&at);
             }
         }

@@ -20,6 +20,7 @@ use understudy_replication::files::{RelPath, Root, stat_fd};
 
 use fanotify::Fanotify;
 use inotify::Inotify;
+pub(super) use told::beneath;
 
 /// What happened.
 ///

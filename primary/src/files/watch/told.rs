@@ -266,7 +266,7 @@ impl Move {
 }
 
 /// Returns the keys that lie beneath `path`.
-pub(super) fn beneath<V>(map: &BTreeMap<RelPath, V>, path: &RelPath) -> Vec<RelPath> {
+pub(in crate::files) fn beneath<V>(map: &BTreeMap<RelPath, V>, path: &RelPath) -> Vec<RelPath> {
     map.range(path.clone()..)
         .skip_while(|(at, _)| *at == path)
         .take_while(|(at, _)| at.is_beneath(path))
