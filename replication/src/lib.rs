@@ -24,6 +24,7 @@ pub mod lag;
 pub mod link;
 pub mod mark;
 pub mod position;
+pub mod rejoin;
 pub mod role;
 pub mod status;
 pub mod store;

@@ -13,6 +13,7 @@ use crate::check::{Checked, Depth, Trouble};
 use crate::epoch::Epoch;
 use crate::guard::Withheld;
 use crate::position::Position;
+use crate::rejoin::{Method, Rejoined, Salvaging};
 use crate::transport::PeerClient;
 
 /// A future that a store returns through its trait object.
@@ -255,6 +256,11 @@ pub trait Shipper: Send + Sync {
     /// Ships until told to stop. An error is logged, shown, and tried again by the runtime.
     fn run(self: Arc<Self>, stop: Stop) -> BoxFuture<'static, Result<(), StoreFailure>>;
 
+    /// Writes down what it can while it goes on serving, so that [`Shipper::fence`] is short.
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Makes the store refuse writes, as far as it can. Repeatable; nothing is lost by it.
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>>;
 
@@ -342,6 +348,21 @@ pub trait Receiver: Send + Sync {
         primary: &'a PeerClient,
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>>;
+
+    /// Makes the copy of a node that was primary itself, or whose copy cannot follow any more, equal to
+    /// the primary's. What only this side has is salvaged first. Called with everything of the store
+    /// stopped. Repeatable after a crash at any point.
+    fn rejoin<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        _salvaging: Salvaging,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
+        Box::pin(async move {
+            self.seed(primary, progress).await?;
+            Ok(Rejoined::by(Method::Seeded))
+        })
+    }
 
     /// Follows the primary until told to stop, or until it fails; the runtime calls it again.
     fn run(
