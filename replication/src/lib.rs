@@ -25,6 +25,7 @@ pub mod link;
 pub mod mark;
 pub mod position;
 pub mod role;
+pub mod stall;
 pub mod status;
 pub mod store;
 pub mod transport;
