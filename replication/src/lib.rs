@@ -26,6 +26,7 @@ pub mod mark;
 pub mod position;
 pub mod rejoin;
 pub mod role;
+pub mod stall;
 pub mod status;
 pub mod store;
 pub mod transport;

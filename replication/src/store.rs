@@ -14,6 +14,7 @@ use crate::epoch::Epoch;
 use crate::guard::Withheld;
 use crate::position::Position;
 use crate::rejoin::{Method, Rejoined, Salvaging};
+use crate::stall::StallReason;
 use crate::transport::PeerClient;
 
 /// A future that a store returns through its trait object.
@@ -187,6 +188,9 @@ pub struct Received {
     pub applied: Option<Position>,
     /// Why it does not advance, in a sentence; `None` while it does.
     pub stalled: Option<String>,
+    /// The same in a word, where it has one.
+    #[serde(default)]
+    pub stall_reason: Option<StallReason>,
     /// The copy cannot catch up from the log any more, and has to be compared whole.
     pub must_reseed: bool,
     /// What it tells beside its positions.

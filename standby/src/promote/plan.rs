@@ -358,6 +358,7 @@ mod tests {
             unknown: None,
             must_reseed: false,
             stalled: None,
+            stall_reason: None,
         };
         lag(&mut seen);
         StoreSeen {
