@@ -5,6 +5,7 @@
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
@@ -14,6 +15,7 @@ mod control;
 mod control_data;
 mod error;
 mod history;
+mod origins;
 mod postmaster;
 mod settings;
 mod sql;
@@ -23,6 +25,7 @@ pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
 pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
+pub use origins::Origins;
 pub use settings::{Duty, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 pub use wal::{WalRange, parse_segment};
