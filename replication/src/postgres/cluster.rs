@@ -50,6 +50,10 @@ pub struct Cluster {
     pub slot_keep_bytes: u64,
     /// How many bytes per second a base backup takes at most.
     pub bandwidth: Option<u64>,
+    /// Where a standby that is seeded puts its write-ahead log; `None` for the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// What absolute paths of the configuration are beneath, on this machine.
+    pub root: PathBuf,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
     /// The other nodes of the configuration: whose certificates may stream from here.
@@ -94,6 +98,8 @@ impl Cluster {
             durability: config.durability,
             slot_keep_bytes: config.max_slot_wal_keep_bytes,
             bandwidth: config.bandwidth,
+            wal_dir: config.wal_dir.as_deref().map(|path| local.resolve(path)),
+            root: local.root.clone(),
             state: local.state_dir.join("postgres"),
             peers,
         })
@@ -347,7 +353,9 @@ impl Cluster {
         };
         let script = format!(
             "SET client_min_messages = warning;\n{}{}\
-             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n",
+             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n\
+             GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) \
+             TO {ROLE};\n",
             role(ROLE, "LOGIN REPLICATION"),
             role(REPLICATION_ROLE, "LOGIN REPLICATION"),
         );

@@ -5,6 +5,7 @@
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! reseed      comparing two data directories block by block
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
@@ -12,6 +13,7 @@ mod cluster;
 mod control_data;
 mod error;
 mod history;
+pub mod reseed;
 mod settings;
 mod sql;
 
@@ -40,6 +42,12 @@ pub struct SeedInfo {
     pub version: u32,
     /// How large the cluster is, in bytes, as far as the primary can tell cheaply.
     pub bytes: u64,
+    /// The version of its catalogue, which names its folder in a tablespace.
+    #[serde(default)]
+    pub catalog_version: u32,
+    /// Where its tablespaces are.
+    #[serde(default)]
+    pub tablespaces: Vec<reseed::Tablespace>,
 }
 
 /// What the primary knows of a standby's slot.
