@@ -20,6 +20,7 @@ mod parted;
 mod partition;
 mod promotion;
 mod refusals;
+mod reseeding;
 mod seeding;
 mod services;
 mod settings;

@@ -105,6 +105,17 @@ impl Cluster {
         })
     }
 
+    /// Returns how the configuration would say a path of this machine: without the machine's `root`.
+    pub fn in_configuration(&self, path: &Path) -> PathBuf {
+        let within = path.strip_prefix(&self.root);
+        within.map_or_else(|_| path.to_owned(), |within| Path::new("/").join(within))
+    }
+
+    /// Returns where a path that a configuration says is on this machine.
+    pub fn on_this_machine(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
     /// Returns the folder of the certificates that Postgres reads; they belong to its OS user.
     pub fn tls_dir(&self) -> PathBuf {
         self.state.join("tls")

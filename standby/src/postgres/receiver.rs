@@ -28,6 +28,10 @@ const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 /// How long a promotion of the server may take: replay of all that was received comes first.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
 
+/// What is told when the primary's slot is lost.
+const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: stop the daemon \
+     here, run `understudy join`, and start it again; only what differs is copied, and the primary serves on";
+
 /// A history of timelines is no longer than this.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
 
@@ -308,13 +312,12 @@ impl Receiver for PostgresReceiver {
                     && let Ok(slot) = answer.json::<SlotInfo>(4096).await
                     && slot.is_lost
                 {
-                    self.update(|state| state.must_reseed = true);
-                    self.events.record(
-                        Severity::Error,
-                        "must_reseed",
-                        "the primary has removed write-ahead log that this standby needs; run \
-                         `understudy join` again here",
-                    );
+                    self.update(|state| {
+                        state.must_reseed = true;
+                        state.stalled = Some(SLOT_LOST.to_owned());
+                    });
+                    self.events
+                        .record(Severity::Error, "must_reseed", SLOT_LOST);
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
                     continue;

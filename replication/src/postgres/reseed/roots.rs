@@ -22,6 +22,8 @@ pub struct Tablespace {
     pub oid: u32,
     /// Its directory, as the configuration would say it: without the `root` of a machine.
     pub location: PathBuf,
+    /// Its directory on the primary's machine.
+    pub path: PathBuf,
 }
 
 /// A thing that was found beneath a directory.
