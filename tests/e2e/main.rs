@@ -21,6 +21,7 @@ mod parted;
 mod partition;
 mod promotion;
 mod refusals;
+mod reseeding;
 mod returning;
 mod seeding;
 mod services;

@@ -7,6 +7,7 @@
 //! History     timelines: who can follow whom                      (pure)
 //! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
+//! reseed      comparing two data directories block by block
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
@@ -17,6 +18,7 @@ mod error;
 mod history;
 mod origins;
 mod postmaster;
+pub mod reseed;
 mod settings;
 mod sql;
 mod wal;
@@ -50,6 +52,12 @@ pub struct SeedInfo {
     pub version: u32,
     /// How large the cluster is, in bytes, as far as the primary can tell cheaply.
     pub bytes: u64,
+    /// The version of its catalogue, which names its folder in a tablespace.
+    #[serde(default)]
+    pub catalog_version: u32,
+    /// Where its tablespaces are.
+    #[serde(default)]
+    pub tablespaces: Vec<reseed::Tablespace>,
 }
 
 /// What the primary knows of a standby's slot.
