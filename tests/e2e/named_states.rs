@@ -204,17 +204,66 @@ fn a_standby_whose_server_hangs_is_told() {
     hangs.wait_for_end(&pair);
 }
 
+/// Runs a program of Postgres on a machine, as the user whose data it is.
+fn run_as_postgres(machine: &Machine, program: &str, arguments: &[&str]) {
+    let program = postgres_program(program);
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = machine.command("setpriv");
+        command
+            .args(["--reuid", "postgres", "--regid", "postgres"])
+            .args(["--init-groups", &program]);
+        command
+    } else {
+        machine.command(&program)
+    };
+    let nobody_hears = std::process::Stdio::null;
+    let status = command
+        .args(arguments)
+        .current_dir("/")
+        .stdout(nobody_hears())
+        .status();
+    assert!(status.unwrap().success(), "{program} {arguments:?}");
+}
+
+/// Makes another cluster in the place of the copy, which has run on its own, and calls it a standby.
+fn replace_by_another_cluster(machine: &Machine, more: &str) {
+    let place = machine.at("/data/pg");
+    let (data_dir, log) = (place.to_str().unwrap(), place.join("log"));
+    let (log, socket_dir) = (log.to_str().unwrap(), machine.at("/run/postgresql"));
+    let options = format!("-k {}", socket_dir.display());
+    machine.init_postgres();
+    run_as_postgres(
+        machine,
+        "pg_ctl",
+        &["-w", "-D", data_dir, "-l", log, "-o", &options, "start"],
+    );
+    machine.sql(more);
+    run_as_postgres(
+        machine,
+        "pg_ctl",
+        &["-w", "-D", data_dir, "-m", "fast", "stop"],
+    );
+    fs::write(place.join("standby.signal"), "").unwrap();
+}
+
+#[test]
+fn a_copy_of_another_cluster_is_told() {
+    tell_another_cluster("CREATE ROLE understudy LOGIN; GRANT pg_monitor TO understudy");
+}
+
 #[test]
 fn a_copy_of_another_cluster_is_told_even_if_it_does_not_know_understudy() {
+    tell_another_cluster("SELECT 1");
+}
+
+fn tell_another_cluster(more: &str) {
     let mut pair = Pair::new(Plan::postgres());
     pair.write(1);
     pair.wait();
     pair.b.power_off();
-    // Somebody puts another cluster in the place of the copy, and calls it a standby.
     let (place, aside) = (pair.b.at("/data/pg"), pair.b.at("/data/aside"));
     fs::rename(&place, &aside).unwrap();
-    pair.b.init_postgres();
-    fs::write(place.join("standby.signal"), "").unwrap();
+    replace_by_another_cluster(&pair.b, more);
     pair.b.serve();
     let foreign = Named {
         reason: "foreign",
