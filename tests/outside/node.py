@@ -89,11 +89,15 @@ class Node(Machine):
             command = self.plug.within([self.binary.path, "--config", self.folder / "etc", *verb])
             self.daemon = spawn(command, stdout=log, stderr=log)
 
+    def assert_runs(self) -> None:
+        """Raises [`Ended`] if the daemon has ended by itself."""
+        if self.daemon and self.daemon.poll() is not None:
+            tail = (self.folder / "log").read_text(errors="replace").strip().splitlines()[-3:]
+            raise Ended(f"the daemon of {self.name} ended with {self.daemon.returncode}: " + " | ".join(tail))
+
     def await_role(self, role: str, patience: float = 60) -> None:
         def has_role() -> bool:
-            if self.daemon and self.daemon.poll() is not None:
-                tail = (self.folder / "log").read_text(errors="replace").strip().splitlines()[-3:]
-                raise Ended(f"the daemon of {self.name} ended with {self.daemon.returncode}: " + " | ".join(tail))
+            self.assert_runs()
             return self.role() == role
 
         until(f"{self.name} is {role}", has_role, patience)
@@ -111,8 +115,8 @@ class Node(Machine):
             self.daemon.wait(60)
             self.daemon = None
 
-    def power_off(self) -> None:
-        super().power_off()
+    def power_off(self, is_cut: bool = True) -> None:
+        super().power_off(is_cut)
         if self.daemon:
             self.daemon.wait()
             self.daemon = None

@@ -50,7 +50,7 @@ def program(name: str) -> Path:
 
 def as_postgres(command: list) -> list:
     """Returns the command, to be run by the user who may run Postgres: root may not."""
-    return ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups", "--", *command]
+    return ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups", "--reset-env", "--", *command]
 
 
 class Machine:
@@ -79,7 +79,7 @@ class Machine:
             errors.seek(0)
             output.seek(0)
             if ended.returncode:
-                raise Failed(f"{Path(command[0]).name} on {self.name}: {errors.read().strip() or ended.returncode}")
+                raise Failed(f"{' '.join(map(str, command))} on {self.name}: {errors.read().strip() or ended.returncode}")
             return output.read()
 
     def init_postgres(self, more: str = "") -> None:
@@ -114,11 +114,16 @@ class Machine:
             children = []
         kill([pid, *children])
 
-    def power_off(self) -> None:
-        """Kills every process of this machine at once; nobody hears of it from here."""
-        self.plug.cut()
+    def power_off(self, is_cut: bool = True) -> None:
+        """Kills every process of this machine at once; nobody hears of it from here, if it is cut off first."""
+        if is_cut:
+            self.plug.cut()
         while left := self.plug.processes():
             kill(left)
+
+    def source(self) -> str:
+        """Returns how others connect to this server."""
+        return f"host={self.ip} port={PORT} user=postgres dbname=postgres"
 
     def streams_to(self, other: "Machine") -> bool:
         """Returns whether this server streams to that of the other machine."""
@@ -151,25 +156,22 @@ class Server(Machine):
         (self.data / "promote").touch()
         os.kill(self.postmaster(), signal.SIGUSR1)
 
-    def source(self) -> str:
-        return f"host={self.ip} port={PORT} user=postgres dbname=postgres application_name="
-
-    def follow(self, primary: "Server") -> None:
+    def follow(self, primary: Machine) -> None:
         """Makes this cluster a standby of the other when it starts."""
         conf = self.data / "postgresql.auto.conf"
         lines = [line for line in conf.read_text().splitlines() if not re.match("primary_conninfo|recovery_target", line)]
-        lines += [f"primary_conninfo = '{primary.source()}{self.name}'", "recovery_target_timeline = 'latest'"]
+        lines += [f"primary_conninfo = '{primary.source()} application_name={self.name}'", "recovery_target_timeline = 'latest'"]
         conf.write_text("\n".join(lines) + "\n")
         signal_file = self.data / "standby.signal"
         signal_file.touch()
         subprocess.run(["chown", "postgres:", signal_file, conf], check=True)
 
-    def copy(self, primary: Machine, source: str) -> None:
+    def copy(self, source: str) -> None:
         """Takes a base backup, durable as `pg_basebackup` makes it by default."""
         self.run(as_postgres([program("pg_basebackup"), "-D", self.data, "-c", "fast", "-X", "stream", "-d", source]))
 
     def rewind(self, primary: "Server") -> None:
-        self.run(as_postgres([program("pg_rewind"), "-D", self.data, f"--source-server={primary.source()}rewind"]))
+        self.run(as_postgres([program("pg_rewind"), "-D", self.data, f"--source-server={primary.source()}"]))
 
 
 def kill(pids: list[int]) -> None:
