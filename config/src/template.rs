@@ -222,6 +222,7 @@ mod tests {
         Config {
             cluster: Cluster {
                 name: "catalog",
+                rejoin: Manual,
             },
             nodes: [
                 Node {

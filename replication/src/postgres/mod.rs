@@ -5,15 +5,19 @@
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! wal         the files of the log, what lies beyond a fork       (pure)
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
 mod cluster;
+mod control;
 mod control_data;
 mod error;
 mod history;
+mod postmaster;
 mod settings;
 mod sql;
+mod wal;
 
 pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
@@ -21,9 +25,12 @@ pub use error::{PostgresError, VERSION_MIN};
 pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
 pub use settings::{Duty, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
+pub use wal::{WalRange, parse_segment};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
+
+use crate::position::Lsn;
 
 /// The database role of the daemon: it monitors, reads for indexes, and manages slots.
 pub const ROLE: &str = "understudy";
@@ -49,6 +56,9 @@ pub struct SlotInfo {
     pub name: String,
     /// The write-ahead log that the standby needs has been removed.
     pub is_lost: bool,
+    /// The oldest place that the primary's log still has, where it can tell.
+    #[serde(default)]
+    pub oldest: Option<Lsn>,
 }
 
 /// Returns the name of `node`'s replication slot. Slots are named with `[a-z0-9_]` only, nodes also

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use understudy_config::{NodeName, PostgresDurability};
 
-use super::{Cluster, REPLICATION_ROLE, ROLE, slot_name};
+use super::{Cluster, MAINTENANCE_DATABASE, REPLICATION_ROLE, ROLE, slot_name};
 use crate::trust;
 
 const BEGIN: &str = "# understudy begin: this block is written by understudy";
@@ -46,6 +46,15 @@ impl Upstream {
     /// copy.
     pub fn backup_conninfo(&self, tls: &Path) -> String {
         self.conninfo_as(&format!("understudy-seed-{}", self.me), tls)
+    }
+
+    /// Returns the connection string for `pg_rewind`, which reads the primary's files through SQL.
+    pub fn rewind_conninfo(&self, tls: &Path) -> String {
+        let name = format!("understudy-rewind-{}", self.me);
+        format!(
+            "{} dbname={MAINTENANCE_DATABASE}",
+            self.conninfo_as(&name, tls)
+        )
     }
 
     fn conninfo_as(&self, name: &str, tls: &Path) -> String {
@@ -198,7 +207,8 @@ pub(super) fn with_include(conf: &str) -> String {
 pub(super) fn hba() -> String {
     format!(
         "local   all          {ROLE}              peer map=understudy_local\n\
-         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
+         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n\
+         hostssl {MAINTENANCE_DATABASE}     {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
     )
 }
 

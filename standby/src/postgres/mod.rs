@@ -2,6 +2,7 @@
 
 mod receiver;
 mod seed;
+mod stall;
 
 pub use receiver::{PostgresReceiver, ReceiveError};
 pub use seed::SeedError;
