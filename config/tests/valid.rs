@@ -81,6 +81,8 @@ fn the_sample_is_read_whole() {
                 max_slot_wal_keep_bytes: 10737418240,
                 bandwidth: None,
                 socket_dir: None,
+                config_dir: None,
+                commands: None,
             },
         ),
         files: [

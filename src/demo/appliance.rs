@@ -234,6 +234,8 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         max_slot_wal_keep_bytes: 0,
         bandwidth: None,
         socket_dir: None,
+        config_dir: None,
+        commands: None,
     };
     let local = understudy_config::Local {
         name: "a".parse()?,

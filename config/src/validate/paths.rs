@@ -50,6 +50,12 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         .iter()
         .filter_map(|it| it.value.data_dir.as_ref());
     let postgres = postgres.map(|path| ("store `postgres`".to_owned(), path));
+    let configuration = file
+        .postgres
+        .iter()
+        .filter_map(|it| it.value.config_dir.as_ref());
+    let configuration =
+        configuration.map(|path| ("the configuration of `postgres`".to_owned(), path));
     let files = elements(&file.files).filter_map(|it| {
         let owner = match &it.value.name {
             Some(name) => format!("store `{}`", name.value),
@@ -71,6 +77,7 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         })
     };
     postgres
+        .chain(configuration)
         .chain(files)
         .chain(settings)
         .filter_map(valid)
