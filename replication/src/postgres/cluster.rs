@@ -18,14 +18,8 @@ use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
 use crate::trust;
 
-/// Starting, and stopping in peace, may take this long.
-const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
-
 /// Our settings, in the data directory.
 const CONF: &str = "understudy.conf";
-
-/// The server's own log is set aside at a start when it is larger.
-const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
 
 /// A Postgres cluster on this machine.
 #[derive(Clone, Debug)]
@@ -183,44 +177,6 @@ impl Cluster {
         parse_history(&content).map_err(|source| PostgresError::History { path, source })
     }
 
-    /// Returns whether a server runs on the data directory. What cannot be found out counts as running:
-    /// fencing rests on this.
-    pub fn is_running(&self) -> bool {
-        let text = match fs::read_to_string(self.data_dir.join("postmaster.pid")) {
-            Ok(text) => text,
-            Err(error) => return error.kind() != io::ErrorKind::NotFound,
-        };
-        let Some(pid) = text
-            .lines()
-            .next()
-            .and_then(|pid| pid.trim().parse::<u32>().ok())
-        else {
-            // Just being written.
-            return true;
-        };
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let stat = match fs::read_to_string(process.join("stat")) {
-            Ok(stat) => stat,
-            Err(error) => return error.kind() != io::ErrorKind::NotFound,
-        };
-        let state = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().next());
-        if state == Some("Z") {
-            return false;
-        }
-        // A stale file may name a process that is something else by now. A server works in its data
-        // directory, whatever the name of its program.
-        match (
-            fs::read_link(process.join("cwd")),
-            self.data_dir.canonicalize(),
-        ) {
-            (Ok(works_in), Ok(data_dir)) => works_in == data_dir,
-            (Err(_), _) | (_, Err(_)) => stat.contains("(postgres") || stat.contains("(postmaster"),
-        }
-    }
-
     /// Returns whether the data directory is a standby's.
     pub fn is_standby(&self) -> bool {
         self.data_dir.join("standby.signal").exists()
@@ -272,64 +228,6 @@ impl Cluster {
         let block = settings::ident(&me.name, peers);
         let ident = settings::with_block(&self.read(&path)?, &block);
         self.write_if_changed(&path, &ident)
-    }
-
-    /// Starts the server, if it does not run, and waits until it takes connections.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub async fn start(&self) -> Result<(), PostgresError> {
-        if self.is_running() {
-            return Ok(());
-        }
-        let log = self.state.join("server.log");
-        if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
-            let aside = self.state.join("server.log.1");
-            fs::rename(&log, &aside).map_err(|source| self.file("set aside", &log, source))?;
-        }
-        let log = log.display().to_string();
-        let seconds = CONTROL_PATIENCE.as_secs().to_string();
-        self.pg_ctl(["-l", &log, "-w", "-t", &seconds, "start"], "start")
-            .await
-            .map_err(|error| self.with_server_log(error))
-    }
-
-    /// Stops the server, if it runs: in peace (which sends everything to the standbys), and after a
-    /// while at once.
-    ///
-    /// # Errors
-    /// When it still runs.
-    pub async fn stop(&self) -> Result<(), PostgresError> {
-        if !self.is_running() {
-            return Ok(());
-        }
-        let fast = ["-m", "fast", "-w", "-t", "60", "stop"];
-        if let Err(error) = self.pg_ctl(fast, "stop").await {
-            tracing::warn!(%error, "postgres did not stop in peace; stopping it at once");
-            self.pg_ctl(
-                ["-m", "immediate", "-w", "-t", "30", "stop"],
-                "stop at once",
-            )
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Makes the server read its configuration again.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub async fn reload(&self) -> Result<(), PostgresError> {
-        self.pg_ctl(["reload"], "reload").await
-    }
-
-    /// Tells a standby server to become a primary; returns before it is one.
-    ///
-    /// # Errors
-    /// When it does not run, or is no standby.
-    pub async fn promote(&self) -> Result<(), PostgresError> {
-        // Not waiting here: pg_ctl polls every 100 ms, and a promotion takes a quarter of that.
-        self.pg_ctl(["-W", "promote"], "promote").await
     }
 
     /// Makes the roles that Understudy uses, as the cluster's own superuser. Repeatable.
@@ -451,24 +349,6 @@ impl Cluster {
         self.own(path)
     }
 
-    async fn pg_ctl<const N: usize>(
-        &self,
-        arguments: [&str; N],
-        action: &'static str,
-    ) -> Result<(), PostgresError> {
-        let data_dir = self.data_dir.display().to_string();
-        let argv = [self.bin("pg_ctl"), "-D".to_owned(), data_dir]
-            .into_iter()
-            .chain(arguments.map(str::to_owned));
-        Command::new(argv)
-            .user(&self.user)
-            .limit(CONTROL_PATIENCE + Duration::from_secs(10))
-            .run()
-            .await
-            .map_err(|source| self.control(action, source))?;
-        Ok(())
-    }
-
     async fn program<const N: usize>(
         &self,
         name: &str,
@@ -484,7 +364,7 @@ impl Cluster {
             .map_err(|source| self.control(action, source))
     }
 
-    fn control(&self, action: &'static str, source: CommandError) -> PostgresError {
+    pub(super) fn control(&self, action: &'static str, source: CommandError) -> PostgresError {
         PostgresError::Control {
             action,
             data_dir: self.data_dir.clone(),
@@ -492,48 +372,16 @@ impl Cluster {
         }
     }
 
-    fn file(&self, action: &'static str, path: &Path, source: io::Error) -> PostgresError {
+    pub(super) fn file(
+        &self,
+        action: &'static str,
+        path: &Path,
+        source: io::Error,
+    ) -> PostgresError {
         PostgresError::File {
             action,
             path: path.to_owned(),
             source,
-        }
-    }
-
-    /// Adds the server's own last words to a failed start: pg_ctl says only "examine the log".
-    fn with_server_log(&self, error: PostgresError) -> PostgresError {
-        let PostgresError::Control {
-            action,
-            data_dir,
-            source:
-                CommandError::Failed {
-                    program,
-                    status,
-                    output,
-                },
-        } = error
-        else {
-            return error;
-        };
-        let log = fs::read(self.state.join("server.log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let fatal = log
-            .lines()
-            .rev()
-            .take(50)
-            .find(|line| line.contains("FATAL"));
-        let output = match fatal {
-            Some(line) => format!("{output}\n{line}"),
-            None => output,
-        };
-        PostgresError::Control {
-            action,
-            data_dir,
-            source: CommandError::Failed {
-                program,
-                status,
-                output,
-            },
         }
     }
 }

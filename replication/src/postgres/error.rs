@@ -66,6 +66,21 @@ pub enum PostgresError {
         /// What happened.
         source: CommandError,
     },
+    /// The server could not be stopped.
+    #[error(
+        "the server in {} still runs, though it was told to stop and killed; look at its process and at \
+         the disk beneath it", data_dir.display()
+    )]
+    StillRuns {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// There is no server.
+    #[error("no server runs in {}", data_dir.display())]
+    NotRunning {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// `pg_controldata` said something else.
     #[error("cannot understand the control data of {}", data_dir.display())]
     ControlData {

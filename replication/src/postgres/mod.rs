@@ -9,9 +9,11 @@
 //! ```
 
 mod cluster;
+mod control;
 mod control_data;
 mod error;
 mod history;
+mod postmaster;
 mod settings;
 mod sql;
 
