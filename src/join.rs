@@ -195,7 +195,7 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
     let primary = find_primary(loaded, &identity, &lineage).await?;
     durable::create_directory(&local.state_dir.join("files"), 0o700)?;
     let makings = Makings {
-        cluster: serve::cluster(&config, &local)?,
+        cluster: serve::cluster(&config, &local, Some(&events))?,
         config,
         local: local.clone(),
         events: events.clone(),

@@ -1,7 +1,9 @@
 //! Receives a Postgres cluster: a base backup first, then Postgres' own streaming.
 
+mod configuration;
 mod receiver;
 mod seed;
 
+pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
 pub use seed::SeedError;

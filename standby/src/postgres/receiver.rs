@@ -25,6 +25,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the primary is asked about the slot while nothing streams.
 const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 
+/// How long a primary may take to tell what it has, when it is followed again.
+const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long a promotion of the server may take: replay of all that was received comes first.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -98,6 +101,14 @@ impl PostgresReceiver {
     /// Writes the settings of a standby of `primary`, and makes the running server follow them.
     pub(super) async fn follow(&self, primary: &PeerClient) -> Result<(), PostgresError> {
         let upstream = self.upstream(primary);
+        // It may have been given more since. A primary that does not answer has nothing new to say.
+        if let Ok(info) = self.seed_info(primary, INFO_PATIENCE).await
+            && !info.minimums.is_empty()
+        {
+            self.cluster.remember_minimums(&info.minimums)?;
+        }
+        // Our settings depend on it.
+        self.cluster.control_data().await?;
         self.cluster
             .configure(&self.pki, Duty::Standby(&upstream))?;
         if self.cluster.is_running() {

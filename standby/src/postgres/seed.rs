@@ -143,17 +143,15 @@ impl PostgresReceiver {
         progress: &dyn Progress,
     ) -> Result<(), StoreFailure> {
         let path = format!("/store/{}", self.id.name);
-        let info: SeedInfo = primary
-            .get_within(&format!("{path}/seed-info"), Duration::from_secs(15))
-            .await?
-            .json(4096)
-            .await?;
+        let info = self.seed_info(primary, Duration::from_secs(15)).await?;
         let ours = self.cluster.program_version().await?;
         if ours != info.version {
             let theirs = info.version;
             return Err(Box::new(SeedError::Version { theirs, ours }));
         }
         let mut found = self.found(&info).await?;
+        self.cluster.remember_minimums(&info.minimums)?;
+        self.bring_configuration(primary, &info).await?;
         let before: SlotInfo = primary
             .get(&format!("{path}/slot"))
             .await?
