@@ -45,6 +45,18 @@ impl Config {
 pub struct Cluster {
     /// The cluster's name: it appears in certificates, reports and on the page.
     pub name: String,
+    /// Who makes a standby of a primary that has been superseded.
+    pub rejoin: Rejoin,
+}
+
+/// Who makes a standby of a primary that has been superseded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rejoin {
+    /// An operator.
+    #[default]
+    Manual,
+    /// The node itself, as soon as the new primary serves.
+    Automatic,
 }
 
 /// One machine of the cluster.

@@ -46,6 +46,11 @@ section! {
         /// Who promotes a standby when the primary has failed: `"manual"`, an operator.
         /// `"automatic"` needs a witness, which this version does not have.
         promotion: String as "string" = r#""manual""#, r#""manual""#;
+        /// Who makes a standby of a primary that has been superseded: `"manual"`, an operator with
+        /// `understudy rejoin`; or `"automatic"`, the node itself, as soon as the new primary serves. What
+        /// only that node has is salvaged first, in either case. After a switchover the old primary follows
+        /// by itself, whatever is said here.
+        rejoin: String as "string" = r#""manual""#, r#""automatic""#;
     }
 }
 

@@ -276,6 +276,7 @@ mod tests {
         Config {
             cluster: Cluster {
                 name: "catalog",
+                rejoin: Manual,
             },
             nodes: [
                 Node {

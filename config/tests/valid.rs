@@ -55,6 +55,7 @@ fn the_sample_is_read_whole() {
     Config {
         cluster: Cluster {
             name: "catalog",
+            rejoin: Manual,
         },
         nodes: [
             Node {

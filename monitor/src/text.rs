@@ -235,6 +235,12 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     if let Some(lag) = lags().find(|lag| lag.stalled().is_some()) {
         return format!("mend what keeps {} from advancing", lag.id.name);
     }
+    if let Some(lag) = lags().find(|lag| lag.unknown().is_some()) {
+        return format!(
+            "see below why the lag of {} is unknown; if it stays so, `Lag` in the operations guide",
+            lag.id.name
+        );
+    }
     if status
         .services
         .iter()

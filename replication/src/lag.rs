@@ -118,6 +118,7 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
             }
         ) || received.is_some_and(|received| received.must_reseed),
         stalled: received.and_then(|received| received.stalled.clone()),
+        stall_reason: received.and_then(|received| received.stall_reason),
         unknown,
     }
 }

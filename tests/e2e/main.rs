@@ -17,6 +17,7 @@ mod daemon;
 mod demo;
 mod disk_full;
 mod files_verbs;
+mod named_states;
 mod parted;
 mod partition;
 mod promotion;

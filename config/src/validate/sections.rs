@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Schedule,
-    ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
+    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
+    Schedule, ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
@@ -35,9 +35,28 @@ pub(super) fn cluster(raw: &raw::Cluster, findings: &mut Findings) -> Option<Clu
             }
         }
     }
+    let rejoin = rejoin(raw, findings);
     Some(Cluster {
         name: name?.to_string(),
+        rejoin: rejoin?,
     })
+}
+
+fn rejoin(raw: &raw::Cluster, findings: &mut Findings) -> Option<Rejoin> {
+    let Some(rejoin) = &raw.rejoin else {
+        return Some(Rejoin::default());
+    };
+    match rejoin.value.as_str() {
+        "manual" => Some(Rejoin::Manual),
+        "automatic" => Some(Rejoin::Automatic),
+        other => {
+            let what = format!("`{other}` is not a way to rejoin");
+            findings
+                .report(&rejoin.place, what, "\"manual\" or \"automatic\"")
+                .suggesting(other, ["manual", "automatic"]);
+            None
+        }
+    }
 }
 
 /// Returns the nodes in the order of the file, those that are wrong as `None`.

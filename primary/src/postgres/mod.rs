@@ -1,6 +1,7 @@
 //! Ships a Postgres cluster: Postgres streams its own log, and this module prepares it for that,
 //! keeps a bounded slot per standby, and watches.
 
+mod checkpoint;
 mod durability;
 mod look;
 mod restart;
@@ -20,10 +21,10 @@ use axum::{Extension, Json, Router};
 use tokio_postgres::Client;
 use understudy_config::{NodeName, PostgresDurability, StoreName};
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::position::Position;
+use understudy_replication::position::{Lsn, Position};
 use understudy_replication::postgres::{
     Cluster, Configuration, Duty, History, MAINTENANCE_DATABASE, MINIMUM_SETTINGS, Minimums,
-    PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, slot_name,
+    PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, parse_segment, slot_name,
 };
 use understudy_replication::store::{
     BoxFuture, Durability, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
@@ -354,7 +355,27 @@ impl PostgresShipper {
         Ok(SlotInfo {
             name,
             is_lost: false,
+            oldest: self.oldest().await?,
         })
+    }
+
+    /// Returns the oldest place that the log still has.
+    async fn oldest(&self) -> Result<Option<Lsn>, PostgresError> {
+        self.with_client(async |client| {
+            let row = client
+                .query_one(
+                    "SELECT min('00000001' || substr(name, 9)), \
+                     (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size') \
+                     FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'",
+                    &[],
+                )
+                .await
+                .map_err(|source| query("tell how far back its log goes", source))?;
+            let (name, bytes): (Option<String>, i64) = (row.get(0), row.get(1));
+            let bytes = u64::try_from(bytes).unwrap_or(0);
+            Ok(name.and_then(|name| Some(parse_segment(&name, bytes)?.1)))
+        })
+        .await
     }
 }
 
@@ -439,6 +460,11 @@ impl Shipper for PostgresShipper {
         })
     }
 
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        // The shutdown's own checkpoint has little left to write then.
+        Box::pin(async move { Ok(self.write_checkpoint().await?) })
+    }
+
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
         Box::pin(async move {
             *self.client.lock().await = None;
@@ -471,6 +497,7 @@ impl Shipper for PostgresShipper {
             .route("/seed-info", get(seed_info))
             .route("/configuration", get(configuration))
             .route("/history", get(history))
+            .route("/checkpoint", post(checkpoint::write))
             .route("/slot", post(make_slot).get(show_slot))
             .with_state(self)
     }
@@ -534,5 +561,13 @@ async fn show_slot(
 ) -> Response {
     let name = slot_name(&caller.node);
     let is_lost = shipper.seen().is_lost(&name);
-    Json(SlotInfo { name, is_lost }).into_response()
+    match shipper.oldest().await {
+        Ok(oldest) => Json(SlotInfo {
+            name,
+            is_lost,
+            oldest,
+        })
+        .into_response(),
+        Err(error) => failed(&error),
+    }
 }

@@ -14,17 +14,28 @@ use super::conf_file::{OURS, OperatorsConf};
 use super::configuration;
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
-use super::history::{Ended, parse_history};
+use super::history::{Ended, History, parse_history};
 use super::requirements::{PRESENT_QUERY, Present};
 use super::settings::{self, Circumstances, Duty, Minimums};
 use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
 use crate::event::Events;
+use crate::position::Lsn;
 use crate::trust;
 
 /// What a standby needs as much of as its primary has.
 const MINIMUMS: &str = "minimums.json";
+
+/// What `pg_rewind` needs of its source (Postgres' documentation of it, "Notes"). It is no more than a
+/// base backup gives to the same role: the files of the cluster.
+const REWIND_GRANTS: &str = "\
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO understudy_replication;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO understudy_replication;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO understudy_replication;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) \
+TO understudy_replication;
+";
 
 /// A Postgres cluster on this machine.
 #[derive(Clone, Debug)]
@@ -202,6 +213,21 @@ impl Cluster {
         parse_history(&content).map_err(|source| PostgresError::History { path, source })
     }
 
+    /// Returns the history of a cluster whose server does not run and was shut down in peace, up to its
+    /// last record.
+    ///
+    /// # Errors
+    /// When its files cannot be read or understood.
+    pub fn history_at_rest(&self, control: &ControlData) -> Result<History, PostgresError> {
+        Ok(History {
+            system_identifier: control.system_identifier,
+            ended: self.ended_timelines(control.timeline)?,
+            timeline: control.timeline,
+            // Within the last record, which another has whole or not at all.
+            end: Lsn(control.checkpoint.0.saturating_add(1)),
+        })
+    }
+
     /// Returns whether the data directory is a standby's.
     pub fn is_standby(&self) -> bool {
         self.data_dir.join("standby.signal").exists()
@@ -312,7 +338,8 @@ impl Cluster {
         };
         let script = format!(
             "SET client_min_messages = warning;\n{}{}\
-             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n",
+             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n\
+             {REWIND_GRANTS}",
             role(ROLE, "LOGIN REPLICATION"),
             role(REPLICATION_ROLE, "LOGIN REPLICATION"),
         );

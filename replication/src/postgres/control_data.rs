@@ -18,6 +18,8 @@ pub struct ControlData {
     pub checkpoint: Lsn,
     /// The pages have checksums.
     pub has_checksums: bool,
+    /// How large a file of the log is.
+    pub segment_bytes: u64,
 }
 
 impl ControlData {
@@ -68,6 +70,7 @@ impl ControlData {
                 .parse()
                 .map_err(|_| ParseControlDataError { field: checkpoint })?,
             has_checksums: number("Data page checksum version")? != 0,
+            segment_bytes: number("Bytes per WAL segment")?,
         })
     }
 }
@@ -84,6 +87,7 @@ mod tests {
             Latest checkpoint location:           0/300028\n\
             Latest checkpoint's TimeLineID:       3\n\
             Data page checksum version:           1\n\
+            Bytes per WAL segment:                16777216\n\
             Fake LSN counter for unlogged rels:   0/3E8\n";
         assert_eq!(
             ControlData::parse(output).unwrap(),
@@ -93,6 +97,7 @@ mod tests {
                 timeline: 3,
                 checkpoint: Lsn(0x30_0028),
                 has_checksums: true,
+                segment_bytes: 16 << 20,
             }
         );
     }

@@ -118,7 +118,7 @@ pub fn parse_history(content: &str) -> Result<Vec<Ended>, ParseHistoryError> {
 
 impl History {
     /// Returns the timelines and where each ends, the present one as far as it goes.
-    fn chain(&self) -> impl Iterator<Item = Ended> + '_ {
+    pub(super) fn chain(&self) -> impl Iterator<Item = Ended> + '_ {
         let present = Ended {
             timeline: self.timeline,
             at: self.end,

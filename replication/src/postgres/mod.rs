@@ -9,6 +9,7 @@
 //! commanded   the operator's own commands to start and stop
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! wal         the files of the log, what lies beyond a fork       (pure)
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
@@ -24,6 +25,7 @@ mod postmaster;
 mod requirements;
 mod settings;
 mod sql;
+mod wal;
 
 pub use cluster::Cluster;
 pub use configuration::{CONFIGURATION_MESSAGE_BYTES_MAX, Configuration, ConfigurationError};
@@ -34,11 +36,14 @@ pub use postmaster::{Listening, is_at_work, listening};
 pub use requirements::{Need, PRESENT_QUERY, Present};
 pub use settings::{Duty, MINIMUM_SETTINGS, Minimums, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
+pub use wal::{WalRange, parse_segment};
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
+
+use crate::position::Lsn;
 
 /// The database role of the daemon: it monitors, reads for indexes, and manages slots.
 pub const ROLE: &str = "understudy";
@@ -70,6 +75,9 @@ pub struct SlotInfo {
     pub name: String,
     /// The write-ahead log that the standby needs has been removed.
     pub is_lost: bool,
+    /// The oldest place that the primary's log still has, where it can tell.
+    #[serde(default)]
+    pub oldest: Option<Lsn>,
 }
 
 /// Returns the name of `node`'s replication slot. Slots are named with `[a-z0-9_]` only, nodes also

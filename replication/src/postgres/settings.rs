@@ -14,7 +14,7 @@ use understudy_config::{NodeName, PostgresDurability};
 
 use super::conf_file::{OURS, OperatorsConf};
 use super::requirements::{SLOTS_MIN, WAL_SENDERS_MIN};
-use super::{Cluster, REPLICATION_ROLE, ROLE, slot_name};
+use super::{Cluster, MAINTENANCE_DATABASE, REPLICATION_ROLE, ROLE, slot_name};
 use crate::trust;
 
 const BEGIN: &str = "# understudy begin: this block is written by understudy";
@@ -51,6 +51,15 @@ impl Upstream {
     /// copy.
     pub fn backup_conninfo(&self, tls: &Path) -> String {
         self.conninfo_as(&format!("understudy-seed-{}", self.me), tls)
+    }
+
+    /// Returns the connection string for `pg_rewind`, which reads the primary's files through SQL.
+    pub fn rewind_conninfo(&self, tls: &Path) -> String {
+        let name = format!("understudy-rewind-{}", self.me);
+        format!(
+            "{} dbname={MAINTENANCE_DATABASE}",
+            self.conninfo_as(&name, tls)
+        )
     }
 
     fn conninfo_as(&self, name: &str, tls: &Path) -> String {
@@ -288,7 +297,8 @@ pub(super) fn with_include(conf: &str) -> String {
 pub(super) fn hba() -> String {
     format!(
         "local   all          {ROLE}              peer map=understudy_local\n\
-         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
+         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n\
+         hostssl {MAINTENANCE_DATABASE}     {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
     )
 }
 

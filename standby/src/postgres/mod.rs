@@ -3,6 +3,7 @@
 mod configuration;
 mod receiver;
 mod seed;
+mod stall;
 
 pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};

@@ -8,16 +8,19 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
-use understudy_replication::event::{Events, Severity};
+use understudy_replication::event::Events;
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
     Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SlotInfo, Upstream,
     connect, lsn, one_lsn,
 };
+use understudy_replication::stall::StallReason;
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
 };
 use understudy_replication::transport::PeerClient;
+
+use super::stall::{Stalls, seen};
 
 /// How often the position is asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -27,6 +30,9 @@ const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How long a primary may take to tell what it has, when it is followed again.
 const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The server answers within this time, or counts as one that does not.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a promotion of the server may take: replay of all that was received comes first.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
@@ -61,6 +67,7 @@ pub struct PostgresReceiver {
     pub(super) pki: PathBuf,
     pub(super) events: Events,
     received: Mutex<Received>,
+    stalls: Mutex<Stalls>,
 }
 
 impl PostgresReceiver {
@@ -82,6 +89,7 @@ impl PostgresReceiver {
             pki,
             events,
             received: Mutex::new(Received::default()),
+            stalls: Mutex::new(Stalls::default()),
         }
     }
 
@@ -141,23 +149,11 @@ impl PostgresReceiver {
             // After a restart nothing has been received yet, but what was replayed is durable.
             state.flushed = received.max(replayed).map(Position::from);
             state.applied = replayed.map(Position::from);
-            state.stalled = match (is_streaming, is_paused, &conflict) {
-                (_, true, _) => {
-                    Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned())
-                }
-                (_, false, Some(conflict)) => Some(format!(
-                    "replay waits for a query on this standby ({conflict}): end the query, or lower \
-                     max_standby_streaming_delay"
-                )),
-                // What was found out of the reason stays.
-                (false, false, None) if state.must_reseed && state.stalled.is_some() => {
-                    state.stalled.take()
-                }
-                (false, false, None) => {
-                    Some("postgres receives no stream from the primary".to_owned())
-                }
-                (true, false, None) => None,
-            };
+            let is_final = state.stall_reason.is_some_and(StallReason::is_final);
+            if !is_final || is_streaming {
+                let stall = seen(is_streaming, is_paused, conflict.as_deref());
+                (state.stall_reason, state.stalled) = stall.unzip();
+            }
             if is_streaming {
                 state.must_reseed = false;
             }
@@ -200,25 +196,50 @@ impl PostgresReceiver {
         Ok(ours.relation_to(&theirs))
     }
 
-    /// Tells that the primary cannot be followed, whatever it keeps.
-    fn has_parted(&self, relation: &Relation) {
-        let reason = relation.to_string();
-        let mut is_news = false;
+    /// Notes why the copy does not advance, and tells what is new of it.
+    fn stall(&self, reason: StallReason, sentence: String) {
         self.update(|state| {
-            is_news = state.stalled.as_ref() != Some(&reason);
-            state.must_reseed = true;
-            state.stalled = Some(reason.clone());
+            state.must_reseed |= reason.is_final();
+            (state.stall_reason, state.stalled) = (Some(reason), Some(sentence));
         });
-        if is_news {
-            self.events.record(
-                Severity::Error,
-                "postgres_parted",
-                format!(
-                    "the standby's postgres cannot follow the primary's: {reason}; see `The old primary \
-                     becomes the standby` in the operations guide"
-                ),
-            );
+        self.tell();
+    }
+
+    /// Tells by an event that the copy does not advance, or does again: each change once.
+    fn tell(&self) {
+        let Received {
+            stalled,
+            stall_reason,
+            ..
+        } = self.received();
+        let news = self
+            .stalls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .see(tokio::time::Instant::now(), stall_reason);
+        if let Some(news) = news {
+            let (severity, kind, text) = news.event(&stalled.unwrap_or_default());
+            self.events.record(severity, kind, text);
         }
+    }
+
+    /// Notes that the server does not answer, or that it is of another cluster, which may be why.
+    async fn does_not_answer(&self, primary: &PeerClient, failure: &StoreFailure) {
+        let path = format!("/store/{}/history", self.id.name);
+        let theirs = async { primary.get(&path).await?.json(HISTORY_BYTES_MAX).await };
+        if let Ok(control) = self.cluster.control_data().await
+            && let Ok::<History, _>(theirs) = theirs.await
+            && control.system_identifier != theirs.system_identifier
+        {
+            let relation = Relation::Foreign {
+                ours: control.system_identifier,
+                theirs: theirs.system_identifier,
+            };
+            return self.stall(StallReason::Foreign, relation.to_string());
+        }
+        let why = understudy_replication::error_chain(failure.as_ref());
+        let sentence = format!("postgres does not answer on this standby: {why}");
+        self.stall(StallReason::NotAnswering, sentence);
     }
 
     async fn take_over_cluster(&self, progress: &dyn Progress) -> Result<(), StoreFailure> {
@@ -293,7 +314,8 @@ impl Receiver for PostgresReceiver {
         primary: Arc<PeerClient>,
         stop: Stop,
     ) -> BoxFuture<'static, Result<(), StoreFailure>> {
-        Box::pin(async move {
+        let (receiver, upstream) = (Arc::clone(&self), Arc::clone(&primary));
+        let following: BoxFuture<'static, Result<(), StoreFailure>> = Box::pin(async move {
             if self.is_seeding() || !self.cluster.is_standby() {
                 return Err(Box::new(ReceiveError::NotSeeded {
                     data_dir: self.cluster.data_dir.clone(),
@@ -309,7 +331,9 @@ impl Receiver for PostgresReceiver {
                     _ = tick.tick() => {}
                     () = stop.wait() => return Ok(()),
                 }
-                let is_streaming = self.look(&client).await?;
+                let looked = tokio::time::timeout(LOOK_PATIENCE, self.look(&client)).await;
+                let is_streaming = looked.unwrap_or(Err(PostgresError::Late { what: "answer" }))?;
+                self.tell();
                 if is_streaming || asked.is_some_and(|at| at.elapsed() < SLOT_INTERVAL) {
                     continue;
                 }
@@ -319,12 +343,11 @@ impl Receiver for PostgresReceiver {
                     && let Ok(slot) = answer.json::<SlotInfo>(4096).await
                     && slot.is_lost
                 {
-                    self.update(|state| state.must_reseed = true);
-                    self.events.record(
-                        Severity::Error,
-                        "must_reseed",
+                    self.stall(
+                        StallReason::MustReseed,
                         "the primary has removed write-ahead log that this standby needs; run \
-                         `understudy join` again here",
+                         `understudy join` again here"
+                            .to_owned(),
                     );
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
@@ -332,9 +355,16 @@ impl Receiver for PostgresReceiver {
                 }
                 match self.relation_to(&primary, &client).await {
                     Ok(Relation::Beginning) => {
-                        if parted.take().is_some() {
-                            self.update(|state| state.must_reseed = false);
-                        }
+                        parted = None;
+                        self.update(|state| {
+                            if state
+                                .stall_reason
+                                .is_some_and(|reason| reason.is_of_history())
+                            {
+                                state.must_reseed = false;
+                                (state.stall_reason, state.stalled) = (None, None);
+                            }
+                        });
                     }
                     // Told at the second look: while others are promoted, positions change.
                     Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. }))
@@ -342,13 +372,23 @@ impl Receiver for PostgresReceiver {
                     {
                         parted = Some(relation);
                     }
-                    Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. })) => {
-                        self.has_parted(&relation);
+                    Ok(relation @ Relation::Forked { .. }) => {
+                        self.stall(StallReason::Parted, relation.to_string());
+                    }
+                    Ok(relation @ Relation::Foreign { .. }) => {
+                        self.stall(StallReason::Foreign, relation.to_string());
                     }
                     // Who cannot be asked is asked again.
                     Err(error) => tracing::debug!(%error, "cannot compare the timelines"),
                 }
             }
+        });
+        Box::pin(async move {
+            let followed = following.await;
+            if let Err(failure) = &followed {
+                receiver.does_not_answer(&upstream, failure).await;
+            }
+            followed
         })
     }
 
