@@ -195,7 +195,7 @@ mod tests {
         fs::create_dir(folder.path().join("conf.d")).unwrap();
         write(
             "postgresql.conf",
-            "port = 1\nwal_level = minimal\ninclude_dir 'conf.d'\ninclude 'postgresql.conf'\n\
+            "include 'postgresql.conf'\nport = 1\nwal_level = minimal\ninclude_dir 'conf.d'\n\
              include_if_exists = 'understudy.conf'\ninclude_if_exists = 'none'\n",
         );
         write("conf.d/b.conf", "port = 3\n");
