@@ -250,9 +250,11 @@ impl Cluster {
         }
         let conf_path = self.config_dir.join("postgresql.conf");
         let conf = self.read(&conf_path)?;
+        let operators = OperatorsConf::read(&self.config_dir)
+            .map_err(|source| self.file("read", &conf_path, source))?;
         let about = Circumstances {
-            operators: OperatorsConf::read(&self.config_dir)
-                .map_err(|source| self.file("read", &conf_path, source))?,
+            socket_dirs: settings::socket_dirs(&operators),
+            operators,
             has_checksums: match self.has_checksums.get() {
                 Some(has_checksums) => *has_checksums,
                 // As it was when our settings were written last.

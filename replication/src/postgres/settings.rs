@@ -123,6 +123,9 @@ impl Minimums {
 pub(super) struct Circumstances {
     /// What the operator has written.
     pub(super) operators: OperatorsConf,
+    /// The folders among it for Unix sockets, as far as they are there: a server does not start with one
+    /// that is not, and a standby may have been copied from a machine that has it.
+    pub(super) socket_dirs: Vec<String>,
     /// The cluster's pages have checksums.
     pub(super) has_checksums: bool,
     /// What the primary has, for a standby.
@@ -146,7 +149,7 @@ impl Cluster {
             format!("port = {}", self.port),
             setting(
                 "unix_socket_directories",
-                &socket_directories(operators.get("unix_socket_directories"), &self.socket_dir),
+                &socket_directories(&about.socket_dirs, &self.socket_dir),
             ),
             "ssl = on".to_owned(),
             setting(
@@ -270,12 +273,21 @@ pub(super) fn covers(addresses: &str, ip: IpAddr) -> bool {
 }
 
 /// Adds the folder of the socket that we use to those of the operator.
-fn socket_directories(operators: Option<&str>, ours: &Path) -> String {
-    let operators = operators.unwrap_or_default();
-    let is_there = listed(operators).any(|folder| Path::new(folder.trim_matches('"')) == ours);
-    let ours = ours.display().to_string();
-    let ours = (!is_there).then_some(ours.as_str());
-    listed(operators).chain(ours).collect::<Vec<_>>().join(", ")
+fn socket_directories(operators: &[String], ours: &Path) -> String {
+    let is_there = operators.iter().any(|folder| Path::new(folder) == ours);
+    let ours = (!is_there).then(|| ours.display().to_string());
+    let all: Vec<String> = operators.iter().cloned().chain(ours).collect();
+    all.join(", ")
+}
+
+/// Returns the folders of the operator's for Unix sockets that are there.
+pub(super) fn socket_dirs(operators: &OperatorsConf) -> Vec<String> {
+    let named = operators.get("unix_socket_directories").unwrap_or_default();
+    listed(named)
+        .map(|folder| folder.trim_matches('"'))
+        .filter(|folder| Path::new(folder).is_dir())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Returns the elements of a list as Postgres writes one.
@@ -372,20 +384,23 @@ mod tests {
     #[test]
     fn the_folder_of_our_socket_is_added_to_the_operators() {
         let ours = Path::new("/run/postgresql");
-        let table = [
-            (None, "/run/postgresql"),
-            (Some("/tmp"), "/tmp, /run/postgresql"),
-            (Some("/tmp,/run/postgresql"), "/tmp, /run/postgresql"),
-            (Some("\"/run/postgresql/\""), "\"/run/postgresql/\""),
+        let table: [(&[&str], &str); 3] = [
+            (&[], "/run/postgresql"),
+            (&["/tmp"], "/tmp, /run/postgresql"),
+            (&["/tmp", "/run/postgresql/"], "/tmp, /run/postgresql/"),
         ];
         for (operators, expected) in table {
-            assert_eq!(socket_directories(operators, ours), expected);
+            let operators: Vec<String> = operators.iter().map(|it| (*it).to_owned()).collect();
+            assert_eq!(socket_directories(&operators, ours), expected);
         }
+        let conf = "unix_socket_directories = '\"/tmp\", /nonexistent/run'";
+        assert_eq!(socket_dirs(&OperatorsConf::parse(conf)), ["/tmp"]);
     }
 
     fn conf(operators: &str, is_split: bool, has_checksums: bool, duty: Duty<'_>) -> String {
         let about = Circumstances {
             operators: OperatorsConf::parse(operators),
+            socket_dirs: Vec::new(),
             has_checksums,
             minimums: BTreeMap::from([
                 ("max_connections".to_owned(), 300),
