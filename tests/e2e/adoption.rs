@@ -6,8 +6,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use crate::world::{Ended, Machine, Pair, Plan, ended, os_user, postgres_program, tree};
+use crate::world::{
+    Ended, Machine, Pair, Plan, ended, holds, os_user, postgres_program, tree, until,
+};
 
 /// Where Debian has the configuration, and the data is elsewhere.
 const CONFIG_DIR: &str = "/etc/postgresql/15/main";
@@ -309,6 +312,14 @@ fn a_configuration_outside_of_the_data_directory_is_found_and_copied() {
     let metadata = fs::metadata(&copied).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
     assert_follows_and_takes_over(&mut pair);
+    pair.a.understudy(&["rejoin"]);
+    pair.b.sql("INSERT INTO change VALUES (77)");
+    until("a follows b", Duration::from_secs(60), || {
+        let found = pair
+            .a
+            .try_sql("SELECT count(*) FROM change WHERE number = 77")?;
+        holds(found == "1", &found)
+    });
 }
 
 /// Stands in for `systemctl`: it keeps a journal of what it was told, starts and stops the server with

@@ -22,6 +22,7 @@ mod parted;
 mod partition;
 mod promotion;
 mod refusals;
+mod returning;
 mod seeding;
 mod services;
 mod settings;

@@ -318,6 +318,7 @@ impl PostgresShipper {
             ended: self.cluster.ended_timelines(timeline)?,
             timeline,
             end: end.unwrap_or_default(),
+            origins: self.cluster.origins()?,
         })
     }
 

@@ -225,6 +225,7 @@ impl Cluster {
             timeline: control.timeline,
             // Within the last record, which another has whole or not at all.
             end: Lsn(control.checkpoint.0.saturating_add(1)),
+            origins: self.origins()?,
         })
     }
 

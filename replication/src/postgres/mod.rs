@@ -9,6 +9,7 @@
 //! commanded   the operator's own commands to start and stop
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
@@ -21,6 +22,7 @@ mod control;
 mod control_data;
 mod error;
 mod history;
+mod origins;
 mod postmaster;
 mod requirements;
 mod settings;
@@ -32,6 +34,7 @@ pub use configuration::{CONFIGURATION_MESSAGE_BYTES_MAX, Configuration, Configur
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
 pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
+pub use origins::Origins;
 pub use postmaster::{Listening, is_at_work, listening};
 pub use requirements::{Need, PRESENT_QUERY, Present};
 pub use settings::{Duty, MINIMUM_SETTINGS, Minimums, Upstream, any_of, with_block, without_block};

@@ -43,7 +43,7 @@ pub enum LayoutError {
 
 impl PostgresReceiver {
     /// Asks the primary what a standby has to know; it has `limit` to begin its answer.
-    pub(super) async fn seed_info(
+    pub(super) async fn ask_primary(
         &self,
         primary: &PeerClient,
         limit: Duration,

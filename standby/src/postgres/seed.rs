@@ -137,18 +137,37 @@ impl PostgresReceiver {
         ))
     }
 
+    /// Asks the primary what has to be known of its cluster; refuses one of another major version.
+    pub(super) async fn seed_info(&self, primary: &PeerClient) -> Result<SeedInfo, StoreFailure> {
+        let info = self.ask_primary(primary, Duration::from_secs(15)).await?;
+        let ours = self.cluster.program_version().await?;
+        if ours != info.version {
+            let theirs = info.version;
+            return Err(Box::new(SeedError::Version { theirs, ours }));
+        }
+        Ok(info)
+    }
+
+    /// Refuses a data directory of another cluster than the primary's.
+    pub(super) async fn is_same_cluster(&self, info: &SeedInfo) -> Result<(), StoreFailure> {
+        let control = self.cluster.control_data().await?;
+        if control.system_identifier == info.system_identifier {
+            return Ok(());
+        }
+        Err(Box::new(SeedError::OtherCluster {
+            data_dir: self.cluster.data_dir.clone(),
+            ours: control.system_identifier,
+            theirs: info.system_identifier,
+        }))
+    }
+
     pub(super) async fn seed_cluster(
         &self,
         primary: &PeerClient,
         progress: &dyn Progress,
     ) -> Result<(), StoreFailure> {
         let path = format!("/store/{}", self.id.name);
-        let info = self.seed_info(primary, Duration::from_secs(15)).await?;
-        let ours = self.cluster.program_version().await?;
-        if ours != info.version {
-            let theirs = info.version;
-            return Err(Box::new(SeedError::Version { theirs, ours }));
-        }
+        let info = self.seed_info(primary).await?;
         let mut found = self.found(&info).await?;
         self.cluster.remember_minimums(&info.minimums)?;
         self.bring_configuration(primary, &info).await?;
@@ -160,7 +179,7 @@ impl PostgresReceiver {
         if before.is_lost && matches!(found, Found::Standby) {
             // A standby's copy holds nothing that the primary lacks, so it may be made anew.
             self.cluster.stop().await?;
-            self.mark_half()?;
+            self.mark_half(&info, &[])?;
             found = Found::Half;
         }
         let slot: SlotInfo = primary
@@ -205,14 +224,7 @@ impl PostgresReceiver {
         if !data_dir.join("PG_VERSION").exists() {
             return Err(Box::new(SeedError::NotEmpty { data_dir }));
         }
-        let control = self.cluster.control_data().await?;
-        if control.system_identifier != info.system_identifier {
-            return Err(Box::new(SeedError::OtherCluster {
-                data_dir,
-                ours: control.system_identifier,
-                theirs: info.system_identifier,
-            }));
-        }
+        self.is_same_cluster(info).await?;
         if !self.cluster.is_standby() {
             return Err(Box::new(SeedError::FormerPrimary { data_dir }));
         }
@@ -220,14 +232,18 @@ impl PostgresReceiver {
     }
 
     /// Says that the data directory is half a copy, before it is.
-    fn mark_half(&self) -> Result<(), SeedError> {
+    pub(super) fn mark_half(&self, _: &SeedInfo, _: &[PathBuf]) -> Result<(), SeedError> {
         let data_dir = self.cluster.data_dir.clone();
         let identity = self.identity().map_err(self.file("look at", data_dir))?;
         let mark = self.seeding_mark();
         durable::write(&mark, identity.as_bytes(), 0o644).map_err(self.file("write", mark))
     }
 
-    fn file(&self, action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> SeedError {
+    pub(super) fn file(
+        &self,
+        action: &'static str,
+        path: PathBuf,
+    ) -> impl FnOnce(io::Error) -> SeedError {
         move |source| SeedError::File {
             action,
             path,
@@ -271,7 +287,7 @@ impl PostgresReceiver {
         // The certificates first: the backup itself uses them.
         cluster.install_certificates(&self.pki)?;
         cluster.create_owned_directory(&data_dir, 0o700)?;
-        self.mark_half()?;
+        self.mark_half(info, &[])?;
         let conninfo = self.upstream(primary).backup_conninfo(&cluster.tls_dir());
         let target = data_dir.display().to_string();
         let argv = [
@@ -346,7 +362,7 @@ impl PostgresReceiver {
         Ok(())
     }
 
-    async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
+    pub(super) async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
         let query = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
         let streams =
             async {
