@@ -6,6 +6,7 @@
 
 mod admin;
 mod admin_api;
+mod adopt;
 mod check;
 mod check_report;
 mod config_check;

@@ -388,6 +388,32 @@ address = "10.0.0.1:0"
 }
 
 #[test]
+fn the_commands_of_postgres_come_all_three_or_not_at_all() {
+    let section = "[postgres]\ndata_dir = \"/pg\"\nconfig_dir = \"/pg/conf\"\nstart = [\"up\"]\nstatus = []\n";
+    assert_snapshot!(problems_with(section), @r#"
+    error: the configuration of `postgres` lies inside store `postgres`
+     --> understudy.toml:8:14
+      |
+    7 | data_dir = "/pg"
+      |            ----- store `postgres` is here
+    8 | config_dir = "/pg/conf"
+      |              ^^^^^^^^^^ expected paths of which none lies inside another
+
+    error: `start` is given without `stop`
+     --> understudy.toml:9:9
+      |
+    9 | start = ["up"]
+      |         ^^^^^^ expected `start`, `stop` and `status`, or none of them
+
+    error: the command names no program
+      --> understudy.toml:10:10
+       |
+    10 | status = []
+       |          ^^ expected a program and its arguments, such as ["systemctl", "start", "web"]
+    "#);
+}
+
+#[test]
 fn an_index_has_what_its_engine_needs_and_no_more() {
     assert_snapshot!(problems_with(r#"
 [[index]]

@@ -83,6 +83,8 @@ fn the_sample_is_read_whole() {
                 bandwidth: None,
                 wal_dir: None,
                 socket_dir: None,
+                config_dir: None,
+                commands: None,
             },
         ),
         files: [

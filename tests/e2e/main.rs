@@ -9,6 +9,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
 mod bad_input;
 mod balancer;
 mod behind;
@@ -16,6 +17,7 @@ mod crashes;
 mod daemon;
 mod demo;
 mod disk_full;
+mod fencing;
 mod files_verbs;
 mod named_states;
 mod parted;

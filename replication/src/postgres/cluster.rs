@@ -5,22 +5,27 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use understudy_config::{Local, NodeName, Postgres, PostgresDurability};
+use understudy_config::{Local, NodeName, Postgres, PostgresDurability, ServerCommands};
 
+use super::conf_file::{OURS, OperatorsConf};
+use super::configuration;
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
 use super::history::{Ended, History, parse_history};
-use super::settings::{self, Duty};
+use super::requirements::{PRESENT_QUERY, Present};
+use super::settings::{self, Circumstances, Duty, Minimums};
 use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
+use crate::event::Events;
 use crate::position::Lsn;
 use crate::trust;
 
-/// Our settings, in the data directory.
-const CONF: &str = "understudy.conf";
+/// What a standby needs as much of as its primary has.
+const MINIMUMS: &str = "minimums.json";
 
 /// What `pg_rewind` needs of its source (Postgres' documentation of it, "Notes"). It is no more than a
 /// base backup gives to the same role: the files of the cluster.
@@ -37,6 +42,14 @@ TO understudy_replication;
 pub struct Cluster {
     /// Its data directory.
     pub data_dir: PathBuf,
+    /// Where `postgresql.conf` and its siblings are: the data directory, or a folder elsewhere.
+    pub config_dir: PathBuf,
+    /// The operator's own commands for the server.
+    pub commands: Option<ServerCommands>,
+    /// What those find in their environment.
+    pub environment: Vec<(String, String)>,
+    /// Where it is told what went otherwise than it should have; the log without it.
+    pub events: Option<Events>,
     /// The folder of its programs.
     pub bin_dir: PathBuf,
     /// The OS user that owns it.
@@ -61,8 +74,12 @@ pub struct Cluster {
     pub root: PathBuf,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
+    /// Where it keeps what must not outlive a boot.
+    pub run_dir: PathBuf,
     /// The other nodes of the configuration: whose certificates may stream from here.
     pub peers: Vec<NodeName>,
+    /// Whether its pages have checksums, once that is known. It changes with no server running only.
+    pub(super) has_checksums: Arc<OnceLock<bool>>,
 }
 
 impl Cluster {
@@ -90,7 +107,12 @@ impl Cluster {
             return Err(PostgresError::NotInstalled { place: bin_dir });
         }
         Ok(Self {
+            config_dir: configuration::find(config, local, &data_dir),
             data_dir,
+            commands: config.commands.clone(),
+            environment: Vec::new(),
+            events: None,
+            has_checksums: Arc::default(),
             bin_dir,
             user,
             port: config.port,
@@ -106,6 +128,7 @@ impl Cluster {
             wal_dir: config.wal_dir.as_deref().map(|path| local.resolve(path)),
             root: local.root.clone(),
             state: local.state_dir.join("postgres"),
+            run_dir: local.run_dir.clone(),
             peers,
         })
     }
@@ -149,7 +172,7 @@ impl Cluster {
     /// Checks that there is a cluster here that can be managed.
     ///
     /// # Errors
-    /// When there is none, it is too old, or its configuration is elsewhere.
+    /// When there is none, it is too old, or its configuration is not found.
     pub fn check_exists(&self) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.clone();
         let Ok(version) = fs::read_to_string(data_dir.join("PG_VERSION")) else {
@@ -163,8 +186,11 @@ impl Cluster {
             let found = version.trim().to_owned();
             return Err(PostgresError::TooOld { data_dir, found });
         }
-        if !data_dir.join("postgresql.conf").exists() {
-            return Err(PostgresError::SplitLayout { data_dir });
+        if !self.has_configuration() {
+            return Err(PostgresError::NoConfiguration {
+                data_dir,
+                config_dir: self.config_dir.clone(),
+            });
         }
         Ok(())
     }
@@ -182,10 +208,12 @@ impl Cluster {
                 "read the control data of",
             )
             .await?;
-        ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
+        let control = ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
             data_dir: self.data_dir.clone(),
             source,
-        })
+        })?;
+        self.has_checksums.get_or_init(|| control.has_checksums);
+        Ok(control)
     }
 
     /// Returns the timelines that ended before `timeline` began, as the data directory tells them.
@@ -228,7 +256,7 @@ impl Cluster {
 
     /// Returns whether our settings, as they were last written, have commits wait for a standby.
     pub fn waits(&self) -> bool {
-        fs::read_to_string(self.data_dir.join(CONF)).is_ok_and(|conf| settings::waits(&conf))
+        fs::read_to_string(self.our_conf()).is_ok_and(|conf| settings::waits(&conf))
     }
 
     /// Writes our settings for a duty. Repeatable; they take effect with the next start or
@@ -241,16 +269,60 @@ impl Cluster {
         if !self.socket_dir.exists() {
             self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
         }
-        let conf_path = self.data_dir.join("postgresql.conf");
+        let conf_path = self.config_dir.join("postgresql.conf");
         let conf = self.read(&conf_path)?;
-        let listen = settings::operators_listen(&conf);
-        let ours = self.conf(listen.as_deref(), duty);
-        self.write_if_changed(&self.data_dir.join(CONF), &ours)?;
+        let operators = OperatorsConf::read(&self.config_dir)
+            .map_err(|source| self.file("read", &conf_path, source))?;
+        let about = Circumstances {
+            socket_dirs: settings::socket_dirs(&operators),
+            operators,
+            has_checksums: match self.has_checksums.get() {
+                Some(has_checksums) => *has_checksums,
+                // As it was when our settings were written last.
+                None => fs::read_to_string(self.our_conf())
+                    .is_ok_and(|ours| settings::know_checksums(&ours)),
+            },
+            minimums: self.minimums(),
+        };
+        let ours = self.conf(&about, duty);
+        self.write_if_changed(&self.our_conf(), &ours)?;
         self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
-        let hba_path = self.data_dir.join("pg_hba.conf");
+        let hba_path = self.config_dir.join("pg_hba.conf");
         let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
         self.write_if_changed(&hba_path, &hba)?;
         self.allow(&self.peers)
+    }
+
+    fn our_conf(&self) -> PathBuf {
+        self.config_dir.join(OURS)
+    }
+
+    /// Returns the path of `postgresql.conf`, where it is not in the data directory: a program of Postgres
+    /// that works on the data directory has to be told (`pg_rewind --config-file`).
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.is_split()
+            .then(|| self.config_dir.join("postgresql.conf"))
+    }
+
+    /// Keeps in mind what a standby needs as much of as its primary has; it is in our settings from the
+    /// next [`Cluster::configure`] on.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn remember_minimums(&self, minimums: &Minimums) -> Result<(), PostgresError> {
+        if self.minimums() == *minimums {
+            return Ok(());
+        }
+        let path = self.state.join(MINIMUMS);
+        self.create_owned_directory(&self.state.clone(), 0o700)?;
+        let text = serde_json::to_vec(minimums).unwrap_or_default();
+        durable::write(&path, &text, 0o644).map_err(|source| self.file("write", &path, source))
+    }
+
+    fn minimums(&self) -> Minimums {
+        // What cannot be read is asked for again when the standby follows.
+        let text = fs::read(self.state.join(MINIMUMS)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     /// Lets the certificates of exactly these nodes stream from here, from the next start or
@@ -262,7 +334,7 @@ impl Cluster {
         &self,
         peers: impl IntoIterator<Item = &'a NodeName>,
     ) -> Result<(), PostgresError> {
-        let path = self.data_dir.join("pg_ident.conf");
+        let path = self.config_dir.join("pg_ident.conf");
         // Whoever this process runs as: the name matters to an unprivileged process only.
         let me = OsUser::find("root").map_err(|source| PostgresError::Control {
             action: "find whom the daemon runs as, for",
@@ -296,12 +368,28 @@ impl Cluster {
             role(ROLE, "LOGIN REPLICATION"),
             role(REPLICATION_ROLE, "LOGIN REPLICATION"),
         );
+        self.psql(script, "make the roles of").await.map(drop)
+    }
+
+    /// Asks the running server for its settings, as the cluster's own superuser.
+    ///
+    /// # Errors
+    /// When the superuser cannot connect, or the answer cannot be understood.
+    pub async fn present_settings(&self) -> Result<Present, PostgresError> {
+        let script = format!("{PRESENT_QUERY};\n");
+        let answer = self.psql(script, "ask for the settings of").await?;
+        Present::parse(&answer).map_err(|source| PostgresError::Settings { source })
+    }
+
+    async fn psql(&self, script: String, action: &'static str) -> Result<String, PostgresError> {
         let socket_dir = self.socket_dir.display().to_string();
         let port = self.port.to_string();
         let argv = [
             self.bin("psql").as_str(),
             "-X",
             "-q",
+            "-A",
+            "-t",
             "-v",
             "ON_ERROR_STOP=1",
             "-h",
@@ -318,8 +406,7 @@ impl Cluster {
             .limit(Duration::from_secs(20))
             .run()
             .await
-            .map_err(|source| self.control("make the roles of", source))?;
-        Ok(())
+            .map_err(|source| self.control(action, source))
     }
 
     /// Creates a folder that belongs to the cluster's OS user.
@@ -450,5 +537,40 @@ fn find_bin_dir(data_dir: &Path) -> Result<PathBuf, PostgresError> {
         None => Err(PostgresError::NotInstalled {
             place: base.to_owned(),
         }),
+    }
+}
+
+#[cfg(test)]
+impl Cluster {
+    /// Returns a cluster that exists nowhere, and belongs to this process' user.
+    pub(super) fn example(is_split: bool) -> Self {
+        let user = nix::unistd::Uid::effective();
+        Self {
+            data_dir: "/pg/data".into(),
+            config_dir: if is_split { "/etc/pg" } else { "/pg/data" }.into(),
+            commands: None,
+            environment: Vec::new(),
+            events: None,
+            bin_dir: "/pg/bin".into(),
+            user: OsUser {
+                name: "postgres".to_owned(),
+                uid: user.as_raw(),
+                gid: nix::unistd::Gid::effective().as_raw(),
+                home: "/".into(),
+            },
+            port: 5432,
+            socket_dir: "/run/postgresql".into(),
+            ip: IpAddr::from([10, 0, 0, 1]),
+            database: "postgres".to_owned(),
+            durability: PostgresDurability::Async,
+            slot_keep_bytes: 1 << 30,
+            bandwidth: None,
+            root: "/".into(),
+            wal_dir: None,
+            state: "/state/postgres".into(),
+            run_dir: "/run/understudy".into(),
+            peers: Vec::new(),
+            has_checksums: Arc::default(),
+        }
     }
 }

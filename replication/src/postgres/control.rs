@@ -54,6 +54,9 @@ impl Cluster {
         if self.is_running() {
             return Ok(());
         }
+        if let Some(commands) = &self.commands {
+            return self.start_by(commands, START_PATIENCE).await;
+        }
         let log = self.state.join("server.log");
         if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
             let aside = self.state.join("server.log.1");
@@ -82,11 +85,17 @@ impl Cluster {
     }
 
     /// Stops the server, if it runs: in peace (which sends everything to the standbys), after a while at
-    /// once, and in the end by force. What was acknowledged is safe in any case: it is in the log.
+    /// once, and in the end by force. The operator's own command comes first, where there is one. What was
+    /// acknowledged is safe in any case: it is in the log.
     ///
     /// # Errors
     /// When it still runs.
     pub async fn stop(&self) -> Result<(), PostgresError> {
+        // Before anything: what is stopped must not be started again by somebody else.
+        self.disavow()?;
+        if let Some(commands) = &self.commands {
+            self.stop_by(commands, FAST_PATIENCE).await;
+        }
         let fence = |source| self.file("stop the server of", &self.data_dir, source);
         for (signal, patience) in [
             (Signal::INT, FAST_PATIENCE),
@@ -150,14 +159,14 @@ impl Cluster {
     /// When a server runs, or it cannot be recovered.
     pub async fn recover(&self) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.display().to_string();
-        let argv = [
-            self.bin("postgres").as_str(),
-            "--single",
-            "-D",
-            &data_dir,
-            "template1",
-        ]
-        .map(str::to_owned);
+        let argv = [self.bin("postgres").as_str(), "--single", "-D", &data_dir]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(
+                self.config_file()
+                    .map(|path| format!("--config_file={}", path.display())),
+            )
+            .chain(["template1".to_owned()]);
         Command::new(argv)
             .user(&self.user)
             .input("")
@@ -185,8 +194,14 @@ impl Cluster {
         action: &'static str,
     ) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.display().to_string();
+        let options = self.config_file().map(|path| {
+            // pg_ctl hands its options to a shell.
+            let path = path.display().to_string().replace('\'', r"'\''");
+            ["-o".to_owned(), format!("-c config_file='{path}'")]
+        });
         let argv = [self.bin("pg_ctl"), "-D".to_owned(), data_dir]
             .into_iter()
+            .chain(options.into_iter().flatten())
             .chain(arguments.map(str::to_owned));
         Command::new(argv)
             .user(&self.user)

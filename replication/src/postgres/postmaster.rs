@@ -44,6 +44,46 @@ fn says_ready(text: &str) -> bool {
         .is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
 }
 
+/// Where a server takes connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// The server's pid.
+    pub pid: i32,
+    /// Its port.
+    pub port: u16,
+    /// The folder of its Unix socket: the first, where there are several. `None` if it has none.
+    pub socket_dir: Option<PathBuf>,
+}
+
+fn parse_listening(text: &str) -> Option<Listening> {
+    let (pid, _) = parse_pid(text)?;
+    let mut lines = text.lines().skip(3);
+    let port = lines.next()?.trim().parse().ok()?;
+    let folder = lines.next()?.trim();
+    Some(Listening {
+        pid: pid.as_raw_nonzero().get(),
+        port,
+        socket_dir: (!folder.is_empty()).then(|| PathBuf::from(folder)),
+    })
+}
+
+/// Returns where the server of a data directory takes connections, if one does.
+pub fn listening(data_dir: &Path) -> Option<Listening> {
+    if !is_ready(data_dir) {
+        return None;
+    }
+    parse_listening(&fs::read_to_string(lock_file(data_dir)).ok()?)
+}
+
+/// Returns whether a server, of whatever kind, works on a data directory; what cannot be found out counts
+/// as one.
+pub fn is_at_work(data_dir: &Path) -> bool {
+    match find(data_dir) {
+        Server::None => false,
+        Server::Unknown | Server::Runs { .. } => true,
+    }
+}
+
 fn lock_file(data_dir: &Path) -> PathBuf {
     data_dir.join("postmaster.pid")
 }
@@ -168,6 +208,13 @@ mod tests {
         for wrong in ["", "x", "0\n", "-2147483648\n"] {
             assert_eq!(parse_pid(wrong), None, "{wrong}");
         }
+        let listening = Listening {
+            pid: 4711,
+            port: 5432,
+            socket_dir: Some("/run/postgresql".into()),
+        };
+        assert_eq!(parse_listening(file), Some(listening));
+        assert_eq!(parse_listening("4711\n/data\n"), None);
         assert!(says_ready(file));
         assert!(says_ready(&file.replace("ready", "standby")));
         assert!(!says_ready(&file.replace("ready", "starting")));

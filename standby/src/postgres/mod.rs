@@ -2,6 +2,7 @@
 
 mod base_backup;
 mod beside;
+mod configuration;
 mod half;
 mod local_copy;
 mod receiver;
@@ -13,6 +14,7 @@ mod stall;
 mod take_over;
 mod waldump;
 
+pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
 pub use reseed::Saved;
 pub use salvage::SalvageError;

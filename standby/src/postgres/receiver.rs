@@ -35,12 +35,15 @@ const HURRY: Duration = Duration::from_secs(2);
 /// How often the primary is asked about the slot while nothing streams.
 const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 
+/// How long a primary may take to tell what it has, when it is followed again.
+const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The server answers within this time, or counts as one that does not.
 const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is told when the primary's slot is lost.
-const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: stop the daemon \
-     here, run `understudy join`, and start it again; only what differs is copied, and the primary serves on";
+const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: run `understudy \
+     rejoin` here; only what differs is copied, and the primary serves on";
 
 /// A history of timelines is no longer than this.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
@@ -149,6 +152,14 @@ impl PostgresReceiver {
     /// Writes the settings of a standby of `primary`, and makes the running server follow them.
     pub(super) async fn follow(&self, primary: &PeerClient) -> Result<(), PostgresError> {
         let upstream = self.upstream(primary);
+        // It may have been given more since. A primary that does not answer has nothing new to say.
+        if let Ok(info) = self.ask_primary(primary, INFO_PATIENCE).await
+            && !info.minimums.is_empty()
+        {
+            self.cluster.remember_minimums(&info.minimums)?;
+        }
+        // Our settings depend on it.
+        self.cluster.control_data().await?;
         self.cluster
             .configure(&self.pki, Duty::Standby(&upstream))?;
         if self.cluster.is_running() {

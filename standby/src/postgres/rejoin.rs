@@ -54,9 +54,10 @@ impl PostgresReceiver {
         }
         let info = self.seed_info(primary).await?;
         self.is_same_cluster(&info).await?;
+        cluster.remember_minimums(&info.minimums)?;
         let (ours, theirs) = if cluster.is_standby() {
             // Only the server itself knows how far a standby's log goes.
-            self.start_standby().await?;
+            self.follow(primary).await?;
             let client = connect(cluster, MAINTENANCE_DATABASE).await?;
             self.histories(primary, &client).await?
         } else {
@@ -120,10 +121,6 @@ impl PostgresReceiver {
             progress.end("postgres is at the end of its log");
         }
         Ok(cluster.history_at_rest(&control)?)
-    }
-
-    async fn start_standby(&self) -> Result<(), PostgresError> {
-        self.cluster.start().await
     }
 
     async fn history_of(&self, primary: &PeerClient) -> Result<History, StoreFailure> {
@@ -237,7 +234,14 @@ impl PostgresReceiver {
             cluster.bin("pg_rewind"),
             format!("--target-pgdata={}", cluster.data_dir.display()),
             format!("--source-server={source}"),
-        ];
+        ]
+        .into_iter()
+        .chain(
+            // It starts a server of its own, to recover.
+            cluster
+                .config_file()
+                .map(|path| format!("--config-file={}", path.display())),
+        );
         progress.start("rewind postgres", None, Unit::Items);
         Command::new(argv)
             .user(&cluster.user)

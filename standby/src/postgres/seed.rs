@@ -26,9 +26,6 @@ use super::receiver::PostgresReceiver;
 /// How long after its start a seeded server may take to stream.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the primary tells beforehand, a line for each tablespace, is no longer than this.
-const INFO_BYTES_MAX: usize = 1 << 20;
-
 /// Why a standby's Postgres cannot be seeded.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
@@ -160,12 +157,7 @@ enum Found {
 impl PostgresReceiver {
     /// Asks the primary what has to be known of its cluster; refuses one of another major version.
     pub(super) async fn seed_info(&self, primary: &PeerClient) -> Result<SeedInfo, StoreFailure> {
-        let path = format!("/store/{}/seed-info", self.id.name);
-        let info: SeedInfo = primary
-            .get_within(&path, Duration::from_secs(15))
-            .await?
-            .json(INFO_BYTES_MAX)
-            .await?;
+        let info = self.ask_primary(primary, Duration::from_secs(15)).await?;
         let ours = self.cluster.program_version().await?;
         if ours != info.version {
             let theirs = info.version;
@@ -195,6 +187,8 @@ impl PostgresReceiver {
         let path = format!("/store/{}", self.id.name);
         let info = self.seed_info(primary).await?;
         let mut found = self.found(&info).await?;
+        self.cluster.remember_minimums(&info.minimums)?;
+        self.bring_configuration(primary, &info).await?;
         let before: SlotInfo = primary
             .get(&format!("{path}/slot"))
             .await?

@@ -116,8 +116,8 @@ impl News {
         };
         let text = match reason {
             StallReason::Parted | StallReason::Foreign => format!(
-                "the standby's postgres cannot follow the primary's: {sentence}; see `The old primary \
-                 becomes the standby` in the operations guide"
+                "the standby's postgres cannot follow the primary's: {sentence}; run `understudy rejoin` \
+                 here"
             ),
             StallReason::NotStreaming => format!(
                 "{sentence}: look whether the primary's server runs and its port can be reached; \

@@ -35,6 +35,7 @@ impl PostgresReceiver {
         // The settings of a primary are there before it is one: from its first moment as such on it waits
         // for nobody, and a start that nobody vouches for fails. A server that runs reads them later.
         cluster.configure(&self.pki, Duty::Primary(&[]))?;
+        cluster.vouch()?;
         cluster.start().await?;
         let client = match self.kept_client().await {
             Some(client) => client,

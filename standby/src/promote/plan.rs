@@ -301,7 +301,7 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
     }
     lag.must_reseed.then(|| Condition {
         what: format!("the copy of store {name} could not follow any more: it is old"),
-        mend: "run `understudy join` again while the primary lives; `--force` promotes the old \
+        mend: "run `understudy rejoin` while the primary lives; `--force` promotes the old \
                copy"
             .to_owned(),
         can_be_forced: true,
