@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bad_input;
+mod balancer;
 mod behind;
 mod crashes;
 mod daemon;
@@ -21,6 +22,8 @@ mod parted;
 mod partition;
 mod promotion;
 mod refusals;
+mod reseeding;
+mod returning;
 mod seeding;
 mod services;
 mod settings;

@@ -50,6 +50,11 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         .iter()
         .filter_map(|it| it.value.data_dir.as_ref());
     let postgres = postgres.map(|path| ("store `postgres`".to_owned(), path));
+    let wal = file
+        .postgres
+        .iter()
+        .filter_map(|it| it.value.wal_dir.as_ref());
+    let wal = wal.map(|path| ("the WAL of store `postgres`".to_owned(), path));
     let files = elements(&file.files).filter_map(|it| {
         let owner = match &it.value.name {
             Some(name) => format!("store `{}`", name.value),
@@ -71,6 +76,7 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         })
     };
     postgres
+        .chain(wal)
         .chain(files)
         .chain(settings)
         .filter_map(valid)

@@ -5,7 +5,9 @@
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
 //! ControlData system identifier, timeline, state                  (pg_controldata)
 //! History     timelines: who can follow whom                      (pure)
+//! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
+//! reseed      comparing two data directories block by block
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
@@ -14,7 +16,9 @@ mod control;
 mod control_data;
 mod error;
 mod history;
+mod origins;
 mod postmaster;
+pub mod reseed;
 mod settings;
 mod sql;
 mod wal;
@@ -23,6 +27,7 @@ pub use cluster::Cluster;
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
 pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
+pub use origins::Origins;
 pub use settings::{Duty, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 pub use wal::{WalRange, parse_segment};
@@ -47,6 +52,12 @@ pub struct SeedInfo {
     pub version: u32,
     /// How large the cluster is, in bytes, as far as the primary can tell cheaply.
     pub bytes: u64,
+    /// The version of its catalogue, which names its folder in a tablespace.
+    #[serde(default)]
+    pub catalog_version: u32,
+    /// Where its tablespaces are.
+    #[serde(default)]
+    pub tablespaces: Vec<reseed::Tablespace>,
 }
 
 /// What the primary knows of a standby's slot.

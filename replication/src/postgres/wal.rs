@@ -103,6 +103,7 @@ mod tests {
             ended: vec![ended(1, 100), ended(2, 200)],
             timeline: 3,
             end: Lsn(300),
+            origins: super::super::origins::Origins::new(),
         };
         assert_eq!(history.beyond(Lsn(250), 3), [range(3, 250, 300)]);
         assert_eq!(

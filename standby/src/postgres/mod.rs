@@ -1,8 +1,19 @@
 //! Receives a Postgres cluster: a base backup first, then Postgres' own streaming.
 
+mod base_backup;
+mod beside;
+mod half;
+mod local_copy;
 mod receiver;
+mod rejoin;
+mod reseed;
+mod salvage;
 mod seed;
 mod stall;
+mod take_over;
+mod waldump;
 
 pub use receiver::{PostgresReceiver, ReceiveError};
+pub use reseed::Saved;
+pub use salvage::SalvageError;
 pub use seed::SeedError;
