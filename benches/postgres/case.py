@@ -57,7 +57,8 @@ class Bench:
         return BarePair(self.folder("bare"))
 
     @staticmethod
-    def discard(pair: Pair | BarePair | None) -> None:
+    def discard(pair) -> None:
+        """Ends and removes a pair of either side, if there is one."""
         if pair:
             pair.remove()
             shutil.rmtree(pair.primary.folder.parent)

@@ -5,8 +5,8 @@ from .latency import Latency
 from .promotion import Promotion, SilentPromotion
 from .rejoin import LargeRejoin, Rejoin
 from .seeding import Seeding
-from .switchover import LoadedSwitchover, Switchover
+from .switchover import LoadedSwitchover, PeerSwitchover, Switchover
 
 CASES: tuple[type[Case], ...] = (
-    Promotion, SilentPromotion, Switchover, LoadedSwitchover, Rejoin, LargeRejoin, Seeding, Latency,
+    Promotion, SilentPromotion, Switchover, LoadedSwitchover, PeerSwitchover, Rejoin, LargeRejoin, Seeding, Latency,
 )

@@ -7,9 +7,10 @@ from tests.outside.pair import Failed
 from tests.outside.postgres import until
 from tests.outside.writer import Writer
 
-from . import load
+from . import load, patroni
 from .bare import BarePair
-from .case import Measure, PairsCase, Sample
+from .case import Measure, NotMeasurable, PairsCase, Sample
+from .patroni import PatroniPair
 
 # The client, and the load, run for this long before the word, and the client after the first row of the new primary.
 BEFORE, AFTER = 1.0, 0.5
@@ -43,7 +44,7 @@ class Switchover(PairsCase):
         pair = self.bare_pair()
         return self._swapped(pair, pair.switch_over)
 
-    def _swapped(self, pair: Pair | BarePair, swap) -> Sample:
+    def _swapped(self, pair: Pair | BarePair | PatroniPair, swap) -> Sample:
         """Swaps once; leaves the pair streaming the other way."""
         old, new = pair.primary, pair.standby
         Writer.make_table(old)
@@ -71,3 +72,27 @@ class LoadedSwitchover(Switchover):
     @property
     def clients(self) -> int:
         return self.bench.sizes.load_clients
+
+
+class PeerSwitchover(Switchover):
+    name = "switchover-patroni"
+    title = "a planned swap, beside Patroni's"
+    measures = (
+        Measure("window", "s", "Patroni", 1.0),
+        Measure("command to first write", "s", "Patroni", 1.0),
+        Measure("streams again", "s", "Patroni", 1.0),
+    )
+    _peer: PatroniPair | None = None
+
+    def against(self, number: int) -> Sample:
+        if self._peer is None:
+            if lacking := patroni.missing():
+                raise NotMeasurable(lacking)
+            self._peer = self._joined(PatroniPair(self.bench.folder("peer")))
+        self._peer.await_ready()
+        return self._swapped(self._peer, self._peer.switch_over)
+
+    def end(self) -> None:
+        super().end()
+        self.bench.discard(self._peer)
+        self._peer = None

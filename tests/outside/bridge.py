@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +19,15 @@ def build() -> None:
     _ip("link", "add", NAME, "type", "bridge")
     _ip("address", "add", f"{_SUBNET}.254/24", "dev", NAME)
     _ip("link", "set", NAME, "up")
+
+
+def can_slow_down() -> bool:
+    """Returns whether this kernel can delay what an interface sends."""
+    slow = ["tc", "qdisc", "add", "dev", NAME, "root", "netem", "delay", "0ms"]
+    if not shutil.which("tc") or subprocess.run(slow, stderr=subprocess.DEVNULL).returncode:
+        return False
+    subprocess.run(["tc", "qdisc", "del", "dev", NAME, "root"], check=True)
+    return True
 
 
 class Plug:
@@ -47,15 +57,11 @@ class Plug:
         _ip("link", "set", self.port, "up")
 
     def slow_down(self, milliseconds: int) -> None:
-        """Delays what is sent to this machine; nothing happens where the kernel cannot."""
-        self._shape("add", "root", "netem", "delay", f"{milliseconds}ms")
+        """Delays what is sent to this machine, where [`can_slow_down`]."""
+        subprocess.run(["tc", "qdisc", "add", "dev", self.port, "root", "netem", "delay", f"{milliseconds}ms"], check=True)
 
     def speed_up(self) -> None:
-        self._shape("del", "root")
-
-    def _shape(self, *arguments: str) -> None:
-        verb, *rest = arguments
-        subprocess.run(["tc", "qdisc", verb, "dev", self.port, *rest], stderr=subprocess.DEVNULL)
+        subprocess.run(["tc", "qdisc", "del", "dev", self.port, "root"], check=True)
 
     def processes(self) -> list[int]:
         """Returns all processes of this machine."""

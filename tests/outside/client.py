@@ -12,8 +12,10 @@ except ImportError as error:
     raise SystemExit(f"{error}; `scripts/setup --test` installs it") from error
 
 Error = psycopg2.Error
-# Told by a server that is a standby.
-ReadOnly = psycopg2.errors.ReadOnlySqlTransaction
+
+
+class Standby(Exception):
+    """The server is a standby: there is nothing to write."""
 
 
 def connect(sockets, application: str = "campaign"):

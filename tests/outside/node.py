@@ -12,12 +12,7 @@ from .pair import Failed, AdminConnection
 from .postgres import DATA, PORT, SOCKETS, Machine, until
 from .processes import spawn
 
-REFUSED = 3
 _STATUS_PATIENCE = 10
-
-
-class Refused(Failed):
-    """understudy refuses for safety."""
 
 
 class Node(Machine):
@@ -31,11 +26,13 @@ class Node(Machine):
     def verb(self, name: str, *arguments: str, timeout: float = 120) -> str:
         """Runs a verb to its end; returns what it printed."""
         command = self.plug.within([self.binary.path, "--config", self.folder / "etc", name, *arguments])
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        typed = f"`understudy {' '.join([name, *arguments])}` on {self.name}"
+        try:
+            ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired as expired:
+            raise Failed(f"{typed} has not ended after {timeout:.0f} s") from expired
         if ended.returncode:
-            kind = Refused if ended.returncode == REFUSED else Failed
-            said = ended.stderr.strip() or ended.stdout.strip() or str(ended.returncode)
-            raise kind(f"`understudy {' '.join([name, *arguments])}` on {self.name}: {said}")
+            raise Failed(f"{typed}: {ended.stderr.strip() or ended.stdout.strip() or ended.returncode}")
         return ended.stdout
 
     def json(self, name: str, *arguments: str, timeout: float = 120):

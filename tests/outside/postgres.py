@@ -10,6 +10,7 @@ from pathlib import Path
 from . import client
 from .bridge import Plug
 from .pair import Failed
+from .processes import descendants
 
 PORT = 5432
 DATA = "data/pg"
@@ -103,16 +104,14 @@ class Machine:
             return None
         return pid if Path(f"/proc/{pid}").exists() else None
 
-    def kill_postgres(self) -> None:
-        """Kills the server and all its children at once, as the kernel does when memory ends."""
+    def postgres_processes(self) -> list[int]:
+        """Returns the server and all its children."""
         pid = self.postmaster()
-        if pid is None:
-            return
-        try:
-            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            children = []
-        kill([pid, *children])
+        return [pid, *descendants(pid)] if pid else []
+
+    def kill_postgres(self) -> None:
+        """Kills the server and all its children at once."""
+        kill(self.postgres_processes())
 
     def power_off(self, is_cut: bool = True) -> None:
         """Kills every process of this machine at once; nobody hears of it from here, if it is cut off first."""
