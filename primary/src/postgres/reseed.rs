@@ -60,6 +60,7 @@ impl IntoResponse for BackupError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::Over => StatusCode::GONE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Postgres(_)
             | Self::Busy
             | Self::NoSlot { .. }
@@ -110,7 +111,9 @@ async fn files(
     Path(id): Path<u64>,
 ) -> Result<Response, BackupError> {
     let backup = shipper.backups.find(&caller.node, id)?;
-    Ok(stream(backup, |sender| {
+    let place = backup.stream()?;
+    Ok(stream(backup, move |sender| {
+        let _place = place;
         let mut entries = Vec::new();
         walk(&sender.backup.clone(), &mut |entry| {
             entries.push(entry);
@@ -135,9 +138,11 @@ async fn differences(
 ) -> Result<Response, Response> {
     let found = shipper.backups.find(&caller.node, id);
     let backup = found.map_err(IntoResponse::into_response)?;
+    let place = backup.stream().map_err(IntoResponse::into_response)?;
     let pieces = decode_pieces(&body)
         .map_err(|error| (StatusCode::BAD_REQUEST, error_chain(&error)).into_response())?;
     Ok(stream(backup, move |sender| {
+        let _place = place;
         for (number, piece) in (0..).zip(&pieces) {
             compare(sender, number, piece)?;
         }
