@@ -3,6 +3,7 @@
 mod base_backup;
 mod beside;
 mod half;
+mod local_blocks;
 mod local_copy;
 mod receiver;
 mod reseed;
