@@ -67,12 +67,16 @@ fn figures(machine: &Machine) -> (f64, f64) {
     (after("compared "), after("copied "))
 }
 
-/// Writes on, a row at a time, until `child` has ended.
+/// Writes on, new rows and pages that are compared just then, until `child` has ended.
 fn write_while(pair: &Pair, from: u32, child: &mut std::process::Child) -> u32 {
     let mut number = from;
     until("the command ends", Duration::from_secs(120), || {
         number += 1;
         pair.write(number);
+        let some = number % 500;
+        pair.a.sql(&format!(
+            "UPDATE ballast SET text = md5(random()::text) || substr(text, 33) WHERE i % 500 = {some}"
+        ));
         match child.try_wait().unwrap() {
             Some(status) => {
                 assert!(status.success(), "{status}");

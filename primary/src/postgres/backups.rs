@@ -101,6 +101,22 @@ pub(super) struct Backup {
 }
 
 impl Backup {
+    /// Returns a backup that has no session.
+    #[cfg(test)]
+    pub(super) fn of(roots: Roots, log_folder: Option<ClusterPath>) -> Self {
+        Self {
+            id: 1,
+            slot: "understudy_b".to_owned(),
+            client: tokio::sync::Mutex::default(),
+            asked: Mutex::new(Instant::now()),
+            roots,
+            version_folder: version_folder(15, 1),
+            log_folder,
+            limit: None,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        }
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.id
     }

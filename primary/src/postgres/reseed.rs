@@ -108,19 +108,7 @@ async fn files(
     let place = backup.stream()?;
     Ok(stream(backup, move |sender| {
         let _place = place;
-        let mut entries = Vec::new();
-        walk(&sender.backup.clone(), &mut |entry| {
-            entries.push(entry);
-            if entries.len() < ENTRIES_PER_FRAME {
-                return Ok(());
-            }
-            sender.send(&std::mem::take(&mut entries))
-        })?;
-        if !entries.is_empty() {
-            sender.send(&entries)?;
-        }
-        // A list that has broken off has no end.
-        sender.send::<Entry>(&[])
+        list(sender)
     }))
 }
 
@@ -144,6 +132,23 @@ async fn differences(
     }))
 }
 
+/// Sends the list of files.
+pub(super) fn list(sender: &mut Sender) -> Result<(), StreamError> {
+    let mut entries = Vec::new();
+    walk(&sender.backup.clone(), &mut |entry| {
+        entries.push(entry);
+        if entries.len() < ENTRIES_PER_FRAME {
+            return Ok(());
+        }
+        sender.send(&std::mem::take(&mut entries))
+    })?;
+    if !entries.is_empty() {
+        sender.send(&entries)?;
+    }
+    // A list that has broken off has no end.
+    sender.send::<Entry>(&[])
+}
+
 /// Why a stream breaks off.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError {
@@ -164,7 +169,7 @@ pub(super) struct Sender {
 
 /// Runs what sends on a thread that may block, and answers with what it sends. It ends when the standby goes
 /// away, or does not take anything for too long.
-fn stream(
+pub(super) fn stream(
     backup: Arc<Backup>,
     work: impl FnOnce(&mut Sender) -> Result<(), StreamError> + Send + 'static,
 ) -> Response {
@@ -215,7 +220,7 @@ impl Sender {
         }
     }
 
-    fn flush(&mut self) -> Result<(), StreamError> {
+    pub(super) fn flush(&mut self) -> Result<(), StreamError> {
         if self.changes.is_empty() {
             return Ok(());
         }
