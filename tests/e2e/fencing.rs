@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::world::{Machine, Pair, Plan, ended, postgres_program, until, holds};
+use crate::world::{Machine, Pair, Plan, ended, holds, postgres_program, until};
 
 /// Starts a machine's Postgres as an operating system would at boot, which knows nothing of epochs; returns
 /// what the server's log says when it does not start.
@@ -12,7 +12,13 @@ fn start_by_hand(machine: &Machine) -> Result<(), String> {
     fs::write(&log, "").unwrap();
     let mut command = machine.command("setpriv");
     command
-        .args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"])
+        .args([
+            "--reuid",
+            "postgres",
+            "--regid",
+            "postgres",
+            "--init-groups",
+        ])
         .arg(postgres_program("pg_ctl"))
         .args(["-w", "-t", "20", "-D"])
         .arg(&data)
@@ -44,7 +50,9 @@ fn a_former_primarys_postgres_does_not_start_before_its_epoch_is_settled() {
     pair.a.understudy(&["rejoin"]);
     // As a standby it may be started by anybody.
     let rows = until("a has what b wrote", Pair::PATIENCE, || {
-        let rows = pair.a.try_sql("SELECT string_agg(number::text, ' ') FROM change")?;
+        let rows = pair
+            .a
+            .try_sql("SELECT string_agg(number::text, ' ') FROM change")?;
         holds(rows == "1 3", &rows).map(|()| rows.clone())
     });
     assert_eq!(rows, "1 3");
@@ -71,10 +79,16 @@ fn a_primary_that_may_have_been_superseded_serves_only_after_a_word_of_its_peer(
     // The operator's own reload is heeded while it serves.
     let hba = pair.a.at("/data/pg/pg_hba.conf");
     let text = fs::read_to_string(&hba).unwrap();
-    fs::write(&hba, format!("{text}# changed\nhost nowhere nobody 192.0.2.1/32 reject\n")).unwrap();
+    fs::write(
+        &hba,
+        format!("{text}# changed\nhost nowhere nobody 192.0.2.1/32 reject\n"),
+    )
+    .unwrap();
     pair.a.sql("SELECT pg_reload_conf()");
     until("the server has read the file again", Pair::PATIENCE, || {
-        let lines = pair.a.sql("SELECT count(*) FROM pg_hba_file_rules WHERE database = '{nowhere}'");
+        let lines = pair
+            .a
+            .sql("SELECT count(*) FROM pg_hba_file_rules WHERE database = '{nowhere}'");
         holds(lines == "1", lines)
     });
 }

@@ -67,12 +67,16 @@ fn figures(machine: &Machine) -> (f64, f64) {
     (after("compared "), after("copied "))
 }
 
-/// Writes on, a row at a time, until `child` has ended.
+/// Writes on, new rows and pages that are compared just then, until `child` has ended.
 fn write_while(pair: &Pair, from: u32, child: &mut std::process::Child) -> u32 {
     let mut number = from;
     until("the command ends", Duration::from_secs(120), || {
         number += 1;
         pair.write(number);
+        let some = number % 500;
+        pair.a.sql(&format!(
+            "UPDATE ballast SET text = md5(random()::text) || substr(text, 33) WHERE i % 500 = {some}"
+        ));
         match child.try_wait().unwrap() {
             Some(status) => {
                 assert!(status.success(), "{status}");
@@ -97,8 +101,10 @@ fn a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_se
     pair.join();
     lose_the_slot(&mut pair);
     pair.a.wait_for_event("must_reseed", "understudy rejoin");
-    let problems = pair.a.status()["problems"].to_string();
-    assert!(problems.contains("`understudy rejoin`"), "{problems}");
+    until("the primary says what to do", Pair::PATIENCE, || {
+        let problems = pair.a.status()["problems"].to_string();
+        holds(problems.contains("run `understudy rejoin`"), problems)
+    });
     // The standby says the same, with the command that mends it.
     pair.b.serve();
     pair.b
@@ -143,8 +149,12 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
     pair.a
         .sql("UPDATE ballast SET text = 'x' || text WHERE i % 40 = 0");
     let mut was_killed = 0;
-    for delay in [300, 700, 1200, 2000] {
+    for delay in [0, 300, 700, 1200] {
         let mut join = pair.b.program().arg("join").spawn().unwrap();
+        let mark = pair.b.state().join("postgres/seeding");
+        until("it has begun", Pair::PATIENCE, || {
+            holds(mark.exists(), join.try_wait())
+        });
         std::thread::sleep(Duration::from_millis(delay));
         was_killed += u32::from(join.try_wait().unwrap().is_none());
         join.kill().unwrap();
@@ -152,7 +162,11 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
     }
     assert!(was_killed >= 2, "the re-seeds were too quick to be killed");
     // Half a copy is not started, and says so.
-    assert!(pair.b.state().join("postgres/seeding").exists());
+    pair.b.spawn(&[], &[]);
+    pair.b
+        .wait_for_event_in_file("store_failed", "has not been seeded");
+    assert_eq!(pair.b.postmaster(), None);
+    pair.b.kill_daemon();
     let mut join = pair.b.program().arg("join").spawn().unwrap();
     let last = write_while(&pair, 2000, &mut join);
     assert!(!pair.b.state().join("postgres/seeding").exists());

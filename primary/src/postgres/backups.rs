@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Client;
 use understudy_config::NodeName;
 use understudy_replication::event::{Events, Severity};
@@ -28,6 +29,9 @@ const BACKUPS_MAX: usize = 2;
 
 /// A backup that nobody asks anything of for this long is ended: its standby has vanished.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// How many streams of one backup run at once: more than a standby of ours asks for.
+const STREAMS_MAX: usize = 8;
 
 /// A checkpoint comes first, which writes everything that is in the server's memory.
 const START_PATIENCE: Duration = Duration::from_secs(600);
@@ -46,6 +50,9 @@ pub(super) enum BackupError {
         "{BACKUPS_MAX} standbys are seeded from here already; run the same command again later"
     )]
     Busy,
+    /// It asks for too much at once.
+    #[error("{STREAMS_MAX} questions of this standby are being answered already")]
+    TooMany,
     /// The slot.
     #[error(
         "slot {slot} has no write-ahead log reserved, which a copy would need; run the same command again"
@@ -90,9 +97,26 @@ pub(super) struct Backup {
     pub(super) version_folder: String,
     pub(super) log_folder: Option<ClusterPath>,
     limit: Option<Arc<Limit>>,
+    streams: Arc<Semaphore>,
 }
 
 impl Backup {
+    /// Returns a backup that has no session.
+    #[cfg(test)]
+    pub(super) fn of(roots: Roots, log_folder: Option<ClusterPath>) -> Self {
+        Self {
+            id: 1,
+            slot: "understudy_b".to_owned(),
+            client: tokio::sync::Mutex::default(),
+            asked: Mutex::new(Instant::now()),
+            roots,
+            version_folder: version_folder(15, 1),
+            log_folder,
+            limit: None,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        }
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -105,6 +129,12 @@ impl Backup {
     fn silent_for(&self) -> Duration {
         let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.elapsed()
+    }
+
+    /// Returns the right to answer with a stream.
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, BackupError> {
+        let place = self.streams.clone().try_acquire_owned();
+        place.map_err(|_| BackupError::TooMany)
     }
 
     /// Waits until so much may be sent. Safe to cancel.
@@ -184,6 +214,7 @@ impl Backups {
             version_folder: version_folder(catalog.0, catalog_version),
             log_folder: log,
             limit: self.limits.of(node),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         });
         self.running().insert(node.clone(), backup.clone());
         tokio::spawn(watch(

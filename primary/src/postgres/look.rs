@@ -58,7 +58,13 @@ pub(super) struct WaitingSettings {
 const STREAMS: &str = "SELECT application_name, state, sent_lsn::text, flush_lsn::text, \
      replay_lsn::text, sync_state IN ('sync', 'quorum'), reply_time::text FROM pg_stat_replication";
 
-const SLOTS: &str = "SELECT slot_name::text, coalesce(wal_status, 'lost') = 'lost', active, \
+/// Whether a slot is lost: what it has kept is gone, or nothing was ever kept for it. While it is being made
+/// it is active, and nothing is kept yet.
+pub(super) const IS_LOST: &str =
+    "CASE WHEN wal_status IS NULL THEN NOT active ELSE wal_status = 'lost' END";
+
+/// What follows [`IS_LOST`].
+const SLOTS: &str = "active, \
      coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size \
      FROM pg_replication_slots WHERE slot_name LIKE 'understudy\\_%'";
 
@@ -82,7 +88,8 @@ impl Look {
     /// Asks the server of the node whose address is `ip`.
     pub(super) async fn take(client: &Client, ip: IpAddr) -> Result<Self, PostgresError> {
         let streams = ask(client, "tell its streams", STREAMS).await?;
-        let slots = ask(client, "tell its slots", SLOTS).await?;
+        let slots = format!("SELECT slot_name::text, {IS_LOST}, {SLOTS}");
+        let slots = ask(client, "tell its slots", &slots).await?;
         let present = client.query_one(PRESENT_QUERY, &[]).await;
         let present = present.map_err(|source| PostgresError::Query {
             what: "tell its settings",

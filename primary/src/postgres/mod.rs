@@ -3,6 +3,7 @@
 
 mod backups;
 mod checkpoint;
+mod compare;
 mod durability;
 mod look;
 mod reseed;
@@ -38,7 +39,7 @@ pub use restart::permit_restart;
 
 use backups::Backups;
 use durability::{Action, Waiting};
-use look::Look;
+use look::{IS_LOST, Look};
 use seen::Seen;
 
 /// How often the streams are looked at.
@@ -354,12 +355,11 @@ impl PostgresShipper {
         // Asked anew: a standby that came in the second after the loss would try in vain to follow.
         let row = self
             .with_client(async |client| {
+                let is_lost = format!(
+                    "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND {IS_LOST})"
+                );
                 client
-                    .query_one(
-                        "SELECT EXISTS (SELECT FROM pg_replication_slots \
-                         WHERE slot_name = $1 AND coalesce(wal_status, 'lost') = 'lost')",
-                        &[&name],
-                    )
+                    .query_one(&is_lost, &[&name])
                     .await
                     .map_err(|source| query("tell whether a slot is lost", source))
             })

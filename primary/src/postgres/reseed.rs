@@ -8,10 +8,7 @@
 //! | `POST /{backup}/alive` | nothing, but that the standby is there |
 //! | `POST /{backup}/end` | ends the backup |
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,23 +20,20 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use understudy_replication::error_chain;
 use understudy_replication::postgres::reseed::{
-    BLOCK_BYTES, Begun, Change, ClusterPath, Entry, Found, Piece, REQUEST_BYTES_MAX, decode_pieces,
-    digest, encode, is_copied, is_relation_of,
+    Begun, Change, Entry, REQUEST_BYTES_MAX, decode_pieces, encode,
 };
 use understudy_replication::transport::{Caller, FrameSender, frames};
 
 use super::PostgresShipper;
 use super::backups::{Backup, BackupError, SILENCE};
+use super::compare::{compare, walk};
 
 /// So many entries of the list go into a frame.
 const ENTRIES_PER_FRAME: usize = 2000;
 
 /// A frame of differences is sent when it has so many bytes: few enough that a slow link, or a limit, does
 /// not look like silence.
-const FRAME_BYTES: usize = 256 << 10;
-
-/// The file that says what all others mean: it is read until it stands still.
-const CONTROL: &str = "global/pg_control";
+pub(super) const FRAME_BYTES: usize = 256 << 10;
 
 /// A standby that does not take a frame for this long has vanished.
 const SEND_PATIENCE: Duration = Duration::from_secs(120);
@@ -60,6 +54,7 @@ impl IntoResponse for BackupError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::Over => StatusCode::GONE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Postgres(_)
             | Self::Busy
             | Self::NoSlot { .. }
@@ -110,20 +105,10 @@ async fn files(
     Path(id): Path<u64>,
 ) -> Result<Response, BackupError> {
     let backup = shipper.backups.find(&caller.node, id)?;
-    Ok(stream(backup, |sender| {
-        let mut entries = Vec::new();
-        walk(&sender.backup.clone(), &mut |entry| {
-            entries.push(entry);
-            if entries.len() < ENTRIES_PER_FRAME {
-                return Ok(());
-            }
-            sender.send(&std::mem::take(&mut entries))
-        })?;
-        if !entries.is_empty() {
-            sender.send(&entries)?;
-        }
-        // A list that has broken off has no end.
-        sender.send::<Entry>(&[])
+    let place = backup.stream()?;
+    Ok(stream(backup, move |sender| {
+        let _place = place;
+        list(sender)
     }))
 }
 
@@ -135,9 +120,11 @@ async fn differences(
 ) -> Result<Response, Response> {
     let found = shipper.backups.find(&caller.node, id);
     let backup = found.map_err(IntoResponse::into_response)?;
+    let place = backup.stream().map_err(IntoResponse::into_response)?;
     let pieces = decode_pieces(&body)
         .map_err(|error| (StatusCode::BAD_REQUEST, error_chain(&error)).into_response())?;
     Ok(stream(backup, move |sender| {
+        let _place = place;
         for (number, piece) in (0..).zip(&pieces) {
             compare(sender, number, piece)?;
         }
@@ -145,9 +132,26 @@ async fn differences(
     }))
 }
 
+/// Sends the list of files.
+pub(super) fn list(sender: &mut Sender) -> Result<(), StreamError> {
+    let mut entries = Vec::new();
+    walk(&sender.backup.clone(), &mut |entry| {
+        entries.push(entry);
+        if entries.len() < ENTRIES_PER_FRAME {
+            return Ok(());
+        }
+        sender.send(&std::mem::take(&mut entries))
+    })?;
+    if !entries.is_empty() {
+        sender.send(&entries)?;
+    }
+    // A list that has broken off has no end.
+    sender.send::<Entry>(&[])
+}
+
 /// Why a stream breaks off.
 #[derive(Debug, thiserror::Error)]
-enum StreamError {
+pub(super) enum StreamError {
     #[error("the standby has gone away")]
     Gone,
     #[error("cannot read {path}")]
@@ -155,17 +159,17 @@ enum StreamError {
 }
 
 /// Sends frames from a thread that may block.
-struct Sender {
+pub(super) struct Sender {
     frames: FrameSender,
     handle: tokio::runtime::Handle,
-    backup: Arc<Backup>,
+    pub(super) backup: Arc<Backup>,
     changes: Vec<Change>,
     waiting_bytes: usize,
 }
 
 /// Runs what sends on a thread that may block, and answers with what it sends. It ends when the standby goes
 /// away, or does not take anything for too long.
-fn stream(
+pub(super) fn stream(
     backup: Arc<Backup>,
     work: impl FnOnce(&mut Sender) -> Result<(), StreamError> + Send + 'static,
 ) -> Response {
@@ -202,7 +206,7 @@ impl Sender {
         })
     }
 
-    fn change(&mut self, change: Change) -> Result<(), StreamError> {
+    pub(super) fn change(&mut self, change: Change) -> Result<(), StreamError> {
         let bytes = match &change {
             Change::Bytes { bytes, .. } => bytes.len(),
             Change::Done { .. } => 16,
@@ -216,7 +220,7 @@ impl Sender {
         }
     }
 
-    fn flush(&mut self) -> Result<(), StreamError> {
+    pub(super) fn flush(&mut self) -> Result<(), StreamError> {
         if self.changes.is_empty() {
             return Ok(());
         }
@@ -224,189 +228,4 @@ impl Sender {
         let changes = std::mem::take(&mut self.changes);
         self.send(&changes)
     }
-}
-
-/// Tells every file and directory of the copy, a directory before what is in it.
-fn walk(
-    backup: &Backup,
-    tell: &mut dyn FnMut(Entry) -> Result<(), StreamError>,
-) -> Result<(), StreamError> {
-    let tablespaces: BTreeMap<String, u32> = backup
-        .roots
-        .tablespaces()
-        .map(|oid| (format!("pg_tblspc/{oid}"), oid))
-        .collect();
-    let mut ahead: Vec<Option<ClusterPath>> = vec![None];
-    while let Some(directory) = ahead.pop() {
-        let listed = match backup.roots.list(directory.as_ref()) {
-            Ok(listed) => listed,
-            // Dropped meanwhile, which the log says too.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_some() => {
-                continue;
-            }
-            Err(source) => {
-                let path = directory.map_or_else(|| ".".to_owned(), String::from);
-                return Err(StreamError::Read { path, source });
-            }
-        };
-        let unlogged: BTreeSet<String> = listed
-            .iter()
-            .filter_map(|(path, _)| path.name().strip_suffix("_init").map(str::to_owned))
-            .collect();
-        for (path, found) in listed {
-            let is_unlogged =
-                is_relation_of(path.name()).is_some_and(|number| unlogged.contains(number));
-            if !is_copied(&path) || is_unlogged || backup.log_folder.as_ref() == Some(&path) {
-                continue;
-            }
-            match found {
-                Found::File(size) => tell(Entry {
-                    path,
-                    size: Some(size),
-                })?,
-                Found::Directory => {
-                    tell(Entry {
-                        path: path.clone(),
-                        size: None,
-                    })?;
-                    ahead.push(Some(path));
-                }
-                Found::Other if tablespaces.contains_key(path.as_str()) => {
-                    if let Ok(path) = path.child(&backup.version_folder) {
-                        tell(Entry {
-                            path: path.clone(),
-                            size: None,
-                        })?;
-                        ahead.push(Some(path));
-                    }
-                }
-                // As pg_basebackup does; pg_wal may be a link, and is nothing of the copy.
-                Found::Other => tracing::debug!(%path, "not a file, and not copied"),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Sends what the standby lacks of a piece.
-fn compare(sender: &mut Sender, number: u32, piece: &Piece) -> Result<(), StreamError> {
-    let failed = |source| StreamError::Read {
-        path: piece.path.to_string(),
-        source,
-    };
-    // Only what is listed is shown, whoever asks.
-    if !is_copied(&piece.path) {
-        return sender.change(Change::Done {
-            piece: number,
-            end: None,
-        });
-    }
-    let file = match sender.backup.roots.read(&piece.path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return sender.change(Change::Done {
-                piece: number,
-                end: None,
-            });
-        }
-        Err(source) => return Err(failed(source)),
-    };
-    if piece.path.as_str() == CONTROL {
-        let bytes = still(&file).map_err(failed)?;
-        let end = u64::try_from(bytes.len())
-            .unwrap_or(u64::MAX)
-            .min(piece.bytes);
-        let bytes = bytes
-            .into_iter()
-            .take(usize::try_from(end).unwrap_or(usize::MAX))
-            .collect();
-        sender.change(Change::Bytes {
-            piece: number,
-            offset: 0,
-            bytes,
-        })?;
-        return sender.change(Change::Done {
-            piece: number,
-            end: Some(end),
-        });
-    }
-    let piece_end = piece.offset.saturating_add(piece.bytes);
-    let mut offset = piece.offset;
-    let mut digests = piece.digests.iter();
-    let mut block = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)];
-    // Neighbours that differ are one change.
-    let mut run: Option<(u64, Vec<u8>)> = None;
-    let tell = |sender: &mut Sender, run: &mut Option<(u64, Vec<u8>)>| match run.take() {
-        Some((offset, bytes)) => sender.change(Change::Bytes {
-            piece: number,
-            offset,
-            bytes,
-        }),
-        None => Ok(()),
-    };
-    while offset < piece_end {
-        let wanted = usize::try_from((piece_end - offset).min(BLOCK_BYTES)).unwrap_or(usize::MAX);
-        let read =
-            read_at(&file, block.get_mut(..wanted).unwrap_or_default(), offset).map_err(failed)?;
-        let content = block.get(..read).unwrap_or_default();
-        if content.is_empty() {
-            break;
-        }
-        if digests.next() == Some(&digest(content)) {
-            tell(sender, &mut run)?;
-        } else {
-            let (_, bytes) = run.get_or_insert_with(|| (offset, Vec::new()));
-            bytes.extend_from_slice(content);
-            if bytes.len() >= FRAME_BYTES {
-                tell(sender, &mut run)?;
-            }
-        }
-        offset = offset.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-        if read < wanted {
-            break;
-        }
-    }
-    tell(sender, &mut run)?;
-    let end = if offset < piece_end {
-        // It may end before the piece begins.
-        Some(file.metadata().map_err(failed)?.len().min(offset))
-    } else {
-        Some(piece_end)
-    };
-    sender.change(Change::Done { piece: number, end })
-}
-
-/// Reads as much as there is, up to the length of `buffer`.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-        match file.read_at(rest, at) {
-            Ok(0) => break,
-            Ok(read) => done = done.saturating_add(read),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
-}
-
-/// Reads a small file that may be overwritten meanwhile, until two readings are equal.
-fn still(file: &File) -> io::Result<Vec<u8>> {
-    const TRIES: usize = 100;
-    let read = || -> io::Result<Vec<u8>> {
-        let mut content = vec![0; 64 << 10];
-        let length = read_at(file, &mut content, 0)?;
-        content.truncate(length);
-        Ok(content)
-    };
-    let mut before = read()?;
-    for _ in 0..TRIES {
-        let content = read()?;
-        if content == before {
-            return Ok(content);
-        }
-        before = content;
-    }
-    Err(io::Error::other("it never stands still"))
 }

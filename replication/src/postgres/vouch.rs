@@ -82,7 +82,9 @@ impl Cluster {
 /// this process' directory in `/proc`, the file itself.
 fn through_this_process(file: &Path) -> PathBuf {
     let process = PathBuf::from(format!("/proc/{}", std::process::id()));
-    let way = process.join("../..").join(file.strip_prefix("/").unwrap_or(file));
+    let way = process
+        .join("../..")
+        .join(file.strip_prefix("/").unwrap_or(file));
     if is_proc_hidden() || !way.exists() {
         tracing::warn!(
             "the directories of processes in /proc are hidden from others: a server that is started while \
@@ -119,7 +121,11 @@ mod tests {
         cluster.config_dir = folder.path().join("data");
         cluster.run_dir = folder.path().join("run");
         fs::create_dir(&cluster.config_dir).unwrap();
-        fs::write(cluster.config_dir.join("pg_hba.conf"), "local all all peer\n").unwrap();
+        fs::write(
+            cluster.config_dir.join("pg_hba.conf"),
+            "local all all peer\n",
+        )
+        .unwrap();
         cluster.disavow().unwrap();
         for _ in 0..2 {
             cluster.vouch().unwrap();

@@ -1,7 +1,7 @@
 //! A base backup: everything is copied, by `pg_basebackup`.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -57,6 +57,11 @@ impl PostgresReceiver {
             "--checkpoint=fast",
             "--progress",
             "--no-password",
+            // Its checksums guard a copy that is stored or carried by hand. This one comes over TLS, and
+            // nothing reads the manifest; without it the copy took a sixth less time (2 GB).
+            "--no-manifest",
+            // What it syncs file by file is synced at once below, before the mark goes.
+            "--no-sync",
         ]
         .map(str::to_owned)
         .into_iter()
@@ -107,6 +112,10 @@ impl PostgresReceiver {
                 },
             }));
         }
+        let places: Vec<PathBuf> = std::iter::once(data_dir.clone())
+            .chain(beside.all())
+            .collect();
+        tokio::task::spawn_blocking(move || sync(places)).await??;
         cluster.configure(&self.pki, Duty::Standby(&self.upstream(primary)))?;
         let signal = data_dir.join("standby.signal");
         durable::write(&signal, b"", 0o600).map_err(self.file("write", signal.clone()))?;
@@ -115,6 +124,19 @@ impl PostgresReceiver {
         progress.end("postgres is copied");
         Ok(())
     }
+}
+
+/// Makes durable whatever has been written to the file systems of these directories.
+fn sync(places: Vec<PathBuf>) -> Result<(), SeedError> {
+    for path in places {
+        let synced = File::open(&path).and_then(|place| Ok(rustix::fs::syncfs(&place)?));
+        synced.map_err(|source| SeedError::File {
+            action: "sync",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Ends a pg_basebackup into `data_dir` that outlived the join that started it.

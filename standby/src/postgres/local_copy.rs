@@ -1,38 +1,22 @@
-//! The files of a copy on this machine, while they are made equal to the primary's. All of it blocks.
+//! The files and directories of a copy on this machine, while they are made those of the primary. All of it
+//! blocks; what is in the files is in [`super::local_blocks`].
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Gid, OFlags, Uid};
-use understudy_replication::postgres::reseed::{
-    BLOCK_BYTES, Change, ClusterPath, Entry, Found, Piece, Roots, digest,
-};
+use rustix::fs::{Gid, Uid};
+use understudy_replication::postgres::reseed::{ClusterPath, Entry, Found, Roots};
 
 use super::seed::SeedError;
 
-/// A file is compared in parts of this length.
-const PIECE_BYTES: u64 = 16 << 20;
-
-/// What a question may hold: so much of digests and paths, and so much to be compared.
-const QUESTION_BYTES: usize = 256 << 10;
-const QUESTION_COMPARED_BYTES: u64 = 32 << 20;
-
 /// The directory of the write-ahead log: nothing of it is compared.
 const WAL: &str = "pg_wal";
-
-/// A question, and how much it compares.
-#[derive(Debug, Default)]
-pub(super) struct Question {
-    pub(super) pieces: Vec<Piece>,
-    pub(super) compares: u64,
-    bytes: usize,
-}
 
 /// The copy on this machine.
 pub(super) struct LocalCopy {
@@ -49,7 +33,10 @@ pub(super) struct LocalCopy {
     pub(super) is_over: Arc<AtomicBool>,
 }
 
-fn failed(action: &'static str, path: &ClusterPath) -> impl FnOnce(io::Error) -> SeedError {
+pub(super) fn failed(
+    action: &'static str,
+    path: &ClusterPath,
+) -> impl FnOnce(io::Error) -> SeedError {
     let path = PathBuf::from(path.as_str());
     move |source| SeedError::File {
         action,
@@ -68,7 +55,7 @@ fn failed_at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> See
 }
 
 impl LocalCopy {
-    fn check_wanted(&self) -> Result<(), SeedError> {
+    pub(super) fn check_wanted(&self) -> Result<(), SeedError> {
         if self.is_over.load(Ordering::SeqCst) {
             return Err(SeedError::BrokenOff {
                 what: "the comparison",
@@ -112,7 +99,7 @@ impl LocalCopy {
         Ok(())
     }
 
-    fn own(&self, file: impl AsFd) -> io::Result<()> {
+    pub(super) fn own(&self, file: impl AsFd) -> io::Result<()> {
         let Some((uid, gid)) = self.owner else {
             return Ok(());
         };
@@ -207,126 +194,6 @@ impl LocalCopy {
         Ok(())
     }
 
-    /// Opens a file of the copy, which is made if it is missing, and is no longer than `size` afterwards.
-    /// Returns how long it is.
-    fn open(&self, path: &ClusterPath, size: u64) -> io::Result<(File, u64)> {
-        let file = match self.roots.open_at(path, OFlags::RDWR, 0) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-                let file: OwnedFd = self.roots.open_at(path, flags, 0o600)?;
-                self.own(&file)?;
-                file
-            }
-            Err(error) => return Err(error),
-        };
-        let file = File::from(file);
-        let length = file.metadata()?.len();
-        if length > size {
-            file.set_len(size)?;
-        }
-        Ok((file, length.min(size)))
-    }
-
-    /// Reads every file, and hands the questions to `ask`, which says whether to go on.
-    pub(super) fn questions(
-        &self,
-        wanted: &[Entry],
-        ask: impl Fn(Question) -> bool,
-    ) -> Result<(), SeedError> {
-        let mut question = Question::default();
-        let mut block = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)];
-        for entry in wanted {
-            let path = &entry.path;
-            let Some(size) = entry.size else { continue };
-            self.check_wanted()?;
-            let (file, length) = self.open(path, size).map_err(failed("open", path))?;
-            let mut offset = 0;
-            while offset < size {
-                let bytes = (size - offset).min(PIECE_BYTES);
-                let mut digests = Vec::new();
-                let mut at = offset;
-                let end = length.min(offset.saturating_add(bytes));
-                while at < end {
-                    let count = usize::try_from((end - at).min(BLOCK_BYTES)).unwrap_or(usize::MAX);
-                    let content = block.get_mut(..count).unwrap_or_default();
-                    file.read_exact_at(content, at)
-                        .map_err(failed("read", path))?;
-                    digests.push(digest(content));
-                    at = at.saturating_add(BLOCK_BYTES);
-                }
-                // The path, the digests, and some figures.
-                let cost = path.as_str().len() + digests.len() * 16 + 40;
-                let is_full = question.bytes + cost > QUESTION_BYTES
-                    || question.compares.saturating_add(bytes) > QUESTION_COMPARED_BYTES;
-                if is_full && !question.pieces.is_empty() && !ask(std::mem::take(&mut question)) {
-                    return Ok(());
-                }
-                question.bytes += cost;
-                question.compares = question.compares.saturating_add(bytes);
-                question.pieces.push(Piece {
-                    path: path.clone(),
-                    offset,
-                    bytes,
-                    digests,
-                });
-                offset = offset.saturating_add(bytes);
-            }
-        }
-        if !question.pieces.is_empty() {
-            ask(question);
-        }
-        Ok(())
-    }
-
-    /// Puts changes in place; returns how many bytes they had.
-    pub(super) fn apply(&self, pieces: &[Piece], changes: &[Change]) -> Result<u64, SeedError> {
-        let mut copied: u64 = 0;
-        let mut open: Option<(u32, File)> = None;
-        for change in changes {
-            let number = match change {
-                Change::Bytes { piece, .. } | Change::Done { piece, .. } => *piece,
-            };
-            let index = usize::try_from(number).unwrap_or(usize::MAX);
-            let Some(piece) = pieces.get(index) else {
-                continue;
-            };
-            let path = &piece.path;
-            if let Change::Done { end: None, .. } = change {
-                // Dropped on the primary meanwhile: so says the log, too.
-                let removed = self.roots.remove(path, Found::File(0));
-                removed.map_err(failed("remove", path))?;
-                continue;
-            }
-            if open.as_ref().is_none_or(|(of, _)| *of != number) {
-                let flags = OFlags::RDWR;
-                open = match self.roots.open_at(path, flags, 0) {
-                    Ok(file) => Some((number, File::from(file))),
-                    // Another piece of it has found that it was dropped.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) => return Err(failed("open", path)(error)),
-                };
-            }
-            let Some((_, file)) = &open else { continue };
-            match change {
-                Change::Bytes { offset, bytes, .. } => {
-                    file.write_all_at(bytes, *offset)
-                        .map_err(failed("write", path))?;
-                    copied = copied.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-                }
-                Change::Done { end: Some(end), .. }
-                    if *end < piece.offset.saturating_add(piece.bytes) =>
-                {
-                    let length = file.metadata().map_err(failed("look at", path))?.len();
-                    file.set_len(length.min(*end))
-                        .map_err(failed("shorten", path))?;
-                }
-                Change::Done { .. } => {}
-            }
-        }
-        Ok(copied)
-    }
-
     /// Makes everything durable.
     pub(super) fn sync(&self) -> Result<(), SeedError> {
         for root in self.roots.all() {
@@ -359,7 +226,7 @@ fn is_wal_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -391,7 +258,7 @@ mod tests {
         }
     }
 
-    fn copy(folder: &Path) -> LocalCopy {
+    pub(in super::super) fn copy(folder: &Path) -> LocalCopy {
         LocalCopy {
             data_dir: folder.to_owned(),
             roots: Roots::open(folder, &BTreeMap::new()).unwrap(),
@@ -403,7 +270,7 @@ mod tests {
         }
     }
 
-    fn entry(path: &str, size: Option<u64>) -> Entry {
+    pub(in super::super) fn entry(path: &str, size: Option<u64>) -> Entry {
         Entry {
             path: path.parse().unwrap(),
             size,
@@ -473,51 +340,5 @@ mod tests {
         for path in gone {
             assert!(at(path).symlink_metadata().is_err(), "{path}");
         }
-    }
-
-    #[test]
-    fn a_file_becomes_what_the_changes_say() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("base")).unwrap();
-        let path = folder.path().join("base/1");
-        fs::write(&path, vec![1; 50_000]).unwrap();
-        let copy = copy(folder.path());
-        let wanted = [entry("base/1", Some(40_000)), entry("base/2", Some(100))];
-        let asked = std::sync::Mutex::new(Vec::new());
-        copy.questions(&wanted, |question| {
-            asked.lock().unwrap().extend(question.pieces);
-            true
-        })
-        .unwrap();
-        let pieces = asked.into_inner().unwrap();
-        let told: Vec<_> = pieces
-            .iter()
-            .map(|piece| (piece.bytes, piece.digests.len()))
-            .collect();
-        assert_eq!(told, [(40_000, 5), (100, 0)]);
-        assert_eq!(
-            fs::metadata(&path).unwrap().len(),
-            40_000,
-            "it is shortened at once"
-        );
-        let changes = [
-            Change::Bytes {
-                piece: 0,
-                offset: 8192,
-                bytes: vec![2; 8192],
-            },
-            Change::Done {
-                piece: 0,
-                end: Some(20_000),
-            },
-            Change::Done {
-                piece: 1,
-                end: None,
-            },
-        ];
-        assert_eq!(copy.apply(&pieces, &changes).unwrap(), 8192);
-        let expected = [vec![1; 8192], vec![2; 8192], vec![1; 20_000 - 16_384]].concat();
-        assert_eq!(fs::read(&path).unwrap(), expected);
-        assert!(!folder.path().join("base/2").exists());
     }
 }

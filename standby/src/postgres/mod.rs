@@ -4,6 +4,7 @@ mod base_backup;
 mod beside;
 mod configuration;
 mod half;
+mod local_blocks;
 mod local_copy;
 mod receiver;
 mod rejoin;

@@ -28,7 +28,8 @@ use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient};
 
 use super::base_backup::end_orphans;
-use super::local_copy::{LocalCopy, Question};
+use super::local_blocks::Question;
+use super::local_copy::LocalCopy;
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
 

@@ -26,6 +26,12 @@ use super::receiver::PostgresReceiver;
 /// How long after its start a seeded server may take to stream.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often in a row the same process must be seen streaming.
+const STREAM_LOOKS: u32 = 4;
+
+/// How soon it is looked at again.
+const STREAM_INTERVAL: Duration = Duration::from_millis(15);
+
 /// Why a standby's Postgres cannot be seeded.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
@@ -290,23 +296,24 @@ impl PostgresReceiver {
     }
 
     pub(super) async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
-        let query = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        let streams =
-            async {
-                let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
-                loop {
-                    let row = client.query_one(query, &[]).await.map_err(|source| {
-                        PostgresError::Query {
-                            what: "tell whether it streams",
-                            source,
-                        }
-                    })?;
-                    if row.get::<_, bool>(0) {
-                        return Ok::<_, PostgresError>(());
-                    }
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            };
+        let query = "SELECT max(pid) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        let streams = async {
+            let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+            // It says so for a moment even if the log that it asks for is gone: then another process asks next.
+            let mut seen = (None::<i32>, 0);
+            while seen.1 < STREAM_LOOKS {
+                tokio::time::sleep(STREAM_INTERVAL).await;
+                let row = client.query_one(query, &[]).await;
+                let row = row.map_err(|source| PostgresError::Query {
+                    what: "tell whether it streams",
+                    source,
+                })?;
+                let receiver: Option<i32> = row.get(0);
+                let is_same = receiver.is_some() && receiver == seen.0;
+                seen = (receiver, if is_same { seen.1 + 1 } else { 0 });
+            }
+            Ok::<_, PostgresError>(())
+        };
         tokio::time::timeout(STREAM_PATIENCE, streams)
             .await
             .map_err(|_| SeedError::NotStreaming {
