@@ -32,8 +32,8 @@ const PEER_PORT: u16 = 7400;
 /// Join a cluster: get a certificate, copy every store, and stream
 #[derive(clap::Args, Debug)]
 pub(crate) struct Join {
-    /// The address that `understudy invite` printed
-    url: String,
+    /// The address that `understudy invite` printed; not needed again once the node has its certificate
+    url: Option<String>,
     /// The token that `understudy invite` printed; not needed again once the node has its certificate
     #[arg(long, env = "UNDERSTUDY_TOKEN", hide_env_values = true)]
     token: Option<Token>,
@@ -49,7 +49,7 @@ pub(crate) struct Join {
 
 impl Join {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
-        let address = parse_url(&self.url)?;
+        let address = self.url.as_deref().map(parse_url).transpose()?;
         let is_enrolled = place.folder().join("pki").join(trust::CA_KEY).exists();
         if is_enrolled {
             tell("This node has its certificate already; going on with what is missing.");
@@ -57,6 +57,10 @@ impl Join {
             let token = self.token.as_ref().ok_or_else(|| {
                 Failure::usage("the token is missing")
                     .hint("get one with `understudy invite NAME` on the primary")
+            })?;
+            let address = address.ok_or_else(|| {
+                Failure::usage("the address of a node of the cluster is missing")
+                    .hint("get it with `understudy invite NAME` on the primary")
             })?;
             self.enrol(place, address, token).await?;
         }

@@ -90,6 +90,9 @@ pub(crate) async fn rejoin(
         }
     }
     let primary = find_primary(node).await?;
+    // A fence may be under way still: what it heard already is heard again after it.
+    node.happen(Event::Heard(node.role().epoch().clone()))
+        .await?;
     if node.is_fence_owed() || node.is_serving() {
         return Err(Failure::refused(format!(
             "something of node {} still serves, though it has been superseded",

@@ -87,6 +87,8 @@ pub struct Postgres {
     pub max_slot_wal_keep_bytes: u64,
     /// How many bytes per second a base backup takes at most.
     pub bandwidth: Option<u64>,
+    /// Where a standby that is seeded puts its write-ahead log; `None` for the data directory.
+    pub wal_dir: Option<PathBuf>,
     /// Where Postgres puts its Unix socket; `None` leaves it to Postgres.
     pub socket_dir: Option<PathBuf>,
     /// Where its configuration is; `None` means that it is in the data directory, or looked for.

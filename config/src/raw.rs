@@ -90,6 +90,9 @@ section! {
         max_slot_wal_keep_size: String as "size" = r#""10GB""#, r#""64GB""#;
         /// How much of a base backup is sent in a second at most, from 32 kB to 1 GB. `"0"` is no limit.
         bandwidth: String as "size" = r#""0""#, r#""50MB""#;
+        /// Where a standby that is seeded puts its write-ahead log, as on a disk of its own: a directory
+        /// that is empty or absent. Without it, in the data directory. A cluster that is there keeps its own.
+        wal_dir: String as "absolute path" = optional, r#""/srv/wal/catalog""#;
         /// Where Postgres puts its Unix socket. Without it, where Postgres was built to.
         socket_dir: String as "absolute path" = optional, r#""/var/run/postgresql""#;
         /// Where `postgresql.conf`, `pg_hba.conf` and `pg_ident.conf` are, if not in `data_dir`: Debian has

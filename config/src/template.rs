@@ -178,6 +178,7 @@ durability = "async"        # "sync": a commit waits until a standby has made it
 degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
 max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
 bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
+#wal_dir = "/srv/wal/catalog"      # a standby's write-ahead log, on a disk of its own
 {socket_dir}
 {config_dir}    # where postgresql.conf is, if not in data_dir
 # The server is started and stopped by understudy itself, or by all three of these:
@@ -296,6 +297,7 @@ mod tests {
                     durability: Async,
                     max_slot_wal_keep_bytes: 10737418240,
                     bandwidth: None,
+                    wal_dir: None,
                     socket_dir: None,
                     config_dir: Some(
                         "/etc/pg",
@@ -403,6 +405,7 @@ mod tests {
         #degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
         #max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
         #bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
+        #wal_dir = "/srv/wal/catalog"      # a standby's write-ahead log, on a disk of its own
         #socket_dir = "/var/run/postgresql"
         #config_dir = "/etc/postgresql/15/main"    # where postgresql.conf is, if not in data_dir
         # The server is started and stopped by understudy itself, or by all three of these:

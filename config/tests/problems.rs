@@ -581,6 +581,23 @@ scrub = "0MB"
 }
 
 #[test]
+fn the_write_ahead_log_is_not_within_the_data_directory() {
+    assert_snapshot!(problems_with(r#"
+[postgres]
+data_dir = "/data/pg"
+wal_dir = "/data/pg/wal"
+"#), @r#"
+    error: the WAL of store `postgres` lies inside store `postgres`
+     --> understudy.toml:9:11
+      |
+    8 | data_dir = "/data/pg"
+      |            ---------- store `postgres` is here
+    9 | wal_dir = "/data/pg/wal"
+      |           ^^^^^^^^^^^^^^ expected paths of which none lies inside another
+    "#);
+}
+
+#[test]
 fn an_empty_file_lacks_what_is_required() {
     assert_snapshot!(problems_of(""), @r"
     error: the file lacks the section `[cluster]`

@@ -81,6 +81,7 @@ fn the_sample_is_read_whole() {
                 durability: Async,
                 max_slot_wal_keep_bytes: 10737418240,
                 bandwidth: None,
+                wal_dir: None,
                 socket_dir: None,
                 config_dir: None,
                 commands: None,

@@ -233,6 +233,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         durability: understudy_config::PostgresDurability::Async,
         max_slot_wal_keep_bytes: 0,
         bandwidth: None,
+        wal_dir: None,
         socket_dir: None,
         config_dir: None,
         commands: None,

@@ -11,6 +11,7 @@
 
 mod adoption;
 mod bad_input;
+mod balancer;
 mod behind;
 mod crashes;
 mod daemon;
@@ -22,6 +23,7 @@ mod parted;
 mod partition;
 mod promotion;
 mod refusals;
+mod reseeding;
 mod returning;
 mod seeding;
 mod services;

@@ -2,11 +2,12 @@
 //! people and for programs), in the metrics and by events, on both sides, and its end is told too.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::world::{Machine, Network, Pair, Plan, Signal, holds, signal, until};
+use crate::world::{Machine, Network, Pair, Plan, Signal, holds, postgres_program, signal, until};
 
 /// The promise is five seconds; a loaded machine gets one more.
 const TOLD_WITHIN: Duration = Duration::from_secs(6);
@@ -203,17 +204,66 @@ fn a_standby_whose_server_hangs_is_told() {
     hangs.wait_for_end(&pair);
 }
 
+/// Runs a program of Postgres on a machine, as the user whose data it is.
+fn run_as_postgres(machine: &Machine, program: &str, arguments: &[&str]) {
+    let program = postgres_program(program);
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = machine.command("setpriv");
+        command
+            .args(["--reuid", "postgres", "--regid", "postgres"])
+            .args(["--init-groups", &program]);
+        command
+    } else {
+        machine.command(&program)
+    };
+    let nobody_hears = std::process::Stdio::null;
+    let status = command
+        .args(arguments)
+        .current_dir("/")
+        .stdout(nobody_hears())
+        .status();
+    assert!(status.unwrap().success(), "{program} {arguments:?}");
+}
+
+/// Makes another cluster in the place of the copy, which has run on its own, and calls it a standby.
+fn replace_by_another_cluster(machine: &Machine, more: &str) {
+    let place = machine.at("/data/pg");
+    let (data_dir, log) = (place.to_str().unwrap(), place.join("log"));
+    let (log, socket_dir) = (log.to_str().unwrap(), machine.at("/run/postgresql"));
+    let options = format!("-k {}", socket_dir.display());
+    machine.init_postgres();
+    run_as_postgres(
+        machine,
+        "pg_ctl",
+        &["-w", "-D", data_dir, "-l", log, "-o", &options, "start"],
+    );
+    machine.sql(more);
+    run_as_postgres(
+        machine,
+        "pg_ctl",
+        &["-w", "-D", data_dir, "-m", "fast", "stop"],
+    );
+    fs::write(place.join("standby.signal"), "").unwrap();
+}
+
+#[test]
+fn a_copy_of_another_cluster_is_told() {
+    tell_another_cluster("CREATE ROLE understudy LOGIN; GRANT pg_monitor TO understudy");
+}
+
 #[test]
 fn a_copy_of_another_cluster_is_told_even_if_it_does_not_know_understudy() {
+    tell_another_cluster("SELECT 1");
+}
+
+fn tell_another_cluster(more: &str) {
     let mut pair = Pair::new(Plan::postgres());
     pair.write(1);
     pair.wait();
     pair.b.power_off();
-    // Somebody puts another cluster in the place of the copy, and calls it a standby.
     let (place, aside) = (pair.b.at("/data/pg"), pair.b.at("/data/aside"));
     fs::rename(&place, &aside).unwrap();
-    pair.b.init_postgres();
-    fs::write(place.join("standby.signal"), "").unwrap();
+    replace_by_another_cluster(&pair.b, more);
     pair.b.serve();
     let foreign = Named {
         reason: "foreign",
@@ -304,4 +354,67 @@ fn a_dead_link_is_unknown_everywhere_although_nothing_was_behind() {
     });
     pair.b.wait_for_event("link_up", "");
     pair.a.wait_for_event("standby_back", "");
+}
+
+/// Makes programs of Postgres that say that they are of the next major version, and are otherwise real:
+/// nothing but a refusal keeps them from copying.
+fn newer_programs(pair: &Pair) -> String {
+    let folder = pair.folder.path().join("newer");
+    fs::create_dir(&folder).unwrap();
+    let real = postgres_program("");
+    for program in fs::read_dir(&real).unwrap() {
+        let name = program.unwrap().file_name();
+        let name = name.to_str().unwrap();
+        let path = folder.join(name);
+        let text = format!(
+            "#!/bin/sh\ncase \"$*\" in\n--version) echo \"{name} (PostgreSQL) {NEWER}.1\" ;;\n\
+             *) exec {real}{name} \"$@\" ;;\nesac\n"
+        );
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    folder.display().to_string()
+}
+
+/// A version that nobody has.
+const NEWER: u32 = 99;
+
+#[test]
+fn a_standby_of_another_major_version_is_refused_before_anything_is_copied() {
+    let mut pair = Pair::alone(Plan::postgres());
+    pair.write(1);
+    let newer = newer_programs(&pair);
+    let (url, token) = pair.invite("b");
+    // The configuration is the cluster's: only a daemon that runs already does not see this.
+    let edit = |machine: &Machine, old: &str, new: &str| {
+        let text = fs::read_to_string(machine.cluster_file()).unwrap();
+        assert!(text.contains(old), "{text}");
+        fs::write(machine.cluster_file(), text.replace(old, new)).unwrap();
+    };
+    let usual = "\n[postgres]\n".to_owned();
+    let other = format!("{usual}bin_dir = \"{newer}\"\n");
+    edit(&pair.a, &usual, &other);
+    let refused = pair.try_join(&pair.b, &url, &token);
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    let here = pair.a.sql("SHOW server_version_num");
+    let here = &here[..2];
+    let said = format!(
+        "the primary runs Postgres {here}, this machine has {NEWER}; install postgresql-{here} here"
+    );
+    assert!(refused.stderr.contains(&said), "{refused:?}");
+    assert!(
+        !pair.b.at("/data").exists(),
+        "something is in the place of the copy"
+    );
+    let slots = pair.a.sql("SELECT count(*) FROM pg_replication_slots");
+    assert_eq!(slots, "0", "a slot keeps write-ahead log for nobody");
+
+    // With the right programs the same command goes on.
+    edit(&pair.a, &other, &usual);
+    edit(&pair.b, &other, &usual);
+    let again = pair.b.try_understudy(&["join", &url]);
+    assert_eq!(again.status, Some(0), "{again:?}");
+    pair.b.serve();
+    pair.wait();
+    pair.assert_written(1);
 }

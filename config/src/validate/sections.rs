@@ -137,6 +137,10 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         .socket_dir
         .as_ref()
         .and_then(|it| findings.check(it, paths::absolute));
+    let wal_dir = raw
+        .wal_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::store));
     let user = raw.user.as_ref().and_then(|it| findings.check(it, word));
     let database = raw
         .database
@@ -165,6 +169,7 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         durability: durability?,
         max_slot_wal_keep_bytes: max_slot_wal_keep_bytes?,
         bandwidth: bandwidth?,
+        wal_dir,
         socket_dir,
         config_dir,
         commands: commands?,

@@ -14,13 +14,13 @@ const YIELD: Duration = Duration::from_millis(5);
 
 /// The limits of all standbys.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     bytes_per_second: Option<u64>,
     peers: Mutex<BTreeMap<NodeName, Arc<Limit>>>,
 }
 
 impl Limits {
-    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
+    pub(crate) fn new(bytes_per_second: Option<u64>) -> Self {
         Self {
             bytes_per_second,
             peers: Mutex::default(),
@@ -28,7 +28,7 @@ impl Limits {
     }
 
     /// Returns the limit of one standby; `None` when there is none.
-    pub(super) fn of(&self, peer: &NodeName) -> Option<Arc<Limit>> {
+    pub(crate) fn of(&self, peer: &NodeName) -> Option<Arc<Limit>> {
         let bytes_per_second = self.bytes_per_second.filter(|bytes| *bytes > 0)?;
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = peers
@@ -40,7 +40,7 @@ impl Limits {
 
 /// Which of two goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(crate) enum Lane {
     /// Changes as they happen.
     Fresh,
     /// Contents that were asked for.
@@ -49,7 +49,7 @@ pub(super) enum Lane {
 
 /// The limit of one standby.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     bucket: Mutex<Bucket>,
 }
 
@@ -104,7 +104,7 @@ impl Limit {
     }
 
     /// Waits until `bytes` may be sent. Safe to cancel.
-    pub(super) async fn wait(&self, bytes: usize, lane: Lane) {
+    pub(crate) async fn wait(&self, bytes: usize, lane: Lane) {
         loop {
             let pause = {
                 let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,7 +15,7 @@ mod commit;
 mod content;
 mod dirty;
 mod jobs;
-mod limit;
+pub(crate) mod limit;
 mod look;
 mod press;
 mod shared;

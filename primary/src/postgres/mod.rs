@@ -1,9 +1,11 @@
 //! Ships a Postgres cluster: Postgres streams its own log, and this module prepares it for that,
 //! keeps a bounded slot per standby, and watches.
 
+mod backups;
 mod checkpoint;
 mod durability;
 mod look;
+mod reseed;
 mod restart;
 mod retention;
 mod seen;
@@ -22,6 +24,7 @@ use tokio_postgres::Client;
 use understudy_config::{NodeName, PostgresDurability, StoreName};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::{Lsn, Position};
+use understudy_replication::postgres::reseed::Tablespace;
 use understudy_replication::postgres::{
     Cluster, Configuration, Duty, History, MAINTENANCE_DATABASE, MINIMUM_SETTINGS, Minimums,
     PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, parse_segment, slot_name,
@@ -33,6 +36,7 @@ use understudy_replication::transport::Caller;
 
 pub use restart::permit_restart;
 
+use backups::Backups;
 use durability::{Action, Waiting};
 use look::Look;
 use seen::Seen;
@@ -75,6 +79,7 @@ pub struct PostgresShipper {
     allowed: Mutex<BTreeSet<NodeName>>,
     /// Where the cluster ended when it was fenced.
     ended: Mutex<Option<Position>>,
+    backups: Arc<Backups>,
 }
 
 impl PostgresShipper {
@@ -87,6 +92,7 @@ impl PostgresShipper {
             },
             ended: Mutex::new(None),
             allowed: Mutex::new(cluster.peers.iter().cloned().collect()),
+            backups: Arc::new(Backups::new(cluster.bandwidth, events.clone())),
             cluster,
             pki,
             events,
@@ -222,8 +228,8 @@ impl PostgresShipper {
                     Severity::Error,
                     "must_reseed",
                     format!(
-                        "slot {} has lost write-ahead log that its standby needs: the standby must be \
-                         seeded anew with `understudy join`",
+                        "slot {} has lost write-ahead log that its standby needs: there, stop the daemon, \
+                         run `understudy join`, and start it again",
                         slot.name
                     ),
                 );
@@ -269,6 +275,7 @@ impl PostgresShipper {
                     "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
                      current_setting('server_version_num')::int / 10000, \
                      (SELECT sum(pg_database_size(oid))::int8 FROM pg_database), \
+                     (SELECT catalog_version_no FROM pg_control_system()), \
                      (SELECT json_object_agg(name, setting::int8) FROM pg_settings \
                       WHERE name = ANY ($1))::text",
                     &[&MINIMUM_SETTINGS.as_slice()],
@@ -277,7 +284,23 @@ impl PostgresShipper {
                 .map_err(|source| query("tell what a standby must know", source))?;
             let identifier: String = row.get(0);
             let minimums =
-                Minimums::parse(row.get(3)).map_err(|source| PostgresError::Settings { source })?;
+                Minimums::parse(row.get(4)).map_err(|source| PostgresError::Settings { source })?;
+            let tablespaces = client
+                .query(
+                    "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace \
+                     WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY 1",
+                    &[],
+                )
+                .await
+                .map_err(|source| query("tell its tablespaces", source))?;
+            let tablespace = |row: &tokio_postgres::Row| {
+                let path = PathBuf::from(row.get::<_, String>(1));
+                Tablespace {
+                    oid: row.get(0),
+                    location: self.cluster.in_configuration(&path),
+                    path,
+                }
+            };
             Ok(SeedInfo {
                 minimums,
                 config_dir: self
@@ -287,6 +310,8 @@ impl PostgresShipper {
                 system_identifier: identifier.parse().unwrap_or(0),
                 version: u32::try_from(row.get::<_, i32>(1)).unwrap_or(0),
                 bytes: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+                catalog_version: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+                tablespaces: tablespaces.iter().map(tablespace).collect(),
             })
         })
         .await
@@ -322,7 +347,30 @@ impl PostgresShipper {
         })
     }
 
-    /// Makes `node`'s slot, anew if it has lost what the standby would need.
+    /// Returns what is known of `node`'s slot now.
+    async fn show_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
+        let name = slot_name(node);
+        // Asked anew: a standby that came in the second after the loss would try in vain to follow.
+        let row = self
+            .with_client(async |client| {
+                client
+                    .query_one(
+                        "SELECT EXISTS (SELECT FROM pg_replication_slots \
+                         WHERE slot_name = $1 AND coalesce(wal_status, 'lost') = 'lost')",
+                        &[&name],
+                    )
+                    .await
+                    .map_err(|source| query("tell whether a slot is lost", source))
+            })
+            .await?;
+        Ok(SlotInfo {
+            name,
+            is_lost: row.get(0),
+            oldest: self.oldest().await?,
+        })
+    }
+
+    /// Makes `node`'s slot, anew if it has lost what the standby would need; tells whether it had.
     async fn make_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
         let name = slot_name(node);
         let joined = {
@@ -333,29 +381,30 @@ impl PostgresShipper {
             self.cluster.allow(&allowed)?;
             self.cluster.reload().await?;
         }
-        self.with_client(async |client| {
-            client
-                .execute(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+        let dropped = self
+            .with_client(async |client| {
+                let dropped = client
+                    .execute(
+                        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
                      WHERE slot_name = $1 AND wal_status = 'lost' AND NOT active",
-                    &[&name],
-                )
-                .await
-                .map_err(|source| query("drop a lost slot", source))?;
-            client
-                .execute(
-                    "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS \
+                        &[&name],
+                    )
+                    .await
+                    .map_err(|source| query("drop a lost slot", source))?;
+                client
+                    .execute(
+                        "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS \
                      (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
-                    &[&name],
-                )
-                .await
-                .map_err(|source| query("make a slot", source))?;
-            Ok(())
-        })
-        .await?;
+                        &[&name],
+                    )
+                    .await
+                    .map_err(|source| query("make a slot", source))?;
+                Ok(dropped)
+            })
+            .await?;
         Ok(SlotInfo {
             name,
-            is_lost: false,
+            is_lost: dropped > 0,
             oldest: self.oldest().await?,
         })
     }
@@ -469,6 +518,7 @@ impl Shipper for PostgresShipper {
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
         Box::pin(async move {
             *self.client.lock().await = None;
+            self.backups.end_all();
             // In peace: the server sends its shutdown checkpoint to the standbys, so that nothing
             // committed is left behind while the link is up.
             self.cluster.stop().await?;
@@ -500,6 +550,7 @@ impl Shipper for PostgresShipper {
             .route("/history", get(history))
             .route("/checkpoint", post(checkpoint::write))
             .route("/slot", post(make_slot).get(show_slot))
+            .merge(reseed::routes())
             .with_state(self)
     }
 
@@ -560,15 +611,8 @@ async fn show_slot(
     State(shipper): State<Arc<PostgresShipper>>,
     Extension(caller): Extension<Caller>,
 ) -> Response {
-    let name = slot_name(&caller.node);
-    let is_lost = shipper.seen().is_lost(&name);
-    match shipper.oldest().await {
-        Ok(oldest) => Json(SlotInfo {
-            name,
-            is_lost,
-            oldest,
-        })
-        .into_response(),
+    match shipper.show_slot(&caller.node).await {
+        Ok(slot) => Json(slot).into_response(),
         Err(error) => failed(&error),
     }
 }

@@ -101,6 +101,7 @@ mod tests {
             durability: understudy_config::PostgresDurability::Async,
             max_slot_wal_keep_bytes: 0,
             bandwidth: None,
+            wal_dir: None,
             socket_dir: None,
             config_dir: None,
             commands: None,

@@ -156,7 +156,8 @@ impl Seen {
         for slot in &self.slots {
             if slot.is_lost {
                 problems.push(format!(
-                    "slot {} is lost: run `understudy join` again on its standby",
+                    "slot {} is lost: on its standby, stop the daemon, run `understudy join`, and start it \
+                     again; only what differs is copied",
                     slot.name
                 ));
                 continue;

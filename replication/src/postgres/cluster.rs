@@ -68,6 +68,10 @@ pub struct Cluster {
     pub slot_keep_bytes: u64,
     /// How many bytes per second a base backup takes at most.
     pub bandwidth: Option<u64>,
+    /// Where a standby that is seeded puts its write-ahead log; `None` for the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// What absolute paths of the configuration are beneath, on this machine.
+    pub root: PathBuf,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
     /// The other nodes of the configuration: whose certificates may stream from here.
@@ -119,9 +123,22 @@ impl Cluster {
             durability: config.durability,
             slot_keep_bytes: config.max_slot_wal_keep_bytes,
             bandwidth: config.bandwidth,
+            wal_dir: config.wal_dir.as_deref().map(|path| local.resolve(path)),
+            root: local.root.clone(),
             state: local.state_dir.join("postgres"),
             peers,
         })
+    }
+
+    /// Returns how the configuration would say a path of this machine: without the machine's `root`.
+    pub fn in_configuration(&self, path: &Path) -> PathBuf {
+        let within = path.strip_prefix(&self.root);
+        within.map_or_else(|_| path.to_owned(), |within| Path::new("/").join(within))
+    }
+
+    /// Returns where a path that a configuration says is on this machine.
+    pub fn on_this_machine(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// Returns the folder of the certificates that Postgres reads; they belong to its OS user.
@@ -342,6 +359,8 @@ impl Cluster {
         let script = format!(
             "SET client_min_messages = warning;\n{}{}\
              GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n\
+             GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) \
+             TO {ROLE};\n\
              {REWIND_GRANTS}",
             role(ROLE, "LOGIN REPLICATION"),
             role(REPLICATION_ROLE, "LOGIN REPLICATION"),
@@ -545,6 +564,8 @@ impl Cluster {
             bandwidth: None,
             state: "/state/postgres".into(),
             peers: Vec::new(),
+            root: "/".into(),
+            wal_dir: None,
             has_checksums: Arc::default(),
         }
     }

@@ -379,6 +379,7 @@ mod tests {
                 durability: understudy_config::PostgresDurability::Async,
                 max_slot_wal_keep_bytes: 0,
                 bandwidth: None,
+                wal_dir: None,
                 socket_dir: None,
                 config_dir: config_dir.map(Into::into),
                 commands: None,

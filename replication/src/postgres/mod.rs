@@ -11,6 +11,7 @@
 //! History     timelines: who can follow whom                      (pure)
 //! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
+//! reseed      comparing two data directories block by block
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
@@ -25,6 +26,7 @@ mod history;
 mod origins;
 mod postmaster;
 mod requirements;
+pub mod reseed;
 mod settings;
 mod sql;
 mod wal;
@@ -69,6 +71,12 @@ pub struct SeedInfo {
     /// Where the primary has its configuration, if not in the data directory.
     #[serde(default)]
     pub config_dir: Option<PathBuf>,
+    /// The version of its catalogue, which names its folder in a tablespace.
+    #[serde(default)]
+    pub catalog_version: u32,
+    /// Where its tablespaces are.
+    #[serde(default)]
+    pub tablespaces: Vec<reseed::Tablespace>,
 }
 
 /// What the primary knows of a standby's slot.

@@ -1,9 +1,13 @@
 //! Receives a Postgres cluster: a base backup first, then Postgres' own streaming.
 
+mod base_backup;
+mod beside;
 mod configuration;
-mod interim;
+mod half;
+mod local_copy;
 mod receiver;
 mod rejoin;
+mod reseed;
 mod salvage;
 mod seed;
 mod stall;
@@ -12,5 +16,6 @@ mod waldump;
 
 pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
+pub use reseed::Saved;
 pub use salvage::SalvageError;
 pub use seed::SeedError;

@@ -41,6 +41,10 @@ const INFO_PATIENCE: Duration = Duration::from_secs(2);
 /// The server answers within this time, or counts as one that does not.
 const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What is told when the primary's slot is lost.
+const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: stop the daemon \
+     here, run `understudy join`, and start it again; only what differs is copied, and the primary serves on";
+
 /// A history of timelines is no longer than this.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
 
@@ -352,12 +356,7 @@ impl Receiver for PostgresReceiver {
                     && let Ok(slot) = answer.json::<SlotInfo>(4096).await
                     && slot.is_lost
                 {
-                    self.stall(
-                        StallReason::MustReseed,
-                        "the primary has removed write-ahead log that this standby needs; run \
-                         `understudy join` again here"
-                            .to_owned(),
-                    );
+                    self.stall(StallReason::MustReseed, SLOT_LOST.to_owned());
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
                     continue;

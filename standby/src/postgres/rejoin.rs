@@ -72,14 +72,11 @@ impl PostgresReceiver {
                     theirs: theirs.system_identifier,
                 }))
             }
-            Relation::Beginning if cluster.is_standby() => {
-                self.seed_cluster(primary, progress).await?;
-                Ok(Rejoined::by(Method::Seeded))
-            }
             Relation::Beginning => {
                 let slot = self.make_slot(primary).await?;
-                if slot.oldest.is_some_and(|oldest| ours.end < oldest) {
-                    // Nothing that only this side has; but the log in between is gone.
+                if slot.is_lost || slot.oldest.is_some_and(|oldest| ours.end < oldest) {
+                    // Nothing here is only here; but the log from here on is gone.
+                    cluster.stop().await?;
                     self.mark_half(&info, &[])?;
                     return self.compare(primary, &info, &slot, None, progress).await;
                 }

@@ -222,7 +222,8 @@ impl Pair {
         fs::write(a.cluster_file(), format!("{text}\n{}", self.toml())).unwrap();
     }
 
-    fn begin(&mut self) {
+    /// Makes the first node of machines that are prepared.
+    pub(crate) fn begin(&mut self) {
         self.init();
         if self.plan.index {
             // The table comes with the server: start it as the operator would have it running.

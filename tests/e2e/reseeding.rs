@@ -1,0 +1,277 @@
+//! A standby's old copy of Postgres is compared with the primary's, and only what differs travels.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::world::{Machine, Pair, Plan, ended, holds, until};
+
+/// A slot that is lost after some megabytes.
+fn small_slot() -> Plan {
+    Plan {
+        postgres_more: "max_slot_wal_keep_size = \"32MB\"".to_owned(),
+        ..Plan::postgres()
+    }
+}
+
+/// Writes so much that a copy takes a while and a difference is small beside it.
+fn fill(machine: &Machine) {
+    machine.sql(
+        "CREATE TABLE ballast AS SELECT i, repeat(md5(i::text), 30) AS text \
+         FROM generate_series(1, 60000) i",
+    );
+    // Else the first who reads it changes every page.
+    machine.sql("VACUUM FREEZE ballast");
+}
+
+/// Writes on until the slot of the standby, which is away, is lost.
+fn lose_the_slot(pair: &mut Pair) {
+    pair.b.stop();
+    pair.b.power_off();
+    until("the slot is lost", Pair::PATIENCE, || {
+        pair.a.sql(
+            "CREATE TABLE IF NOT EXISTS noise (text text); \
+             INSERT INTO noise SELECT repeat(md5(i::text), 30) FROM generate_series(1, 15000) i",
+        );
+        pair.a
+            .sql("TRUNCATE noise; SELECT pg_switch_wal(); CHECKPOINT");
+        let state = pair
+            .a
+            .sql("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'understudy_b'");
+        holds(state == "lost", state)
+    });
+}
+
+/// Returns the two figures, in bytes, of the last event that tells of a re-seed.
+fn figures(machine: &Machine) -> (f64, f64) {
+    let text = fs::read_to_string(machine.state().join("events.jsonl")).unwrap();
+    let line = text
+        .lines()
+        .rfind(|line| line.contains("\"postgres_reseeded\""))
+        .unwrap_or_else(|| panic!("no re-seed: {text}"));
+    eprintln!("{line}");
+    assert!(line.contains("by comparing blocks"), "{line}");
+    let after = |word: &str| {
+        let rest = line.split(word).nth(1).unwrap();
+        let mut words = rest.split([' ', ';', ',', '"']);
+        let number: f64 = words.next().unwrap().parse().unwrap();
+        let unit = match words.next().unwrap() {
+            "GB" => 1_073_741_824.0,
+            "MB" => 1_048_576.0,
+            "kB" => 1024.0,
+            _ => 1.0,
+        };
+        number * unit
+    };
+    (after("compared "), after("copied "))
+}
+
+/// Writes on, a row at a time, until `child` has ended.
+fn write_while(pair: &Pair, from: u32, child: &mut std::process::Child) -> u32 {
+    let mut number = from;
+    until("the command ends", Duration::from_secs(120), || {
+        number += 1;
+        pair.write(number);
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success(), "{status}");
+                Ok(())
+            }
+            None => Err(format!("{number}")),
+        }
+    });
+    number
+}
+
+fn assert_same_rows(pair: &Pair) {
+    pair.assert_equal();
+    let sums = "SELECT count(*), sum(hashtext(t::text)) FROM ballast t";
+    assert_eq!(pair.b.sql(sums), pair.a.sql(sums));
+}
+
+#[test]
+fn a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_serves() {
+    let mut pair = Pair::alone(small_slot());
+    fill(&pair.a);
+    pair.join();
+    lose_the_slot(&mut pair);
+    pair.a.wait_for_event("must_reseed", "understudy join");
+    let problems = pair.a.status()["problems"].to_string();
+    assert!(problems.contains("`understudy join`"), "{problems}");
+    // The standby says the same, with the command that mends it.
+    pair.b.serve();
+    pair.b
+        .wait_for_event("must_reseed", "run `understudy join`");
+    until("the standby must be seeded anew", Pair::PATIENCE, || {
+        let status = pair.b.try_status()?;
+        let text = pair.b.understudy(&["status"]);
+        holds(
+            text.contains("must be compared whole") && text.contains("understudy join"),
+            (text, status),
+        )
+    });
+    pair.b.stop();
+
+    let mut join = pair.b.program().arg("join").spawn().unwrap();
+    let last = write_while(&pair, 1000, &mut join);
+    pair.b.serve();
+    pair.wait();
+    pair.assert_written(last);
+    assert_same_rows(&pair);
+    let (compared, copied) = figures(&pair.b);
+    assert!(
+        compared > 50e6 && copied < compared / 4.0,
+        "{copied} of {compared}"
+    );
+    assert_eq!(pair.b.status()["problems"].to_string(), "[]");
+    // It is a standby like any other.
+    pair.b.understudy(&["promote", "--force"]);
+    pair.assert_b_is_primary();
+}
+
+#[test]
+fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
+    let plan = Plan {
+        // Slow enough to be killed in the middle.
+        postgres_more: format!("{}\nbandwidth = \"8MB\"", small_slot().postgres_more),
+        ..small_slot()
+    };
+    let mut pair = Pair::alone(plan);
+    fill(&pair.a);
+    pair.join();
+    lose_the_slot(&mut pair);
+    // Much differs now.
+    pair.a
+        .sql("UPDATE ballast SET text = 'x' || text WHERE i % 40 = 0");
+    let mut was_killed = 0;
+    for delay in [300, 700, 1200, 2000] {
+        let mut join = pair.b.program().arg("join").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        was_killed += u32::from(join.try_wait().unwrap().is_none());
+        join.kill().unwrap();
+        join.wait().unwrap();
+    }
+    assert!(was_killed >= 2, "the re-seeds were too quick to be killed");
+    // Half a copy is not started, and says so.
+    assert!(pair.b.state().join("postgres/seeding").exists());
+    let mut join = pair.b.program().arg("join").spawn().unwrap();
+    let last = write_while(&pair, 2000, &mut join);
+    assert!(!pair.b.state().join("postgres/seeding").exists());
+    pair.b.serve();
+    pair.wait();
+    pair.assert_written(last);
+    assert_same_rows(&pair);
+    let (compared, copied) = figures(&pair.b);
+    assert!(copied < compared, "{copied} of {compared}");
+}
+
+/// Makes a directory for a tablespace, as an operator would.
+fn tablespace_on(machine: &Machine) {
+    let place = machine.at("/data/space");
+    fs::create_dir_all(&place).unwrap();
+    own(&place);
+    machine.sql(&format!(
+        "CREATE TABLESPACE space LOCATION '{}'",
+        place.display()
+    ));
+}
+
+fn own(path: &Path) {
+    if rustix::process::geteuid().is_root() {
+        let mut command = std::process::Command::new("chown");
+        assert_eq!(ended(command.arg("postgres:").arg(path)).status, Some(0));
+    }
+}
+
+/// Makes a pair with everything beside the data directory.
+fn beside(checksums: bool) -> Pair {
+    let plan = Plan {
+        postgres_more: "wal_dir = \"/data/wal\"\nmax_slot_wal_keep_size = \"32MB\"".to_owned(),
+        ..Plan::postgres()
+    };
+    let mut pair = Pair::prepare(plan, None);
+    if !checksums {
+        let mut command = pair
+            .a
+            .command(&crate::world::postgres_program("pg_checksums"));
+        let off = ended(
+            command
+                .arg("--disable")
+                .arg("-D")
+                .arg(pair.a.at("/data/pg")),
+        );
+        assert_eq!(off.status, Some(0), "{off:?}");
+        own(&pair.a.at("/data/pg/global/pg_control"));
+    }
+    pair.begin();
+    tablespace_on(&pair.a);
+    pair.a
+        .sql("CREATE UNLOGGED TABLE scratch (i int); INSERT INTO scratch VALUES (1)");
+    pair.a
+        .sql("CREATE TABLE ballast (i int, text text) TABLESPACE space");
+    pair.a.sql(
+        "INSERT INTO ballast SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 60000) i",
+    );
+    pair.a.sql("VACUUM FREEZE ballast");
+    pair
+}
+
+#[test]
+fn a_pair_with_a_tablespace_and_its_log_on_another_disk_is_seeded_and_promoted() {
+    for checksums in [true, false] {
+        let mut pair = beside(checksums);
+        // Somebody has put something where the tablespace is to be: it is refused, and nothing is copied.
+        let theirs = pair.b.at("/data/space/theirs");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "precious").unwrap();
+        let (url, token) = pair.invite("b");
+        let refused = pair.try_join(&pair.b, &url, &token);
+        assert_eq!(refused.status, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("is not empty"), "{refused:?}");
+        assert_eq!(fs::read(&theirs).unwrap(), b"precious");
+        assert!(!pair.b.at("/data/pg").exists());
+        fs::remove_file(&theirs).unwrap();
+
+        let joined = pair.try_join(&pair.b, &url, &token);
+        assert_eq!(joined.status, Some(0), "{joined:?}");
+        pair.b.serve();
+        pair.write(1);
+        pair.wait();
+        assert_same_rows(&pair);
+        let wal = pair.b.at("/data/wal");
+        assert_eq!(fs::read_link(pair.b.at("/data/pg/pg_wal")).unwrap(), wal);
+        assert_eq!(fs::metadata(&wal).unwrap().mode() & 0o777, 0o700);
+        let space = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'";
+        assert_eq!(
+            pair.b.sql(space),
+            pair.b.at("/data/space").display().to_string()
+        );
+        let shown = if checksums { "on" } else { "off" };
+        assert_eq!(pair.b.sql("SHOW data_checksums"), shown);
+
+        // And it is compared there as well.
+        lose_the_slot(&mut pair);
+        pair.a
+            .sql("UPDATE ballast SET text = 'x' || text WHERE i % 1000 = 0");
+        pair.b.understudy(&["join"]);
+        pair.b.serve();
+        pair.wait();
+        assert_same_rows(&pair);
+        let (compared, copied) = figures(&pair.b);
+        assert!(
+            compared > 50e6 && copied < compared / 4.0,
+            "{copied} of {compared}"
+        );
+        assert_eq!(fs::read_link(pair.b.at("/data/pg/pg_wal")).unwrap(), wal);
+
+        pair.b.understudy(&["promote"]);
+        pair.assert_b_is_primary();
+        assert_eq!(
+            pair.b.sql("SELECT count(*) FROM scratch"),
+            "0",
+            "it is unlogged"
+        );
+        pair.b.sql("UPDATE ballast SET i = i + 1");
+    }
+}
