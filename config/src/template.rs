@@ -58,6 +58,7 @@ pub fn cluster(answers: &Answers) -> String {
 [cluster]
 name = {name}
 promotion = "manual"        # an operator promotes a standby
+rejoin = "manual"           # "automatic": a superseded primary becomes a standby by itself
 
 # One section for each machine; `understudy join` adds them.
 [[node]]
@@ -388,6 +389,7 @@ mod tests {
         [cluster]
         name = "catalog"
         promotion = "manual"        # an operator promotes a standby
+        rejoin = "manual"           # "automatic": a superseded primary becomes a standby by itself
 
         # One section for each machine; `understudy join` adds them.
         [[node]]

@@ -69,7 +69,7 @@ fn an_unknown_key_that_is_like_none_gets_no_suggestion() {
      --> understudy.toml:2:1
       |
     2 | flavour = 1
-      | ^^^^^^^ expected one of `name`, `promotion`
+      | ^^^^^^^ expected one of `name`, `promotion`, `rejoin`
     ");
 }
 
@@ -786,7 +786,7 @@ node = [{ name = \"a\", address = \"a\\nb\" }]
      --> understudy.toml:1:25
       |
     1 | cluster = { name = "é", flavour = 1 }
-      |                         ^^^^^^^ expected one of `name`, `promotion`
+      |                         ^^^^^^^ expected one of `name`, `promotion`, `rejoin`
 
     error: `a\nb` is not an IP address and a port
      --> understudy.toml:2:33

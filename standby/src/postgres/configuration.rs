@@ -13,7 +13,7 @@ use super::receiver::PostgresReceiver;
 /// A primary may take this long to read its configuration.
 const CONFIGURATION_PATIENCE: Duration = Duration::from_secs(15);
 
-/// What a primary says of itself is no longer than this.
+/// What a primary says of itself is no longer than this: it may have many tablespaces.
 const INFO_BYTES_MAX: usize = 1 << 20;
 
 /// Why the configuration here does not fit the primary's.
