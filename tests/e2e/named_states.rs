@@ -198,10 +198,14 @@ fn a_standby_whose_server_hangs_is_told() {
         event: "postgres_not_answering",
     };
     hangs.wait(&pair);
+    // Nothing was written, and still no reader is led there by a lag of 0.
+    assert_eq!(copy(&pair.b.status())["lag"], Value::Null);
+    assert_eq!(pair.b.health("/replica"), 503);
     for pid in &server {
         signal(*pid, Signal::CONT);
     }
     hangs.wait_for_end(&pair);
+    assert_eq!(pair.b.health("/replica"), 200);
 }
 
 /// Runs a program of Postgres on a machine, as the user whose data it is.
