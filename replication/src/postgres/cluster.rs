@@ -570,8 +570,6 @@ impl Cluster {
             state: "/state/postgres".into(),
             run_dir: "/run/understudy".into(),
             peers: Vec::new(),
-            root: "/".into(),
-            wal_dir: None,
             has_checksums: Arc::default(),
         }
     }
