@@ -274,8 +274,11 @@ fn assert_follows_and_takes_over(pair: &mut Pair) {
             machine.sql("SHOW config_file"),
             config_file.display().to_string()
         );
-        let hba_file = machine.at(CONFIG_DIR).join("pg_hba.conf");
-        assert_eq!(machine.sql("SHOW hba_file"), hba_file.display().to_string());
+        let ident_file = machine.at(CONFIG_DIR).join("pg_ident.conf");
+        assert_eq!(
+            machine.sql("SHOW ident_file"),
+            ident_file.display().to_string()
+        );
         assert!(machine.at(CONFIG_DIR).join("understudy.conf").exists());
         assert!(!machine.at("/data/pg/postgresql.conf").exists());
         assert_eq!(machine.sql("SHOW max_connections"), "33");

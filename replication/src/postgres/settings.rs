@@ -424,7 +424,13 @@ mod tests {
         let primary = Duty::Primary(&[]);
         let enough = "wal_level = logical\nmax_wal_senders = 50\nlisten_addresses = '*'\n";
         let text = conf(enough, false, true, primary);
-        for name in ["wal_level", LOG_HINTS, "max_", "data_directory", "hba_file"] {
+        for name in [
+            "wal_level",
+            LOG_HINTS,
+            "max_",
+            "data_directory",
+            "ident_file",
+        ] {
             let has = text
                 .lines()
                 .any(|line| line.starts_with(name) && !line.contains("slot_wal"));
@@ -439,7 +445,7 @@ mod tests {
             "max_wal_senders = 4",
             "max_replication_slots = 4",
             "data_directory = '/pg/data'",
-            "hba_file = '/etc/pg/pg_hba.conf'",
+            "ident_file = '/etc/pg/pg_ident.conf'",
         ] {
             assert!(text.lines().any(|it| it == line), "{line}: {text}");
         }
