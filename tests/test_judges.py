@@ -138,9 +138,10 @@ def row(number: int, node: str = "a", at: float = 10.0, timeline: int = 1) -> Ac
     return Ack(0, number, node, timeline, number * 100, at - 0.01, at)
 
 
-def take_over(at: float = 20.0, amount: int | None = None, cut: float | None = None, is_fenced: bool = False) -> TakeOver:
+def take_over(amount: int | None = None, cut: float | None = None, is_fenced: bool = False,
+              is_forced: bool = False) -> TakeOver:
     """Node b took over from a."""
-    return TakeOver("a", "b", at, at + 1, is_fenced, Loss(amount, cut))
+    return TakeOver("a", "b", 20.0, 21.0, is_fenced, is_forced, Loss(amount, cut))
 
 
 class TakeOvers(unittest.TestCase):
@@ -172,6 +173,8 @@ class TakeOvers(unittest.TestCase):
 
     def test_nor_anything_of_a_primary_that_handed_over(self) -> None:
         self.assert_sees(self.lost([row(1)], take_over(is_fenced=True)), "had stopped and handed over")
+        # Unless the operator would not wait for it.
+        self.assertEqual(self.lost([row(1)], take_over(is_fenced=True, is_forced=True)), [])
 
     def test_nor_rows_of_the_new_primary(self) -> None:
         self.assert_sees(self.lost([row(1, "b", 30)], take_over()), "b or somebody before a")

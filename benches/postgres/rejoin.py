@@ -62,9 +62,12 @@ class Rejoin(PairsCase):
         plug_in()
         time.sleep(0.5)
         begun = time.monotonic()
-        rejoin()
+        told = rejoin()
         streaming = pair.await_streaming()
         self._assert_equal(pair)
+        methods = {store["method"] for store in told["stores"]} if told else {"rewound"}
+        if methods != {"rewound"}:
+            raise Failed(f"the old primary was not rewound, but {' and '.join(methods)}: another thing was measured")
         return {"to streaming": streaming - begun}
 
     def _insert(self, pair: Pair | BarePair, first: int, word: str) -> None:

@@ -53,8 +53,10 @@ class TakeOver:
     # The word was given at `begun`, and the command came back at `ended`.
     begun: float
     ended: float
-    # The old primary was asked and has stopped: nothing of it may be missing.
+    # The old primary was asked and has stopped.
     is_fenced: bool
+    # The operator did not wait for what the old one still had.
+    is_forced: bool
     loss: Loss
 
 

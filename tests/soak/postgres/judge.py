@@ -29,7 +29,7 @@ def lost(history: History, change: TakeOver, there: set[tuple[int, int]]) -> tup
     missing = [ack for ack in missing if ack.node == change.old]
     keys = {ack.key for ack in missing}
     before = [ack for ack in missing if ack.acked <= change.begun]
-    if change.is_fenced and missing:
+    if change.is_fenced and not change.is_forced and missing:
         found.append(f"{change.old} had stopped and handed over, and rows are lost: {_told(missing)}")
     elif change.loss.amount == 0 and missing:
         found.append(f"the report says that nothing was lost, and rows are: {_told(missing)}")

@@ -27,6 +27,8 @@ FAULT_SECONDS_MAX = 2.5
 LINGERING_SHARE = 0.4
 # Then what lingers is healed, if something does.
 LINGERING_PATIENCE = 8
+# A promotion that has not come to its end by then is begun again.
+PROMOTION_PATIENCE = 15
 # An old primary that is cut off and superseded goes on for so long before the cable is plugged in again.
 APART_SECONDS_MAX = 4.0
 KINDS = ("switchover", "switchover", "promote", "death", "death", "cut", "cut")
@@ -79,6 +81,7 @@ class Trial:
 
     def _round(self, done: list[str]) -> str:
         begun, rows = time.monotonic(), len(self._history.acks)
+        self._round_began = time.time()
         self._set_durability(self._rng.choice(["async", "sync"]))
         done.append(self._durability)
         lingering = self._disturb(done)
@@ -87,9 +90,9 @@ class Trial:
         word = time.monotonic()
         self._change(kind, lingering, done)
         taken_over = time.monotonic()
-        rejoined = self._bring_back(kind)
+        self._bring_back(kind)
         streams = self._pair.await_streaming(PATIENCE)
-        missing = self._judge(rejoined)
+        missing = self._judge()
         return (f"{', '.join(done)}; {len(self._history.acks) - rows} rows, {missing} of them lost as told; taken over in "
                 f"{taken_over - word:.1f} s, back after {streams - taken_over:.1f}, {time.monotonic() - begun:.0f} s in all")
 
@@ -117,7 +120,7 @@ class Trial:
     def _change(self, kind: str, lingering: list[faults.Fault], done: list[str]) -> None:
         """Gives the word, again if it is refused: what went wrong before may have to heal first."""
         pair, deadline = self._pair, time.monotonic() + PATIENCE
-        patience = LINGERING_PATIENCE if lingering else PATIENCE
+        patience, is_forced = LINGERING_PATIENCE if lingering else PROMOTION_PATIENCE, kind in ("death", "cut")
         if kind == "death":
             self._history.cuts.append((time.monotonic(), None))
             pair.primary.power_off()
@@ -127,12 +130,14 @@ class Trial:
         while True:
             begun = time.monotonic()
             try:
-                report = self._take_over(kind, patience)
+                report = self._take_over(kind, is_forced, patience)
                 break
             except Failed as failed:
                 while lingering:
                     lingering.pop().heal()
-                patience = PATIENCE
+                # What its hint says, where the old primary has stopped and cannot hand over what it had.
+                is_forced = is_forced or kind == "promote" and "promote --force" in str(failed)
+                patience = PROMOTION_PATIENCE
                 if time.monotonic() > deadline:
                     raise Violation(f"the other node does not take over: {failed}") from failed
                 time.sleep(0.5)
@@ -141,19 +146,17 @@ class Trial:
         [lost] = [loss for loss in report["lost"] if loss["name"] == "postgres"]
         cut = report["cut"] and report["cut"] / 1000 - (time.time() - time.monotonic())
         self._changes.append(TakeOver(pair.primary.name, pair.standby.name, begun, time.monotonic(),
-                                      report["fenced"] is not None, Loss(lost["amount"], cut)))
-        done.append(f"epoch {report['epoch']['number']}.{report['epoch']['node']}")
+                                      report["fenced"] is not None, is_forced, Loss(lost["amount"], cut)))
+        done.append(f"{'forced, ' if is_forced else ''}epoch {report['epoch']['number']}.{report['epoch']['node']}")
         pair.swap()
 
-    def _take_over(self, kind: str, patience: float) -> dict:
+    def _take_over(self, kind: str, is_forced: bool, patience: float) -> dict:
         standby, primary = self._pair.standby, self._pair.primary
         if kind == "switchover":
             # Either side may be asked.
             outcome = self._rng.choice([standby, primary]).json("switchover", timeout=patience)
-        elif kind == "promote":
-            outcome = standby.json("promote", timeout=patience)
         else:
-            outcome = standby.json("promote", "--force", timeout=patience)
+            outcome = standby.json("promote", *(["--force"] if is_forced else []), timeout=patience)
         if "promoted" in outcome:
             return outcome["promoted"]
         # It was done by an attempt that seemed to fail; then the report was kept.
@@ -164,8 +167,8 @@ class Trial:
 
     # How the other one comes back.
 
-    def _bring_back(self, kind: str) -> dict | None:
-        """Makes the old primary a standby; returns what `rejoin` told."""
+    def _bring_back(self, kind: str) -> None:
+        """Makes the old primary a standby."""
         old = self._pair.standby
         if kind in ("death", "cut"):
             if kind == "cut":
@@ -176,28 +179,26 @@ class Trial:
             old.serve()
         if kind == "switchover":
             old.await_role("standby", PATIENCE)
-            return None
+            return
         old.await_role("fenced", PATIENCE)
         # What it still serves is stopped first; until then it refuses.
-        told: list[dict] = []
-        until(f"{old.name} rejoins", lambda: told.append(old.json("rejoin", timeout=PATIENCE)) or told, PATIENCE, interval=0.3)
-        return told[0]
+        until(f"{old.name} rejoins", lambda: old.json("rejoin", timeout=PATIENCE), PATIENCE, interval=0.3)
 
     # Whether all is as it should be.
 
-    def _judge(self, rejoined: dict | None) -> int:
+    def _judge(self) -> int:
         """Compares what was promised with what is there; returns how many rows are lost, as the report allows."""
         # What is acknowledged while this looks would not be in what was read.
         self._clients.pause()
         try:
-            found, missing = self._found(rejoined)
+            found, missing = self._found()
         finally:
             self._clients.go_on()
         if found:
             raise Violation("\n".join(found))
         return missing
 
-    def _found(self, rejoined: dict | None) -> tuple[list[str], int]:
+    def _found(self) -> tuple[list[str], int]:
         self._await_replay()
         primary, standby = self._pair.nodes
         rows = [set(node.ask(f"SELECT client, number FROM {TABLE}")) for node in self._pair.nodes]
@@ -210,14 +211,10 @@ class Trial:
         missing, violations = judge.lost(self._history, self._changes[-1], rows[0] | self._given_up)
         self._given_up |= missing
         found += violations + judge.two_writers(self._history, self._changes)
-        if missing and not self._has_salvage(rejoined):
-            found.append(f"{standby.name} had {len(missing)} rows that {primary.name} lacks, and kept nothing aside: {rejoined}")
+        kept = _kept_rows(standby, self._round_began)
+        if kept < len(missing):
+            found.append(f"{standby.name} had {len(missing)} rows that {primary.name} lacks, and {kept} were kept aside")
         return found, len(missing)
-
-    @staticmethod
-    def _has_salvage(rejoined: dict | None) -> bool:
-        stores = rejoined["stores"] if rejoined else []
-        return any(store.get("salvaged") and store["salvaged"]["is_complete"] for store in stores)
 
     def _await_replay(self) -> None:
         primary, standby = self._pair.nodes
@@ -247,6 +244,16 @@ class Trial:
         self._pair.primary.await_role("primary", PATIENCE)
         self._pair.standby.await_role("standby", PATIENCE)
         self._pair.await_streaming(PATIENCE)
+
+
+def _kept_rows(node: Node, since: float) -> int:
+    """Returns how many inserted rows the node has kept aside since that time; an attempt that failed later counts."""
+    kept = 0
+    for path in (node.folder / "state/salvage").glob("postgres-*/summary.json"):
+        summary = json.loads(path.read_text())
+        if summary["made"] / 1000 >= since and summary["is_complete"]:
+            kept += sum(sum(one["inserted"].values()) for one in summary["transactions"])
+    return kept
 
 
 def _mount_disk(image: Path, place: Path) -> None:
