@@ -11,7 +11,7 @@ DIFFERENCES_TOLD = 5
 CONTACT = 6.0
 # For so long after `held` was told, a commit still waits, whatever happens to the standby: the primary goes on alone
 # after `degrade_after`, counted from the standby's last answer, which is at most three seconds old while it is held.
-HELD_FOR = 1.5
+HELD_FOR = 1.0
 # The cut is told in milliseconds.
 CUT_GRAIN = 0.001
 

@@ -14,7 +14,7 @@ from tests.outside.pair import Failed
 from tests.outside.postgres import until
 
 from . import faults, judge
-from .clients import TABLE, Clients
+from .clients import TABLE, Clients, is_held
 from .history import History, Loss, TakeOver
 
 # A small disk, and a Postgres that keeps little beside its data.
@@ -232,9 +232,15 @@ class Trial:
         return f'durability = "{self._durability}"\ndegrade_after = "{DEGRADE_AFTER}"'
 
     def _set_durability(self, durability: str) -> None:
+        """Has both nodes do so, and waits until what is to be tried is there."""
+        if durability != self._durability:
+            self._configure(durability)
+        if durability == "sync":
+            # A promise that is never made cannot be broken.
+            until(f"{self._pair.primary.name} says that commits wait", lambda: is_held(self._pair.primary.status()), PATIENCE)
+
+    def _configure(self, durability: str) -> None:
         """Changes the configuration of both nodes, and starts their daemons with it."""
-        if durability == self._durability:
-            return
         before, self._durability = self._section(), durability
         for node in self._pair.nodes:
             path = node.folder / "etc/understudy.toml"
