@@ -69,9 +69,11 @@ def _arguments() -> argparse.Namespace:
         epilog="cases: " + ", ".join(f"{case.name} ({case.title})" for case in CASES))
     parser.add_argument("--quick", action="store_true", help="smaller databases and two rounds, for a look in between")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--case", action="append", choices=names, metavar="CASE", help="run this one only (may be repeated)")
+    parser.add_argument("--case", action="append", choices=names, metavar="CASE",
+                        help="run this one only (may be repeated)")
     parser.add_argument("--rounds", type=_positive, help="how often each case is run (default: 5, quick 2)")
-    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench", help="work in this folder, on a real disk")
+    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench",
+                        help="work in this folder, on a real disk")
     parser.add_argument("--keep", action="store_true", help="keep the nodes' folders")
     parser.add_argument("--gate", action="store_true", help="exit with 1 unless every target is met")
     arguments = parser.parse_args()

@@ -8,8 +8,8 @@ from tests.outside.postgres import PORT, Machine, as_postgres, program
 
 def command(machine: Machine, *arguments) -> list:
     """Returns a pgbench of that machine."""
-    pgbench = [program("pgbench"), "-h", machine.sockets, "-p", str(PORT), "-U", "postgres", *map(str, arguments), "postgres"]
-    return machine.plug.within(as_postgres(pgbench))
+    pgbench = [program("pgbench"), "-h", machine.sockets, "-p", str(PORT), "-U", "postgres"]
+    return machine.plug.within(as_postgres([*pgbench, *map(str, arguments), "postgres"]))
 
 
 def fill(machine: Machine, scale: int) -> None:

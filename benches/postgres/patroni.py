@@ -101,7 +101,8 @@ class PatroniPair:
     def switch_over(self) -> None:
         command = ["patronictl", "-c", self.primary.configuration, "switchover", "--master", self.primary.name,
                    "--candidate", self.standby.name, "--force", SCOPE]
-        ended = subprocess.run(self.primary.plug.within(command), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        ended = subprocess.run(self.primary.plug.within(command), stdin=subprocess.DEVNULL, capture_output=True,
+                               text=True)
         if ended.returncode or "Successfully switched over" not in ended.stdout:
             raise Failed(f"patronictl switchover: {ended.stdout.strip()} {ended.stderr.strip()}")
         self.swap()

@@ -82,7 +82,8 @@ class Rejoin(PairsCase):
             if time.monotonic() > deadline:
                 raise Failed(f"{pair.standby.name} streams and does not replay")
             time.sleep(0.01)
-        rows = [machine.ask(f"SELECT node, count(*) FROM {TABLE} GROUP BY 1") for machine in (pair.primary, pair.standby)]
+        rows = [machine.ask(f"SELECT node, count(*) FROM {TABLE} GROUP BY 1")
+                for machine in (pair.primary, pair.standby)]
         if rows != [[("kept", self.bench.sizes.diverged_rows)]] * 2:
             raise Failed(f"after the rejoin the rows of both are {rows}")
 

@@ -21,8 +21,9 @@ class Seeding(Case):
     measures = (
         Measure("copied", "s", "pg_basebackup over TLS", 1.0, against_key="base backup, TLS"),
         Measure("streams", "s", "pg_basebackup over TLS, start", 1.0, against_key="streams"),
-        Measure("copied", "s", "pg_basebackup in the clear", None, against_key="base backup, clear"),
-        Measure("copied", "s", "cp -a and sync", None, against_key="cp"),
+        Measure("copied (in the clear)", "s", "pg_basebackup, no TLS", None, ours_key="copied",
+                against_key="base backup, clear"),
+        Measure("copied (cp)", "s", "cp -a and sync", None, ours_key="copied", against_key="cp"),
     )
     _pair: Pair | None = None
 

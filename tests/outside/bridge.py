@@ -39,7 +39,8 @@ class Plug:
         # It lives as long as a process is in it, and needs no name that could be left behind.
         self._holder = spawn(["unshare", "--net", "--", "sleep", "infinity"])
         self._await_namespace()
-        _ip("link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", str(self._holder.pid))
+        inside = ["peer", "name", "eth0", "netns", str(self._holder.pid)]
+        _ip("link", "add", self.port, "type", "veth", *inside)
         _ip("link", "set", self.port, "master", NAME)
         for line in (f"address add {self.ip}/24 dev eth0", "link set eth0 up", "link set lo up"):
             subprocess.run(self.within(["ip", *line.split()]), check=True)
@@ -58,7 +59,8 @@ class Plug:
 
     def slow_down(self, milliseconds: int) -> None:
         """Delays what is sent to this machine, where [`can_slow_down`]."""
-        subprocess.run(["tc", "qdisc", "add", "dev", self.port, "root", "netem", "delay", f"{milliseconds}ms"], check=True)
+        slow = ["tc", "qdisc", "add", "dev", self.port, "root", "netem", "delay", f"{milliseconds}ms"]
+        subprocess.run(slow, check=True)
 
     def speed_up(self) -> None:
         subprocess.run(["tc", "qdisc", "del", "dev", self.port, "root"], check=True)

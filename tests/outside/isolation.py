@@ -15,8 +15,8 @@ _NEW_MOUNTS, _NEW_PROCESSES, _NEW_NETWORK = 0x00020000, 0x20000000, 0x40000000
 _SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# A short path: that of a Unix socket has 107 bytes.
-WORK = Path("/mnt")
+# A short path: that of a Unix socket has 107 bytes. The folder itself stays, empty: another campaign may be in it.
+WORK = Path("/run/understudy-campaign")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +31,7 @@ def enter(folder: Path) -> None:
     _leave_behind(os.waitpid)
     _mount("--make-rprivate", "/")
     _mount("-t", "proc", "proc", "/proc")
+    WORK.mkdir(exist_ok=True)
     _mount("--bind", folder, WORK)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # The first process has to reap what others orphan: a dead postmaster that is nobody's child any more would

@@ -60,7 +60,7 @@ class Node(Machine):
 
     def init(self, section: str = "") -> None:
         """Makes the first node of a cluster; `section` has further lines of `[postgres]`."""
-        self.verb("init", "--name", self.name, "--cluster", "campaign", "--address", f"{self.ip}:7400", *self._places())
+        self.verb("init", "--name", self.name, "--cluster", "campaign", *self._places())
         with open(self.folder / "etc/understudy.toml", "a") as file:
             file.write(f'\n[postgres]\ndata_dir = "/{DATA}"\nport = {PORT}\nuser = "postgres"\n'
                        f'socket_dir = "/{SOCKETS}"\ndatabase = "postgres"\n{section}\n')
@@ -71,11 +71,11 @@ class Node(Machine):
         return [invited["url"], "--token", invited["token"]]
 
     def join_arguments(self, invited: list[str]) -> list[str]:
-        return [*invited, "--address", f"{self.ip}:7400", *self._places()]
+        return [*invited, *self._places()]
 
     def _places(self) -> list[str]:
-        return ["--root", str(self.root), "--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run"),
-                "--monitor", f"{self.ip}:7480"]
+        return ["--address", f"{self.ip}:7400", "--monitor", f"{self.ip}:7480", "--root", str(self.root),
+                "--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run")]
 
     def serve(self) -> None:
         """Starts the daemon, and does not wait."""

@@ -139,7 +139,8 @@ class Server(Machine):
 
     def ctl(self, *arguments: str) -> None:
         options = f"-c listen_addresses=* -c unix_socket_directories={self.sockets}"
-        self.run(as_postgres([program("pg_ctl"), "-D", self.data, "-l", self.folder / "log", "-o", options, *arguments]))
+        pg_ctl = [program("pg_ctl"), "-D", self.data, "-l", self.folder / "log", "-o", options]
+        self.run(as_postgres([*pg_ctl, *arguments]))
 
     def start(self) -> None:
         log = self.folder / "log"
@@ -158,7 +159,8 @@ class Server(Machine):
     def follow(self, primary: Machine) -> None:
         """Makes this cluster a standby of the other when it starts."""
         conf = self.data / "postgresql.auto.conf"
-        lines = [line for line in conf.read_text().splitlines() if not re.match("primary_conninfo|recovery_target", line)]
+        ours = re.compile("primary_conninfo|recovery_target")
+        lines = [line for line in conf.read_text().splitlines() if not ours.match(line)]
         lines += [f"primary_conninfo = '{primary.source()} application_name={self.name}'", "recovery_target_timeline = 'latest'"]
         conf.write_text("\n".join(lines) + "\n")
         signal_file = self.data / "standby.signal"
@@ -167,10 +169,12 @@ class Server(Machine):
 
     def copy(self, source: str) -> None:
         """Takes a base backup, durable as `pg_basebackup` makes it by default."""
-        self.run(as_postgres([program("pg_basebackup"), "-D", self.data, "-c", "fast", "-X", "stream", "-d", source]))
+        options = ["-D", self.data, "-c", "fast", "-X", "stream", "-d", source]
+        self.run(as_postgres([program("pg_basebackup"), *options]))
 
     def rewind(self, primary: "Server") -> None:
-        self.run(as_postgres([program("pg_rewind"), "-D", self.data, f"--source-server={primary.source()}"]))
+        options = ["-D", self.data, f"--source-server={primary.source()}"]
+        self.run(as_postgres([program("pg_rewind"), *options]))
 
 
 def kill(pids: list[int]) -> None:

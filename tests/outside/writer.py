@@ -54,7 +54,8 @@ class Writer:
 
     def first_on(self, machine: Machine, since: float = 0.0) -> float | None:
         """Returns when that node acknowledged the first row after `since`."""
-        return min((ack.acked for ack in list(self.acks) if ack.node == machine.name and ack.acked > since), default=None)
+        moments = (ack.acked for ack in list(self.acks) if ack.node == machine.name and ack.acked > since)
+        return min(moments, default=None)
 
     def last_on(self, machine: Machine) -> float | None:
         return max((ack.acked for ack in list(self.acks) if ack.node == machine.name), default=None)

@@ -87,11 +87,12 @@ def _try(binary: Binary, folder: Path, seed: int, can_slow_down: bool, rounds: i
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/soak postgres",
-        description="Write to a pair of Postgres nodes, let things go wrong, swap their roles, and compare what was promised.")
+        description="Write to a pair of Postgres nodes, let things go wrong, swap their roles, and compare.")
     parser.add_argument("--rounds", type=int, default=10, help="how many rounds (default: 10)")
     parser.add_argument("--seed", type=int, default=None, help="repeat the history of this seed (default: a new one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
+    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak",
+                        help="work in this folder, on a real disk")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")

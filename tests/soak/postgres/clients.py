@@ -96,10 +96,14 @@ class Clients:
             asked = time.monotonic()
             try:
                 status = node.status()
-                is_held = status["role"] == "primary" and any(
-                    (store.get("durability") or {}).get("state") == "held" for store in status["stores"])
-                self._history.claims.append(Claim(node.name, asked, time.monotonic(), is_held))
+                self._history.claims.append(Claim(node.name, asked, time.monotonic(), is_held(status)))
             except (Failed, ValueError, KeyError):
                 # A daemon that does not answer claims nothing.
                 pass
             time.sleep(CLAIM_INTERVAL)
+
+
+def is_held(status: dict) -> bool:
+    """Returns whether a node says that commits wait for a standby that is there."""
+    return status["role"] == "primary" and any(
+        (store.get("durability") or {}).get("state") == "held" for store in status["stores"])

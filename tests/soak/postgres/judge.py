@@ -11,7 +11,7 @@ DIFFERENCES_TOLD = 5
 CONTACT = 6.0
 # For so long after `held` was told, a commit still waits, whatever happens to the standby: the primary goes on alone
 # after `degrade_after`, counted from the standby's last answer, which is at most three seconds old while it is held.
-HELD_FOR = 1.5
+HELD_FOR = 1.0
 # The cut is told in milliseconds.
 CUT_GRAIN = 0.001
 
@@ -25,7 +25,8 @@ def lost(history: History, change: TakeOver, there: set[tuple[int, int]]) -> tup
     found = []
     of_others = [ack for ack in missing if ack.node != change.old]
     if of_others:
-        found.append(f"rows that {change.new} or somebody before {change.old} acknowledged are gone: {_told(of_others)}")
+        found.append(f"rows that {change.new} or somebody before {change.old} acknowledged are gone: "
+                     f"{_told(of_others)}")
     missing = [ack for ack in missing if ack.node == change.old]
     keys = {ack.key for ack in missing}
     before = [ack for ack in missing if ack.acked <= change.begun]
@@ -41,7 +42,8 @@ def lost(history: History, change: TakeOver, there: set[tuple[int, int]]) -> tup
     if change.loss.cut is not None:
         older = [ack for ack in missing if ack.acked < change.loss.cut - CUT_GRAIN]
         if older:
-            found.append(f"everything up to the cut is there by the report, and rows from before are lost: {_told(older)}")
+            found.append(f"everything up to the cut is there by the report, and rows from before are lost: "
+                         f"{_told(older)}")
     held = [ack for ack in missing if is_held(ack, history.claims)]
     if held:
         found.append(f"rows are lost of which {change.old} had said that commits wait for a standby: {_told(held)}")
@@ -78,8 +80,9 @@ def two_writers(history: History, changes: list[TakeOver]) -> list[str]:
                 if ack.node == change.old and first < ack.sent and ack.acked < until
                 and (change.is_fenced or could_hear(ack.sent, first, history.cuts))]
         if late:
-            found.append(f"{change.old} took writes {late[-1].sent - first:.3f} s after the first of {change.new}, though it "
-                         f"{'had been fenced' if change.is_fenced else 'could hear of it'}: {_told(late)}")
+            why = "had been fenced" if change.is_fenced else "could hear of it"
+            found.append(f"{change.old} took writes {late[-1].sent - first:.3f} s after the first of {change.new}, "
+                         f"though it {why}: {_told(late)}")
     return found
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.outside.binary import Binary
@@ -13,7 +14,7 @@ from tests.outside.pair import Failed
 from tests.outside.postgres import until
 
 from . import faults, judge
-from .clients import TABLE, Clients
+from .clients import TABLE, Clients, is_held
 from .history import History, Loss, TakeOver
 
 # A small disk, and a Postgres that keeps little beside its data.
@@ -66,8 +67,9 @@ class Trial:
 
     def keep(self) -> None:
         """Writes down what was seen, for whoever looks into a violation."""
-        told = {"acks": [vars(ack) for ack in self._history.acks], "claims": [vars(claim) for claim in self._history.claims],
-                "cuts": self._history.cuts, "take_overs": [{**vars(one), "loss": vars(one.loss)} for one in self._changes]}
+        told = {"acks": [asdict(ack) for ack in self._history.acks],
+                "claims": [asdict(claim) for claim in self._history.claims],
+                "cuts": self._history.cuts, "take_overs": [asdict(change) for change in self._changes]}
         (self._folder / "history.json").write_text(json.dumps(told))
 
     def round(self, number: int) -> str:
@@ -93,8 +95,9 @@ class Trial:
         self._bring_back(kind)
         streams = self._pair.await_streaming(PATIENCE)
         missing = self._judge()
-        return (f"{', '.join(done)}; {len(self._history.acks) - rows} rows, {missing} of them lost as told; taken over in "
-                f"{taken_over - word:.1f} s, back after {streams - taken_over:.1f}, {time.monotonic() - begun:.0f} s in all")
+        return (f"{', '.join(done)}; {len(self._history.acks) - rows} rows, {missing} of them lost as told; taken over "
+                f"in {taken_over - word:.1f} s, back after {streams - taken_over:.1f}, "
+                f"{time.monotonic() - begun:.0f} s in all")
 
     # What goes wrong.
 
@@ -160,7 +163,8 @@ class Trial:
         if "promoted" in outcome:
             return outcome["promoted"]
         # It was done by an attempt that seemed to fail; then the report was kept.
-        reports = sorted((standby.folder / "state/reports").glob("promotion-*.json"), key=lambda path: path.stat().st_mtime)
+        reports = sorted((standby.folder / "state/reports").glob("promotion-*.json"),
+                         key=lambda path: path.stat().st_mtime)
         if not reports:
             raise Violation(f"{standby.name} says {outcome}, and has no report")
         return json.loads(reports[-1].read_text())
@@ -213,7 +217,7 @@ class Trial:
         found += violations + judge.two_writers(self._history, self._changes)
         kept = _kept_rows(standby, self._round_began)
         if kept < len(missing):
-            found.append(f"{standby.name} had {len(missing)} rows that {primary.name} lacks, and {kept} were kept aside")
+            found.append(f"{standby.name} had {len(missing)} rows that {primary.name} lacks, and kept {kept} aside")
         return found, len(missing)
 
     def _await_replay(self) -> None:
@@ -228,9 +232,15 @@ class Trial:
         return f'durability = "{self._durability}"\ndegrade_after = "{DEGRADE_AFTER}"'
 
     def _set_durability(self, durability: str) -> None:
+        """Has both nodes do so, and waits until what is to be tried is there."""
+        if durability != self._durability:
+            self._configure(durability)
+        if durability == "sync":
+            # A promise that is never made cannot be broken.
+            until(f"{self._pair.primary.name} says that commits wait", lambda: is_held(self._pair.primary.status()), PATIENCE)
+
+    def _configure(self, durability: str) -> None:
         """Changes the configuration of both nodes, and starts their daemons with it."""
-        if durability == self._durability:
-            return
         before, self._durability = self._section(), durability
         for node in self._pair.nodes:
             path = node.folder / "etc/understudy.toml"
@@ -261,5 +271,6 @@ def _mount_disk(image: Path, place: Path) -> None:
     place.mkdir(parents=True)
     with open(image, "xb") as out:
         out.truncate(DISK_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", image], check=True)
+    lazy = "lazy_itable_init=0,lazy_journal_init=0"
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", lazy, image], check=True)
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
