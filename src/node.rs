@@ -63,6 +63,8 @@ pub(crate) struct Node {
     is_alone: AtomicBool,
     /// A task tries to make a standby of this node, which has been superseded.
     pub(crate) is_coming_back: AtomicBool,
+    /// The stores are being made equal to the primary's; nobody follows meanwhile.
+    pub(crate) is_rejoining: AtomicBool,
     config: RwLock<Arc<Config>>,
     stage: Mutex<Stage>,
     clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
@@ -108,6 +110,7 @@ impl Node {
             is_fence_owed: AtomicBool::new(false),
             is_alone: AtomicBool::new(false),
             is_coming_back: AtomicBool::new(false),
+            is_rejoining: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
             clients: Mutex::default(),

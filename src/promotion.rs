@@ -16,8 +16,9 @@ use understudy_replication::link::{FenceAnswer, FenceRequest, Level};
 use understudy_replication::position::Position;
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{RoleName, StatusSource};
-use understudy_replication::store::{Progress, Unit};
+use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 use understudy_replication::transport::PeerClient;
+use understudy_standby::postgres::PostgresReceiver;
 use understudy_standby::promote::{Observation, Plan, Step, StoreSeen, plan};
 
 use crate::failure::Failure;
@@ -89,8 +90,10 @@ pub(crate) async fn promote(
     progress: &dyn Progress,
 ) -> Result<Outcome, Failure> {
     let Ok(_promoting) = node.promoting.try_lock() else {
-        return Err(Failure::failed("a promotion is running on this node")
-            .hint("watch it with `understudy status`"));
+        return Err(
+            Failure::failed("a promotion or a rejoin is running on this node")
+                .hint("watch it with `understudy status`"),
+        );
     };
     let seen = observe(node, order).await;
     let plan = plan(&seen);
@@ -144,6 +147,10 @@ pub(crate) async fn promote(
             "promotion_stopped",
             format!("the promotion stopped: {}", failure.message),
         );
+        if matches!(node.role(), Role::Fenced { .. }) {
+            // What a step has started after the fence had looked is stopped at once.
+            node.happen(Event::Started).await?;
+        }
         return Err(failure);
     }
     node.set_promotion(None);
@@ -220,9 +227,29 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
             .map(|index| index.name.clone())
             .collect(),
         has_services: !config.services.is_empty(),
+        broken: broken_copies(node),
         is_forced: order.force,
         is_planned: order.planned,
     }
+}
+
+/// Returns the stores whose copy here is broken, and what to do about each.
+fn broken_copies(node: &Arc<Node>) -> Vec<(StoreName, String)> {
+    let Some(cluster) = &node.cluster else {
+        return Vec::new();
+    };
+    let is_half = |id: &StoreId| {
+        let (cluster, pki) = (cluster.clone(), node.local.pki_dir.clone());
+        let (name, me, events) = (id.name.clone(), node.me().clone(), node.events.clone());
+        id.kind == StoreKind::Postgres
+            && PostgresReceiver::new(name, cluster, me, pki, events).is_half_a_copy()
+    };
+    let mend =
+        "run `understudy rejoin`, which completes it; or promote the node that has a whole one";
+    let ids = crate::stores::ids(&node.config()).into_iter();
+    ids.filter(is_half)
+        .map(|id| (id.name, mend.to_owned()))
+        .collect()
 }
 
 async fn execute(
@@ -403,8 +430,9 @@ async fn drain(
             untold.join(", ")
         ))
         .hint(
-            "run `understudy promote` again to ask it once more, or `understudy promote --force` to \
-             give up what may be missing",
+            "run `understudy promote` again to ask it once more; to go back to the old primary, which has \
+             everything, run `understudy promote --force` there; `understudy promote --force` here gives up \
+             what may be missing",
         ));
     }
     let missing = crate::wait::until_received(&run, until, DRAIN_PATIENCE).await;
@@ -417,8 +445,9 @@ async fn drain(
         "the old primary is fenced, but not all that it had has arrived: {missing}"
     ))
     .hint(
-        "see `understudy status` for why; run `understudy promote` again to wait once more, or \
-         `understudy promote --force` to give up what is missing",
+        "see `understudy status` for why; run `understudy promote` again to wait once more; to go back to the \
+         old primary, which has everything, run `understudy promote --force` there; `understudy promote \
+         --force` here gives up what is missing",
     ))
 }
 

@@ -109,7 +109,9 @@ pub(crate) async fn rejoin(
             primary.node()
         ),
     );
+    node.is_rejoining.store(true, Ordering::SeqCst);
     let rejoined = rejoin_stores(node, &primary, order, progress).await;
+    node.is_rejoining.store(false, Ordering::SeqCst);
     let (stores, epoch) = match rejoined {
         Ok(rejoined) => rejoined,
         Err(failure) => {

@@ -1,6 +1,7 @@
 //! The task that owns the role machine: takes events, decides by [`Role::step`], and acts.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -94,6 +95,10 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
         tracing::info!(event = heard, from = ?before, to = ?next, ?actions, "role machine");
     }
     let since = node.role.borrow().since;
+    // From the first moment in which the role allows it: what a fence forbids must stay forbidden.
+    if let (Role::Primary { .. } | Role::Promoting { .. }, Some(cluster)) = (&next, &node.cluster) {
+        cluster.settle();
+    }
     let mut record = RoleRecord::new(node.me().clone(), next.clone());
     if next.name() == before.name() {
         record.since = since;
@@ -143,6 +148,8 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
                 fence(node).await;
             }
             Action::Serve => serve(node, &next).await?,
+            // Whoever makes its stores equal to the primary's has it follow afterwards.
+            Action::Follow if node.is_rejoining.load(Ordering::SeqCst) => {}
             Action::Follow => follow(node, &next).await?,
             Action::AskPeers => ask_peers(node),
             Action::StopReceiving => {
@@ -181,6 +188,10 @@ fn must_not_serve(node: &Node) -> bool {
 /// Stops the services, then the stores. What fails is told, and owed: [`run`] tries it again.
 async fn fence(node: &Arc<Node>) {
     let mut is_done = true;
+    // First of all, so that a promotion under way does not start what is about to be stopped.
+    if let Some(Err(error)) = node.cluster.as_ref().map(|cluster| cluster.disavow()) {
+        tracing::warn!(%error, "postgres could be started by somebody else");
+    }
     if let Stage::Primary(run) = node.stage() {
         run.stop_leading().await;
     }

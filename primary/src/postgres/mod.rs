@@ -523,7 +523,12 @@ impl Shipper for PostgresShipper {
             // In peace: the server sends its shutdown checkpoint to the standbys, so that nothing
             // committed is left behind while the link is up.
             self.cluster.stop().await?;
-            let end = self.cluster.control_data().await?.end();
+            let mut end = self.cluster.control_data().await?.end();
+            if end.is_none() && !self.cluster.is_standby() {
+                // It had to be stopped at once: its log tells where it ended only after a recovery.
+                self.cluster.recover().await?;
+                end = self.cluster.control_data().await?.end();
+            }
             *self.ended() = end;
             Ok(())
         })

@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Cluster {
     pub state: PathBuf,
     /// Where it keeps what must not outlive a boot.
     pub run_dir: PathBuf,
+    /// The node's role allows a primary's server here. Shared by all that control the cluster.
+    pub(super) is_settled: Arc<AtomicBool>,
     /// The other nodes of the configuration: whose certificates may stream from here.
     pub peers: Vec<NodeName>,
     /// Whether its pages have checksums, once that is known. It changes with no server running only.
@@ -118,6 +121,7 @@ impl Cluster {
             root: local.root.clone(),
             state: local.state_dir.join("postgres"),
             run_dir: local.run_dir.clone(),
+            is_settled: Arc::default(),
             peers,
         })
     }
@@ -537,6 +541,7 @@ impl Cluster {
             wal_dir: None,
             state: "/state/postgres".into(),
             run_dir: "/run/understudy".into(),
+            is_settled: Arc::default(),
             peers: Vec::new(),
             has_checksums: Arc::default(),
         }

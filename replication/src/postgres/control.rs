@@ -54,6 +54,17 @@ impl Cluster {
         if self.is_running() {
             return Ok(());
         }
+        self.check_settled(self.is_standby())?;
+        self.start_server().await?;
+        // A fence may have looked for it while it was about to be there.
+        if let Err(error) = self.check_settled(self.is_standby()) {
+            self.stop().await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    async fn start_server(&self) -> Result<(), PostgresError> {
         if let Some(commands) = &self.commands {
             return self.start_by(commands, START_PATIENCE).await;
         }
@@ -92,7 +103,7 @@ impl Cluster {
     /// When it still runs.
     pub async fn stop(&self) -> Result<(), PostgresError> {
         // Before anything: what is stopped must not be started again by somebody else.
-        self.disavow()?;
+        self.unlink()?;
         if let Some(commands) = &self.commands {
             self.stop_by(commands, FAST_PATIENCE).await;
         }
@@ -137,6 +148,7 @@ impl Cluster {
     /// # Errors
     /// When it does not run, or cannot be told.
     pub async fn promote(&self) -> Result<(), PostgresError> {
+        self.check_settled(false)?;
         let path = self.data_dir.join(PROMOTE);
         match fs::OpenOptions::new()
             .write(true)

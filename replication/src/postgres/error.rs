@@ -96,6 +96,15 @@ pub enum PostgresError {
         /// The data directory.
         data_dir: PathBuf,
     },
+    /// The node has been fenced, or does not know yet what it is.
+    #[error(
+        "the server in {} is a primary's, and this node may not be primary now: see `understudy status`",
+        data_dir.display()
+    )]
+    NotSettled {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// There is no server.
     #[error("no server runs in {}", data_dir.display())]
     NotRunning {

@@ -91,7 +91,7 @@ impl Present {
         file.as_os_str().is_empty()
             || file == ours
             // Of a node that was made before: its daemon is gone, and with it the way to the file.
-            || file.parent().is_some_and(|folder| folder.ends_with(vouch::FOLDER))
+            || file.ancestors().any(|folder| folder.ends_with(vouch::FOLDER))
             || matches!((file.canonicalize(), ours.canonicalize()), (Ok(a), Ok(b)) if a == b)
     }
 

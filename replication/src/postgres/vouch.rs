@@ -18,6 +18,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use super::cluster::Cluster;
 use super::error::PostgresError;
@@ -25,6 +26,9 @@ use crate::durable;
 
 /// The folder says what is the matter where a server's log names it: `could not load …`.
 pub(super) const FOLDER: &str = "postgres-is-vouched-for";
+
+/// The link to the folder of the configuration: what `pg_hba.conf` includes is found beside it.
+const LINK: &str = "config";
 
 /// Says the same at more length.
 const README: &str = "\
@@ -37,24 +41,48 @@ line that includes understudy.conf from postgresql.conf; make sure first that no
 impl Cluster {
     /// Returns the path by which the settings of a primary name `pg_hba.conf`.
     pub(super) fn vouched_hba(&self) -> PathBuf {
-        self.run_dir.join(FOLDER).join("pg_hba.conf")
+        self.run_dir.join(FOLDER).join(LINK).join("pg_hba.conf")
+    }
+
+    /// Lets [`Cluster::vouch`] have an effect: this node may be primary.
+    pub fn settle(&self) {
+        self.is_settled.store(true, Ordering::SeqCst);
+    }
+
+    /// Fails for a primary's server once the node has been fenced: what is under way must not undo that.
+    pub(super) fn check_settled(&self, is_standby: bool) -> Result<(), PostgresError> {
+        if self.is_settled.load(Ordering::SeqCst) || is_standby {
+            return Ok(());
+        }
+        Err(PostgresError::NotSettled {
+            data_dir: self.data_dir.clone(),
+        })
     }
 
     /// Lets the server of a primary start from now on, for as long as this process lives.
     ///
     /// # Errors
-    /// When the link cannot be made.
+    /// When the link cannot be made, or the node has been fenced meanwhile.
     pub fn vouch(&self) -> Result<(), PostgresError> {
-        let link = self.vouched_hba();
+        self.check_settled(false)?;
+        self.link()?;
+        // A fence since then has found no link to remove.
+        if !self.is_settled.load(Ordering::SeqCst) {
+            self.unlink()?;
+        }
+        Ok(())
+    }
+
+    fn link(&self) -> Result<(), PostgresError> {
+        let link = self.run_dir.join(FOLDER).join(LINK);
         let failed = |source| self.file("make", &link, source);
         let folder = self.run_dir.join(FOLDER);
         durable::create_directory(&folder, 0o755).map_err(failed)?;
         fs::write(folder.join("README"), README).map_err(failed)?;
-        let hba = self.config_dir.join("pg_hba.conf");
-        let hba = hba.canonicalize().map_err(failed)?;
-        let target = through_this_process(&hba);
+        let target = self.config_dir.canonicalize().map_err(failed)?;
+        let target = through_this_process(&target);
         // Renamed over an older one: a reload at this moment finds one of the two.
-        let new = folder.join("pg_hba.conf.new");
+        let new = folder.join("config.new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             Ok(()) | Err(_) => {}
@@ -63,12 +91,18 @@ impl Cluster {
         fs::rename(&new, &link).map_err(failed)
     }
 
-    /// Lets no server of a primary start any more; one that runs goes on.
+    /// Lets no server of a primary start any more, until [`Cluster::settle`]; one that runs goes on.
     ///
     /// # Errors
     /// When the link cannot be removed.
     pub fn disavow(&self) -> Result<(), PostgresError> {
-        let link = self.vouched_hba();
+        self.is_settled.store(false, Ordering::SeqCst);
+        self.unlink()
+    }
+
+    /// Lets nobody else start the server of a primary until [`Cluster::vouch`].
+    pub(super) fn unlink(&self) -> Result<(), PostgresError> {
+        let link = self.run_dir.join(FOLDER).join(LINK);
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(self.file("remove", &link, error))
@@ -78,19 +112,19 @@ impl Cluster {
     }
 }
 
-/// Returns a path to `file` that leads nowhere once this process has ended; where others may not look into
-/// this process' directory in `/proc`, the file itself.
-fn through_this_process(file: &Path) -> PathBuf {
+/// Returns a path to `folder` that leads nowhere once this process has ended; where others may not look into
+/// this process' directory in `/proc`, the folder itself.
+fn through_this_process(folder: &Path) -> PathBuf {
     let process = PathBuf::from(format!("/proc/{}", std::process::id()));
     let way = process
         .join("../..")
-        .join(file.strip_prefix("/").unwrap_or(file));
+        .join(folder.strip_prefix("/").unwrap_or(folder));
     if is_proc_hidden() || !way.exists() {
         tracing::warn!(
             "the directories of processes in /proc are hidden from others: a server that is started while \
              no daemon runs is only kept from serving until the next boot"
         );
-        return file.to_owned();
+        return folder.to_owned();
     }
     way
 }
@@ -127,16 +161,20 @@ mod tests {
         )
         .unwrap();
         cluster.disavow().unwrap();
+        assert!(cluster.vouch().is_err(), "nothing is settled");
+        cluster.settle();
         for _ in 0..2 {
             cluster.vouch().unwrap();
             let read = fs::read_to_string(cluster.vouched_hba()).unwrap();
             assert_eq!(read, "local all all peer\n");
         }
-        let target = fs::read_link(cluster.vouched_hba()).unwrap();
+        let link = cluster.vouched_hba();
+        let target = fs::read_link(link.parent().unwrap()).unwrap();
         let mine = format!("/proc/{}/", std::process::id());
         assert!(target.starts_with(mine), "{}", target.display());
         cluster.disavow().unwrap();
         assert!(!cluster.vouched_hba().exists());
+        assert!(cluster.vouch().is_err(), "it has been fenced");
     }
 
     #[test]

@@ -148,10 +148,10 @@ pub(super) fn end_orphans(data_dir: &std::path::Path) {
             continue;
         };
         let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
-        let is_ours = arguments
-            .first()
-            .is_some_and(|name| name.ends_with(b"pg_basebackup"))
-            && arguments.contains(&target.as_bytes());
+        let program = arguments.first().copied().unwrap_or_default();
+        let rewinds = format!("--target-pgdata={target}");
+        let is_ours = program.ends_with(b"pg_basebackup") && arguments.contains(&target.as_bytes())
+            || program.ends_with(b"pg_rewind") && arguments.contains(&rewinds.as_bytes());
         let pid = process
             .file_name()
             .to_str()
@@ -159,7 +159,7 @@ pub(super) fn end_orphans(data_dir: &std::path::Path) {
         if let (true, Some(pid)) = (is_ours, pid.and_then(Pid::from_raw)) {
             tracing::warn!(
                 ?pid,
-                "ending a base backup that an earlier join left behind"
+                "ending a program that an earlier join or rejoin left behind"
             );
             if let Err(error) = kill_process(pid, Signal::KILL) {
                 tracing::warn!(?pid, %error, "cannot end it");

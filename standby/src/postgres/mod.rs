@@ -18,6 +18,7 @@ mod waldump;
 
 pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
+pub use rejoin::RejoinError;
 pub use reseed::Saved;
 pub use salvage::SalvageError;
 pub use seed::SeedError;

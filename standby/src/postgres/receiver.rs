@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ pub struct PostgresReceiver {
     pub(super) pki: PathBuf,
     pub(super) events: Events,
     received: Mutex<Received>,
+    /// The newest timeline that was received in this run.
+    timeline: AtomicU32,
     /// Changes with every move of the positions.
     moved: watch::Sender<()>,
     /// Until when somebody waits for the positions.
@@ -104,11 +107,17 @@ impl PostgresReceiver {
             pki,
             events,
             received: Mutex::new(Received::default()),
+            timeline: AtomicU32::new(0),
             moved: watch::Sender::new(()),
             hurried: watch::Sender::new(None),
             kept: tokio::sync::Mutex::new(None),
             stalls: Mutex::new(Stalls::default()),
         }
+    }
+
+    /// Returns whether the data directory is half a copy, which must not be promoted.
+    pub fn is_half_a_copy(&self) -> bool {
+        self.is_seeding()
     }
 
     /// Returns where to stream from. Every node's Postgres listens on the configured port.
@@ -179,7 +188,8 @@ impl PostgresReceiver {
                 "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
                  pg_is_wal_replay_paused(), \
                  (SELECT max(wait_event) FROM pg_stat_activity WHERE backend_type = 'startup' \
-                  AND wait_event LIKE 'RecoveryConflict%')",
+                  AND wait_event LIKE 'RecoveryConflict%'), \
+                 (SELECT max(received_tli) FROM pg_stat_wal_receiver)",
                 &[],
             )
             .await
@@ -189,6 +199,12 @@ impl PostgresReceiver {
             })?;
         let (is_streaming, is_paused): (bool, bool) = (row.get(0), row.get(1));
         let conflict: Option<String> = row.get(2);
+        if let Some(timeline) = row
+            .get::<_, Option<i32>>(3)
+            .and_then(|it| u32::try_from(it).ok())
+        {
+            self.timeline.fetch_max(timeline, Ordering::Relaxed);
+        }
         self.update(|state| {
             // After a restart nothing has been received yet, but what was replayed is durable.
             state.flushed = received.max(replayed).map(Position::from);
@@ -229,6 +245,8 @@ impl PostgresReceiver {
             })?;
         let identifier: String = row.get(0);
         let timeline = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+        // Without a stream the server tells of the one that it has received from only after a checkpoint.
+        let timeline = timeline.max(self.timeline.load(Ordering::Relaxed));
         let ours = History {
             system_identifier: identifier.parse().unwrap_or(0),
             ended: self.cluster.ended_timelines(timeline)?,
@@ -330,7 +348,7 @@ impl Receiver for PostgresReceiver {
             }
             self.follow(&primary).await?;
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
-            slots::drop_left(&client).await?;
+            slots::drop_left(&client).await;
             let mut knows_origins = false;
             let mut asked = None::<tokio::time::Instant>;
             let mut parted = None::<Relation>;

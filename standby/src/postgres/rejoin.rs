@@ -16,7 +16,8 @@ use understudy_replication::command::Command;
 use understudy_replication::event::Severity;
 use understudy_replication::position::Lsn;
 use understudy_replication::postgres::{
-    Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SeedInfo, SlotInfo, connect,
+    Duty, History, MAINTENANCE_DATABASE, Origins, PostgresError, Relation, SeedInfo, SlotInfo,
+    connect, one_lsn,
 };
 use understudy_replication::rejoin::{Method, Rejoined, Salvaged, Salvaging};
 use understudy_replication::store::{Progress, StoreFailure, Unit};
@@ -35,6 +36,9 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(630);
 
 /// An answer of the primary has this long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A standby's server has this long to say how far it is.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(150);
 
 /// A history of timelines is no longer than this.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
@@ -55,14 +59,14 @@ impl PostgresReceiver {
         let info = self.seed_info(primary).await?;
         self.is_same_cluster(&info).await?;
         cluster.remember_minimums(&info.minimums)?;
-        let (ours, theirs) = if cluster.is_standby() {
-            // Only the server itself knows how far a standby's log goes.
-            self.follow(primary).await?;
-            let client = connect(cluster, MAINTENANCE_DATABASE).await?;
-            self.histories(primary, &client).await?
+        let ours = if cluster.is_standby() {
+            self.ask_standby(primary, salvaging).await?
         } else {
-            let ours = self.come_to_rest(salvaging, progress).await?;
-            (ours, self.history_of(primary).await?)
+            self.come_to_rest(salvaging, progress).await?
+        };
+        let theirs = self.history_of(primary).await?;
+        let Some(ours) = ours else {
+            return self.give_up(primary, &info, progress).await;
         };
         match ours.relation_to(&theirs) {
             Relation::Foreign { .. } => {
@@ -75,10 +79,9 @@ impl PostgresReceiver {
             }
             Relation::Beginning => {
                 let slot = self.make_slot(primary).await?;
-                if slot.is_lost || slot.oldest.is_some_and(|oldest| ours.end < oldest) {
+                if !reaches(&slot, ours.end) {
                     // Nothing here is only here; but the log from here on is gone.
                     cluster.stop().await?;
-                    self.mark_half(&info, &[])?;
                     return self.compare(primary, &info, &slot, None, progress).await;
                 }
                 self.become_standby(primary, progress).await?;
@@ -98,12 +101,48 @@ impl PostgresReceiver {
         }
     }
 
-    /// Stops the server of a former primary, recovers from a crash, and returns how far its log goes.
+    /// Asks the server of a standby how far its log goes: nobody else knows. `None` if it cannot tell, and
+    /// the operator has given up what only it may have.
+    async fn ask_standby(
+        &self,
+        primary: &PeerClient,
+        salvaging: Salvaging,
+    ) -> Result<Option<History>, StoreFailure> {
+        let asked = async {
+            self.follow(primary).await?;
+            let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+            let (mut ours, _) = self.histories(primary, &client).await?;
+            // What is received and not replayed yet may have been acknowledged to somebody.
+            let received = one_lsn(&client, "SELECT pg_last_wal_receive_lsn()::text").await?;
+            ours.end = ours.end.max(received.unwrap_or_default());
+            Ok::<_, StoreFailure>(ours)
+        };
+        let late = || Box::new(PostgresError::Late { what: "answer" }) as StoreFailure;
+        let asked = tokio::time::timeout(STANDBY_PATIENCE, asked).await;
+        match (asked.unwrap_or_else(|_| Err(late())), salvaging) {
+            (Ok(ours), _) => Ok(Some(ours)),
+            (Err(error), Salvaging::AsFarAsPossible) => {
+                tracing::warn!(
+                    error = error_chain(error.as_ref()),
+                    "the standby cannot tell"
+                );
+                Ok(None)
+            }
+            (Err(source), Salvaging::Required) => Err(Box::new(RejoinError::CannotTell {
+                data_dir: self.cluster.data_dir.clone(),
+                log: self.cluster.state.join("server.log"),
+                source,
+            })),
+        }
+    }
+
+    /// Stops the server of a former primary, recovers from a crash, and returns how far its log goes. `None`
+    /// if it cannot be recovered, and the operator has given up what only it has.
     async fn come_to_rest(
         &self,
         salvaging: Salvaging,
         progress: &dyn Progress,
-    ) -> Result<History, StoreFailure> {
+    ) -> Result<Option<History>, StoreFailure> {
         let cluster = &self.cluster;
         cluster.stop().await?;
         let mut control = cluster.control_data().await?;
@@ -111,16 +150,41 @@ impl PostgresReceiver {
             progress.start("recover postgres from its crash", None, Unit::Items);
             match (cluster.recover().await, salvaging) {
                 (Ok(()), _) => {}
-                // It cannot even be read: the operator has given up what only it has.
                 (Err(error), Salvaging::AsFarAsPossible) => {
                     tracing::warn!(error = error_chain(&error), "cannot recover");
+                    return Ok(None);
                 }
-                (Err(error), Salvaging::Required) => return Err(Box::new(error)),
+                (Err(source), Salvaging::Required) => {
+                    return Err(Box::new(RejoinError::CannotRecover {
+                        data_dir: cluster.data_dir.clone(),
+                        source,
+                    }));
+                }
             }
             control = cluster.control_data().await?;
             progress.end("postgres is at the end of its log");
         }
-        Ok(cluster.history_at_rest(&control)?)
+        Ok(Some(cluster.history_at_rest(&control)?))
+    }
+
+    /// Makes a cluster equal to the primary's of which nobody knows what only it has.
+    async fn give_up(
+        &self,
+        primary: &PeerClient,
+        info: &SeedInfo,
+        progress: &dyn Progress,
+    ) -> Result<Rejoined, StoreFailure> {
+        self.cluster.stop().await?;
+        let salvaged = salvage::keep_log(
+            &self.cluster,
+            info.system_identifier,
+            &self.salvage_folder(),
+        )
+        .await?;
+        self.tell_salvaged(Some(&salvaged), progress);
+        let slot = self.make_slot(primary).await?;
+        self.compare(primary, info, &slot, Some(salvaged), progress)
+            .await
     }
 
     async fn history_of(&self, primary: &PeerClient) -> Result<History, StoreFailure> {
@@ -144,16 +208,14 @@ impl PostgresReceiver {
     ) -> Result<Rejoined, StoreFailure> {
         let salvaged = self.salvage(forked, salvaging, progress).await?;
         let slot = self.make_slot(primary).await?;
-        // From here on it is nobody's primary any more.
-        self.mark_half(info, &[])?;
-        if forked.ours.timeline == forked.theirs.timeline {
-            // Both have opened a timeline of this number: pg_rewind would find nothing to do.
+        if !forked.is_seen_by_pg_rewind() {
             self.events.record(
                 Severity::Warning,
                 "postgres_same_timeline",
                 format!(
-                    "this node and node {} have both opened timeline {} apart from each other, where they \
-                     parted at {}: pg_rewind cannot tell them apart, so the clusters are compared",
+                    "this node and node {} have both opened a timeline of the same number apart from each \
+                     other (this one is on timeline {}), where they parted at {}: pg_rewind cannot tell them \
+                     apart, so the clusters are compared",
                     primary.node(),
                     forked.ours.timeline,
                     forked.at
@@ -161,9 +223,15 @@ impl PostgresReceiver {
             );
             return self.compare(primary, info, &slot, salvaged, progress).await;
         }
+        if !reaches(&slot, forked.at) {
+            // A rewound server would ask for log that the primary does not have any more.
+            return self.compare(primary, info, &slot, salvaged, progress).await;
+        }
         // Only a checkpoint tells a pg_rewind of the primary's new timeline.
         let path = format!("/store/{}/checkpoint", self.id.name);
         let _written: () = primary.call(&path, &(), CHECKPOINT_PATIENCE).await?;
+        // From here on it is nobody's primary any more; until here it could be one again.
+        self.mark_half(info, &[])?;
         match self.rewind(primary, progress).await {
             Ok(()) => {
                 self.become_standby(primary, progress).await?;
@@ -203,16 +271,18 @@ impl PostgresReceiver {
             salvaging == Salvaging::Required,
         )
         .await?;
-        match &salvaged {
-            Some(salvaged) => {
-                let text = format!("kept in {}: {}", salvaged.path.display(), salvaged.summary);
-                self.events
-                    .record(Severity::Warning, "salvaged", text.clone());
-                progress.end(&text);
-            }
-            None => progress.end("there is nothing that the primary lacks"),
-        }
+        self.tell_salvaged(salvaged.as_ref(), progress);
         Ok(salvaged)
+    }
+
+    fn tell_salvaged(&self, salvaged: Option<&Salvaged>, progress: &dyn Progress) {
+        let Some(salvaged) = salvaged else {
+            return progress.end("there is nothing that the primary lacks");
+        };
+        let text = format!("kept in {}: {}", salvaged.path.display(), salvaged.summary);
+        self.events
+            .record(Severity::Warning, "salvaged", text.clone());
+        progress.end(&text);
     }
 
     /// Returns where bundles are kept: beside the other state of the node.
@@ -288,14 +358,51 @@ impl PostgresReceiver {
         durable::write(&signal, b"", 0o600).map_err(self.file("write", signal.clone()))?;
         cluster.own(&signal)?;
         cluster.configure(&self.pki, Duty::Standby(&self.upstream(primary)))?;
-        self.unmark_half()?;
         progress.start("start postgres", None, Unit::Items);
         self.follow(primary).await?;
         self.wait_for_stream().await?;
         self.take_origins(primary).await;
+        // Not before it has all that it needs: without that, it is compared the next time.
+        self.unmark_half()?;
         progress.end("postgres is streaming");
         Ok(())
     }
+}
+
+/// Returns whether the log that the primary still has reaches back to `from`.
+fn reaches(slot: &SlotInfo, from: Lsn) -> bool {
+    slot.oldest.map_or(!slot.is_lost, |oldest| oldest <= from)
+}
+
+/// Why a node cannot rejoin.
+#[derive(Debug, thiserror::Error)]
+pub enum RejoinError {
+    /// The server of a standby does not answer.
+    #[error(
+        "the server in {} does not say how far it is, so what only it has cannot be kept: see {}; or run \
+         `understudy rejoin --without-salvage` to have it compared with the primary's", data_dir.display(),
+        log.display()
+    )]
+    CannotTell {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Where the server says why.
+        log: PathBuf,
+        /// What happened.
+        source: StoreFailure,
+    },
+    /// A former primary cannot be brought to the end of its log.
+    #[error(
+        "{} cannot be recovered from its crash, so what only it has cannot be told: mend that, or run \
+         `understudy rejoin --without-salvage` to keep its log aside as it is, and have it compared with the \
+         primary's", data_dir.display()
+    )]
+    CannotRecover {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What happened.
+        source: PostgresError,
+    },
 }
 
 /// Two clusters that have parted.
@@ -304,4 +411,88 @@ struct Forked {
     theirs: History,
     at: Lsn,
     timeline: u32,
+}
+
+impl Forked {
+    /// Returns whether `pg_rewind` would find the same fork. It knows timelines by their number and place
+    /// only, and does nothing at all for two clusters on timelines of one number.
+    fn is_seen_by_pg_rewind(&self) -> bool {
+        let blind = |history: &History| History {
+            origins: Origins::new(),
+            ..history.clone()
+        };
+        let seen = blind(&self.ours).relation_to(&blind(&self.theirs));
+        let (at, timeline) = (self.at, self.timeline);
+        self.ours.timeline != self.theirs.timeline && seen == Relation::Forked { at, timeline }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_replication::postgres::Ended;
+
+    fn history(ended: &[(u32, u64)], timeline: u32, end: u64, by: &[(u32, &str)]) -> History {
+        History {
+            system_identifier: 7,
+            ended: ended
+                .iter()
+                .map(|(timeline, at)| Ended {
+                    timeline: *timeline,
+                    at: Lsn(*at),
+                })
+                .collect(),
+            timeline,
+            end: Lsn(end),
+            origins: by
+                .iter()
+                .map(|(timeline, epoch)| (*timeline, epoch.parse().unwrap()))
+                .collect(),
+        }
+    }
+
+    fn forked(ours: History, theirs: History) -> Forked {
+        let Relation::Forked { at, timeline } = ours.relation_to(&theirs) else {
+            panic!("not forked");
+        };
+        Forked {
+            ours,
+            theirs,
+            at,
+            timeline,
+        }
+    }
+
+    #[test]
+    fn pg_rewind_is_not_asked_about_timelines_that_it_takes_for_one() {
+        let ours = history(&[(1, 100)], 2, 150, &[(2, "2.b")]);
+        let sees = |theirs| forked(ours.clone(), theirs).is_seen_by_pg_rewind();
+        // Another timeline 2, from the same place; and one step further.
+        assert!(!sees(history(&[(1, 100)], 2, 400, &[(2, "2.c")])));
+        assert!(!sees(history(
+            &[(1, 100), (2, 300)],
+            3,
+            400,
+            &[(2, "2.c"), (3, "3.a")]
+        )));
+        // Another place.
+        assert!(!sees(history(&[(1, 90)], 2, 400, &[(2, "2.c")])));
+        assert!(sees(history(&[(1, 90), (2, 300)], 3, 400, &[(2, "2.c")])));
+        let crashed = history(&[], 1, 150, &[]);
+        let theirs = history(&[(1, 100)], 2, 400, &[(2, "2.b")]);
+        assert!(forked(crashed, theirs).is_seen_by_pg_rewind());
+    }
+
+    #[test]
+    fn a_primary_that_has_no_log_to_follow_is_not_followed() {
+        let slot = |is_lost, oldest: Option<u64>| SlotInfo {
+            name: "understudy_a".to_owned(),
+            is_lost,
+            oldest: oldest.map(Lsn),
+        };
+        assert!(reaches(&slot(true, Some(100)), Lsn(100)));
+        assert!(!reaches(&slot(false, Some(101)), Lsn(100)));
+        assert!(reaches(&slot(false, None), Lsn(100)));
+        assert!(!reaches(&slot(true, None), Lsn(100)));
+    }
 }

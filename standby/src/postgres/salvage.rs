@@ -120,7 +120,9 @@ fn find(folder: &Path, ranges: &[WalRange], segment_bytes: u64) -> Result<Found,
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        let is_wanted = match parse_segment(&name, segment_bytes) {
+        // The last one of a timeline that has ended is called so where there is an archive.
+        let segment = name.strip_suffix(".partial").unwrap_or(&name);
+        let is_wanted = match parse_segment(segment, segment_bytes) {
             Some(segment) => wanted.remove(&segment),
             None => name.ends_with(".history"),
         };
@@ -175,11 +177,22 @@ pub(super) async fn keep(
         last.timeline,
         place(last.to)
     );
-    let (target, partial) = (folder.join(&name), folder.join(format!(".{name}.partial")));
     let (tally, not_understood) = dump(cluster, ranges).await;
     let range_bytes: u64 = ranges.iter().map(WalRange::bytes).sum();
-    let salvaged = Salvaged {
-        path: target.clone(),
+    let summary = Summary {
+        version: 1,
+        made: WallTime::now(),
+        system_identifier,
+        data_dir: &cluster.data_dir,
+        ranges,
+        files: &found.files,
+        is_complete: found.missing == 0,
+        not_understood,
+        tally: &tally,
+    };
+    let path = put(folder, &name, &wal, &found.files, found.bytes, &summary).await?;
+    Ok(Some(Salvaged {
+        path,
         bytes: found.bytes,
         summary: format!(
             "{range_bytes} bytes of write-ahead log from {} on timeline {} to {} on timeline {}: {}",
@@ -190,15 +203,75 @@ pub(super) async fn keep(
             tally.sentence()
         ),
         is_complete: found.missing == 0,
+    }))
+}
+
+/// Keeps the whole log of a cluster of which nobody can tell where it parted from the primary.
+///
+/// # Errors
+/// When there is no room, or a file cannot be written.
+pub(super) async fn keep_log(
+    cluster: &Cluster,
+    system_identifier: u64,
+    folder: &Path,
+) -> Result<Salvaged, SalvageError> {
+    let wal = cluster.data_dir.join("pg_wal");
+    let mut files = Vec::new();
+    let mut bytes = 0_u64;
+    for entry in fs::read_dir(&wal).map_err(file("read", &wal))? {
+        let entry = entry.map_err(file("read", &wal))?;
+        let metadata = entry.metadata().map_err(file("look at", &entry.path()))?;
+        if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+            bytes = bytes.saturating_add(metadata.len());
+            files.push(name);
+        }
+    }
+    files.sort();
+    let made = WallTime::now();
+    let name = format!("postgres-{system_identifier}-log-{}", made.0);
+    let tally = Tally::default();
+    let summary = Summary {
+        version: 1,
+        made,
+        system_identifier,
+        data_dir: &cluster.data_dir,
+        ranges: &[],
+        files: &files,
+        is_complete: false,
+        not_understood: Some("the server could not tell where its log ends".to_owned()),
+        tally: &tally,
     };
+    let path = put(folder, &name, &wal, &files, bytes, &summary).await?;
+    Ok(Salvaged {
+        path,
+        bytes,
+        summary: format!(
+            "all {} files of its write-ahead log, as they were; what in them the primary lacks could not be \
+             told",
+            files.len()
+        ),
+        is_complete: false,
+    })
+}
+
+/// Checks that there is room for a bundle, and writes it.
+async fn put(
+    folder: &Path,
+    name: &str,
+    wal: &Path,
+    files: &[String],
+    bytes: u64,
+    summary: &Summary<'_>,
+) -> Result<PathBuf, SalvageError> {
+    let (target, partial) = (folder.join(name), folder.join(format!(".{name}.partial")));
     if target.exists() {
-        return Ok(Some(salvaged));
+        return Ok(target);
     }
     durable::create_directory(folder, 0o700).map_err(file("create", folder))?;
     let free = rustix::fs::statvfs(folder)
         .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
         .map_err(|error| file("ask the room in", folder)(error.into()))?;
-    let needed = found.bytes.saturating_add(FREE_BYTES_MIN);
+    let needed = bytes.saturating_add(FREE_BYTES_MIN);
     if free < needed {
         return Err(SalvageError::NoSpace {
             needed,
@@ -213,26 +286,15 @@ pub(super) async fn keep(
         }
         Ok(()) | Err(_) => {}
     }
-    let summary = Summary {
-        version: 1,
-        made: WallTime::now(),
-        system_identifier,
-        data_dir: &cluster.data_dir,
-        ranges,
-        files: &found.files,
-        is_complete: found.missing == 0,
-        not_understood,
-        tally: &tally,
-    };
-    let summary = serde_json::to_vec_pretty(&summary)
+    let summary = serde_json::to_vec_pretty(summary)
         .map_err(|error| file("write", &partial)(error.into()))?;
-    let (files, copied) = (found.files, partial.clone());
+    let (wal, files, copied) = (wal.to_owned(), files.to_vec(), partial.clone());
     tokio::task::spawn_blocking(move || copy(&wal, &files, &copied, &summary))
         .await
         .map_err(|error| file("write", &partial)(io::Error::other(error)))??;
     fs::rename(&partial, &target).map_err(file("name", &target))?;
     durable::sync_directory_of(&target).map_err(file("sync", &target))?;
-    Ok(Some(salvaged))
+    Ok(target)
 }
 
 fn copy(from: &Path, files: &[String], to: &Path, summary: &[u8]) -> Result<(), SalvageError> {

@@ -42,7 +42,11 @@ impl PostgresReceiver {
             Some(client) => client,
             None => connect(cluster, MAINTENANCE_DATABASE).await?,
         };
-        if is_in_recovery(&client).await? {
+        let was_in_recovery = is_in_recovery(&client).await?;
+        if was_in_recovery {
+            // Noted before it exists: a crash must not leave a timeline of which nobody knows who opened it.
+            let next = timeline(&client).await?.saturating_add(1);
+            note_origin(cluster, next, epoch)?;
             cluster.promote().await?;
         }
         let limit = PROMOTE_PATIENCE;
@@ -58,10 +62,13 @@ impl PostgresReceiver {
                 data_dir: cluster.data_dir.clone(),
                 limit,
             })??;
-        note_origin(cluster, &client, epoch).await?;
+        if was_in_recovery {
+            // Where that number was taken already, it is a higher one.
+            note_origin(cluster, primary_timeline(&client).await?, epoch)?;
+        }
         cluster.reload().await?;
         // Before a checkpoint lets go of the log around the fork, which they need to come back.
-        slots::make(cluster, &client).await?;
+        slots::make(cluster, &client).await;
         checkpoint_beside(client);
         progress.end("postgres is primary");
         Ok(())
@@ -79,13 +86,30 @@ async fn is_in_recovery(client: &Client) -> Result<bool, PostgresError> {
     Ok(row.get(0))
 }
 
-/// Notes that `epoch` has opened the server's present timeline. Before anybody can follow on it: the role
-/// is primary only after the take-over, which is repeated when a crash cuts it short.
-async fn note_origin(
-    cluster: &Cluster,
-    client: &Client,
-    epoch: &Epoch,
-) -> Result<(), PostgresError> {
+/// Notes that `epoch` opens `timeline`.
+fn note_origin(cluster: &Cluster, timeline: u32, epoch: &Epoch) -> Result<(), PostgresError> {
+    let mut origins = cluster.origins()?;
+    origins.insert(timeline, epoch.clone());
+    cluster.set_origins(&origins)
+}
+
+/// Returns the timeline that a standby's server is on.
+async fn timeline(client: &Client) -> Result<u32, PostgresError> {
+    let query = "SELECT greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+         (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
+         (SELECT max(received_tli) FROM pg_stat_wal_receiver))";
+    let row = client
+        .query_one(query, &[])
+        .await
+        .map_err(|source| PostgresError::Query {
+            what: "tell its timeline",
+            source,
+        })?;
+    Ok(u32::try_from(row.get::<_, i32>(0)).unwrap_or(0))
+}
+
+/// Returns the timeline that a primary's server writes on.
+async fn primary_timeline(client: &Client) -> Result<u32, PostgresError> {
     let row = client
         .query_one(
             "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)",
@@ -97,13 +121,7 @@ async fn note_origin(
             source,
         })?;
     let text: String = row.get(0);
-    let Ok(timeline) = u32::from_str_radix(&text, 16) else {
-        return Err(PostgresError::Timeline { text });
-    };
-    let mut origins = cluster.origins()?;
-    // A primary that is promoted once more, by force, goes on on the timeline that it is on.
-    origins.entry(timeline).or_insert_with(|| epoch.clone());
-    cluster.set_origins(&origins)
+    u32::from_str_radix(&text, 16).map_err(|_| PostgresError::Timeline { text })
 }
 
 /// Writes a checkpoint while the promotion goes on. Until then the control file shows the old timeline,

@@ -27,6 +27,8 @@ pub struct Observation {
     pub indexes: Vec<StoreName>,
     /// There are services to start.
     pub has_services: bool,
+    /// The stores whose copy here is only half of one, and what to do about each.
+    pub broken: Vec<(StoreName, String)>,
     /// The operator answers for it that the old primary is off.
     pub is_forced: bool,
     /// The roles are to be swapped while both nodes are well, and nothing is to be lost.
@@ -171,6 +173,14 @@ pub fn plan(seen: &Observation) -> Plan {
         }
         steps.push(Step::Serve);
     };
+    if seen.role.name() != RoleName::Primary {
+        // Before anybody is fenced for it: the node that has a whole one may be the only one.
+        conditions.extend(seen.broken.iter().map(|(store, mend)| Condition {
+            what: format!("the copy of store {store} here is half a copy"),
+            mend: mend.clone(),
+            can_be_forced: false,
+        }));
+    }
     match &seen.role {
         Role::Primary { .. } => {}
         Role::Promoting { .. } => rise(&mut steps),
@@ -380,6 +390,7 @@ mod tests {
             cut: Some(WallTime(5000)),
             indexes: vec![name("search")],
             has_services: true,
+            broken: vec![],
             is_forced: false,
             is_planned: false,
         }
@@ -448,6 +459,24 @@ mod tests {
             lag.flushed = None;
         })];
         assert_eq!(plan(&seen).unmet.len(), 1);
+    }
+
+    #[test]
+    fn half_a_copy_is_promoted_in_no_role_and_nobody_is_fenced_for_it() {
+        let mut seen = standby();
+        seen.is_forced = true;
+        seen.broken = vec![(name("postgres"), "run `understudy rejoin`".to_owned())];
+        for role in [
+            seen.role.clone(),
+            Role::Fenced {
+                epoch: name("3.a"),
+                follows: false,
+            },
+        ] {
+            seen.role = role;
+            let unmet = plan(&seen).unmet;
+            assert!(unmet.iter().any(|it| !it.can_be_forced), "{unmet:?}");
+        }
     }
 
     #[test]
