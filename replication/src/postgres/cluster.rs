@@ -17,7 +17,6 @@ use super::error::{PostgresError, VERSION_MIN};
 use super::history::{Ended, History, parse_history};
 use super::requirements::{PRESENT_QUERY, Present};
 use super::settings::{self, Circumstances, Duty, Minimums};
-use super::{REPLICATION_ROLE, ROLE};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
 use crate::event::Events;
@@ -26,16 +25,6 @@ use crate::trust;
 
 /// What a standby needs as much of as its primary has.
 const MINIMUMS: &str = "minimums.json";
-
-/// What `pg_rewind` needs of its source (Postgres' documentation of it, "Notes"). It is no more than a
-/// base backup gives to the same role: the files of the cluster.
-const REWIND_GRANTS: &str = "\
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO understudy_replication;
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO understudy_replication;
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO understudy_replication;
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) \
-TO understudy_replication;
-";
 
 /// A Postgres cluster on this machine.
 #[derive(Clone, Debug)]
@@ -346,31 +335,6 @@ impl Cluster {
         self.write_if_changed(&path, &ident)
     }
 
-    /// Makes the roles that Understudy uses, as the cluster's own superuser. Repeatable.
-    ///
-    /// # Errors
-    /// When the superuser cannot connect, or the statements fail.
-    pub async fn create_roles(&self) -> Result<(), PostgresError> {
-        let role = |name: &str, options: &str| {
-            format!(
-                "DO $$ BEGIN\n\
-                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{name}') THEN\n\
-                 CREATE ROLE {name} {options};\n\
-                 END IF; END $$;\n"
-            )
-        };
-        let script = format!(
-            "SET client_min_messages = warning;\n{}{}\
-             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n\
-             GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) \
-             TO {ROLE};\n\
-             {REWIND_GRANTS}",
-            role(ROLE, "LOGIN REPLICATION"),
-            role(REPLICATION_ROLE, "LOGIN REPLICATION"),
-        );
-        self.psql(script, "make the roles of").await.map(drop)
-    }
-
     /// Asks the running server for its settings, as the cluster's own superuser.
     ///
     /// # Errors
@@ -381,7 +345,11 @@ impl Cluster {
         Present::parse(&answer).map_err(|source| PostgresError::Settings { source })
     }
 
-    async fn psql(&self, script: String, action: &'static str) -> Result<String, PostgresError> {
+    pub(super) async fn psql(
+        &self,
+        script: String,
+        action: &'static str,
+    ) -> Result<String, PostgresError> {
         let socket_dir = self.socket_dir.display().to_string();
         let port = self.port.to_string();
         let argv = [

@@ -8,6 +8,7 @@
 //! requirements   which settings need a restart                    (pure)
 //! commanded   the operator's own commands to start and stop
 //! ControlData system identifier, timeline, state                  (pg_controldata)
+//! roles       the database roles, and what each may do
 //! History     timelines: who can follow whom                      (pure)
 //! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
@@ -28,6 +29,7 @@ mod origins;
 mod postmaster;
 mod requirements;
 pub mod reseed;
+mod roles;
 mod settings;
 mod sql;
 mod vouch;

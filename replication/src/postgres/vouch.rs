@@ -24,7 +24,7 @@ use super::error::PostgresError;
 use crate::durable;
 
 /// The folder says what is the matter where a server's log names it: `could not load …`.
-const FOLDER: &str = "postgres-is-vouched-for";
+pub(super) const FOLDER: &str = "postgres-is-vouched-for";
 
 /// Says the same at more length.
 const README: &str = "\

@@ -11,6 +11,7 @@ mod rejoin;
 mod reseed;
 mod salvage;
 mod seed;
+mod slots;
 mod stall;
 mod take_over;
 mod waldump;

@@ -22,6 +22,7 @@ use understudy_replication::store::{
 };
 use understudy_replication::transport::PeerClient;
 
+use super::slots;
 use super::stall::{Stalls, seen};
 
 /// How often the position is asked.
@@ -329,20 +330,24 @@ impl Receiver for PostgresReceiver {
             }
             self.follow(&primary).await?;
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+            slots::drop_left(&client).await?;
             let mut knows_origins = false;
             let mut asked = None::<tokio::time::Instant>;
             let mut parted = None::<Relation>;
+            let mut is_first = true;
             loop {
+                if !std::mem::take(&mut is_first) {
+                    tokio::select! {
+                        () = self.next_look() => {}
+                        () = stop.wait() => {
+                            *self.kept.lock().await = Some(client);
+                            return Ok(());
+                        }
+                    }
+                }
                 let looked = tokio::time::timeout(LOOK_PATIENCE, self.look(&client)).await;
                 let is_streaming = looked.unwrap_or(Err(PostgresError::Late { what: "answer" }))?;
                 self.tell();
-                tokio::select! {
-                    () = self.next_look() => {}
-                    () = stop.wait() => {
-                        *self.kept.lock().await = Some(client);
-                        return Ok(());
-                    }
-                }
                 if is_streaming && !knows_origins {
                     knows_origins = self.take_origins(&primary).await;
                 }

@@ -6,11 +6,12 @@ use tokio_postgres::Client;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::postgres::{
-    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, connect, slot_name,
+    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, connect,
 };
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 
 use super::receiver::{PostgresReceiver, ReceiveError};
+use super::slots;
 
 /// How long a promotion of the server may take: replay of all that was received comes first.
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
@@ -60,7 +61,7 @@ impl PostgresReceiver {
         note_origin(cluster, &client, epoch).await?;
         cluster.reload().await?;
         // Before a checkpoint lets go of the log around the fork, which they need to come back.
-        make_slots(cluster, &client).await?;
+        slots::make(cluster, &client).await?;
         checkpoint_beside(client);
         progress.end("postgres is primary");
         Ok(())
@@ -103,26 +104,6 @@ async fn note_origin(
     // A primary that is promoted once more, by force, goes on on the timeline that it is on.
     origins.entry(timeline).or_insert_with(|| epoch.clone());
     cluster.set_origins(&origins)
-}
-
-/// Makes a slot for every other node, which keeps the log that it needs to come back; how much that may
-/// be is bounded as for any slot.
-async fn make_slots(cluster: &Cluster, client: &Client) -> Result<(), PostgresError> {
-    for peer in &cluster.peers {
-        let name = slot_name(peer);
-        client
-            .execute(
-                "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS \
-                 (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
-                &[&name],
-            )
-            .await
-            .map_err(|source| PostgresError::Query {
-                what: "make a slot",
-                source,
-            })?;
-    }
-    Ok(())
 }
 
 /// Writes a checkpoint while the promotion goes on. Until then the control file shows the old timeline,
