@@ -24,7 +24,9 @@ def connect(sockets, application: str = "campaign"):
     A socket in the file system is reached from everywhere: a client stands at its node even when that is cut off.
     """
     connection = psycopg2.connect(
-        host=str(sockets), user="postgres", dbname="postgres", application_name=application, connect_timeout=2)
+        host=str(sockets), user="postgres", dbname="postgres", application_name=application, connect_timeout=2,
+        # A server that goes down warns, and libpq would print that.
+        options="-c client_min_messages=error")
     connection.autocommit = True
     return connection
 
