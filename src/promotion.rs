@@ -33,6 +33,9 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(180);
 /// The stores of a standby that has just started have this long to tell where their copies are.
 const STORES_PATIENCE: Duration = Duration::from_secs(15);
 
+/// A primary that an operator says is off has this long to show that it is not.
+const FORCED_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The primary has this long to write down what it can, and this node to catch up with it.
 const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -193,10 +196,7 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
     let mut primary = None;
     if let Some(name) = &old {
         let answer = match node.peer(name) {
-            Some(client) => match crate::peer_api::hello(&client).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error_chain(&error)),
-            },
+            Some(client) => greet(&client, order.force).await,
             None => Err("it is not in the configuration".to_owned()),
         };
         primary = Some((name.clone(), answer));
@@ -231,6 +231,21 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
         is_forced: order.force,
         is_planned: order.planned,
     }
+}
+
+/// Asks the old primary whether it is there. Of one that an operator says is off, no answer is awaited for
+/// long.
+async fn greet(client: &PeerClient, is_forced: bool) -> Result<(), String> {
+    let hello = async {
+        let hello = crate::peer_api::hello(client).await;
+        hello.map(drop).map_err(|error| error_chain(&error))
+    };
+    if !is_forced {
+        return hello.await;
+    }
+    let silent = || format!("it did not answer within {} s", FORCED_PATIENCE.as_secs());
+    let answer = tokio::time::timeout(FORCED_PATIENCE, hello).await;
+    answer.unwrap_or_else(|_| Err(silent()))
 }
 
 /// Returns the stores whose copy here is broken, and what to do about each.

@@ -128,6 +128,8 @@ impl PostgresShipper {
             matches!(cluster.durability, PostgresDurability::Sync { .. }) && cluster.waits();
         let waits_for = if waits { self.waits_for() } else { Vec::new() };
         cluster.configure(&self.pki, Duty::Primary(&waits_for))?;
+        // Who has joined since the configuration was read streams on after a crash of the server.
+        cluster.allow(&self.waits_for())?;
         if was_running {
             cluster.reload().await?;
         } else {

@@ -180,6 +180,7 @@ mod tests {
         let stop = "kill $(head -1 $DATA/postmaster.pid); rm $DATA/postmaster.pid";
         let mut cluster = cluster(folder.path());
         cluster.commands = Some(commands(START, stop, status));
+        cluster.settle();
         cluster.start().await.unwrap();
         assert!(cluster.is_running());
         cluster.stop().await.unwrap();

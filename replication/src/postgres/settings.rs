@@ -118,6 +118,9 @@ impl Minimums {
     }
 }
 
+/// So much log is kept at any time, unless the operator says otherwise or a slot may keep less.
+const WAL_KEEP_BYTES: u64 = 512 << 20;
+
 /// What our settings depend on, beside the configuration of the node.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Circumstances {
@@ -176,6 +179,11 @@ impl Cluster {
             "wal_receiver_status_interval = '1s'".to_owned(),
             "wal_retrieve_retry_interval = '1s'".to_owned(),
         ];
+        if operators.get("wal_keep_size").is_none() {
+            // What pg_rewind needs of a former primary's own log: back to a checkpoint before the fork.
+            let keep = self.slot_keep_bytes.min(WAL_KEEP_BYTES);
+            lines.push(format!("wal_keep_size = '{}MB'", keep >> 20));
+        }
         if operators.get("wal_level") != Some("logical") {
             lines.push("wal_level = replica".to_owned());
         }
