@@ -23,6 +23,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a restarted primary leaves running what it found while no peer answers.
 const RETURNING_GRACE: Duration = Duration::from_secs(10);
 
+/// How long one that nobody had joined waits for a peer that knows better.
+const SOLE_GRACE: Duration = Duration::from_secs(3);
+
 /// An event for the role machine.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -301,7 +304,12 @@ fn ask_peers(node: &Arc<Node>) {
     tokio::spawn(async move {
         let started = tokio::time::Instant::now();
         let mut is_alone = false;
-        while let Role::Returning { epoch, .. } = node.role() {
+        while let Role::Returning { epoch, standbys } = node.role() {
+            let grace = if standbys.is_empty() {
+                SOLE_GRACE
+            } else {
+                RETURNING_GRACE
+            };
             for peer in node.config().peers(node.me()) {
                 let Some(client) = node.peer(&peer.name) else {
                     continue;
@@ -320,7 +328,7 @@ fn ask_peers(node: &Arc<Node>) {
                     Err(error) => tracing::info!(peer = %peer.name, %error, "no answer yet"),
                 }
             }
-            if !is_alone && started.elapsed() > RETURNING_GRACE {
+            if !is_alone && started.elapsed() > grace {
                 is_alone = true;
                 if let Err(error) = node.happen(Event::Alone).await {
                     tracing::warn!(%error, "cannot stop what a restart left running");

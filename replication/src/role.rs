@@ -182,9 +182,10 @@ impl Role {
             })
         };
         Ok(match (self, event) {
-            // While nobody has joined in its epoch, nobody can supersede a primary but by an
-            // operator's force on a node that it has fenced before; so it need not ask.
-            (Self::Primary { standbys, .. }, Event::Started) if standbys.is_empty() => {
+            // Before anybody has joined a new cluster, there is nobody to supersede its primary.
+            (Self::Primary { epoch, standbys }, Event::Started)
+                if standbys.is_empty() && epoch.number <= 1 =>
+            {
                 (self.clone(), vec![Action::Serve])
             }
             (Self::Primary { epoch, standbys }, Event::Started) => (
@@ -293,6 +294,15 @@ impl Role {
                 | Self::Fenced { .. },
                 Event::Reassured,
             ) => unchanged,
+            // Nobody has joined in its epoch, so that only an operator's force on a node that it has
+            // superseded itself could have superseded it; whoever was there to say so has been asked.
+            (Self::Returning { epoch, standbys }, Event::Alone) if standbys.is_empty() => (
+                Self::Primary {
+                    epoch: epoch.clone(),
+                    standbys: vec![],
+                },
+                vec![Action::Serve],
+            ),
             (Self::Returning { .. }, Event::Alone) => (self.clone(), vec![Action::Fence]),
             (
                 Self::Primary { .. }
@@ -420,6 +430,10 @@ mod tests {
             Role::Returning {
                 epoch: epoch("2.b"),
                 standbys: vec![node("c")],
+            },
+            Role::Returning {
+                epoch: epoch("2.b"),
+                standbys: vec![],
             },
             Role::Standby {
                 epoch: epoch("2.a"),

@@ -92,3 +92,35 @@ fn a_primary_that_may_have_been_superseded_serves_only_after_a_word_of_its_peer(
         holds(lines == "1", lines)
     });
 }
+
+#[test]
+fn a_promoted_primary_that_nobody_joined_asks_before_it_serves_again() {
+    let mut pair = Pair::new(Plan::postgres());
+    pair.a.power_off();
+    pair.b.understudy(&["promote", "--force"]);
+    pair.a.serve();
+    pair.assert_a_is_fenced();
+    // Back to the old primary's data, as the runbook has it.
+    pair.b.power_off();
+    pair.a.understudy(&["promote", "--force"]);
+    pair.a.sql("INSERT INTO change VALUES (1)");
+    pair.b.spawn(&[], &[]);
+    until("b is fenced", Pair::PATIENCE, || {
+        assert_eq!(pair.b.postmaster(), None, "two primaries");
+        let role = pair.b.try_status()?["role"].clone();
+        holds(role == "fenced", role)
+    });
+    // Where there is nobody to ask, it serves soon.
+    pair.b.understudy(&["rejoin"]);
+    pair.a.understudy(&["switchover"]);
+    pair.a.power_off();
+    pair.b.stop();
+    pair.b.spawn(&[], &[]);
+    until("b serves alone", Pair::PATIENCE, || {
+        pair.b
+            .try_sql("INSERT INTO change VALUES (2)")
+            .map(|_| ())?;
+        let role = pair.b.try_status()?["role"].clone();
+        holds(role == "primary", role)
+    });
+}
