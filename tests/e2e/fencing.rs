@@ -112,15 +112,14 @@ fn a_promoted_primary_that_nobody_joined_asks_before_it_serves_again() {
     });
     // Where there is nobody to ask, it serves soon.
     pair.b.understudy(&["rejoin"]);
-    pair.a.understudy(&["switchover"]);
     pair.a.power_off();
+    pair.b.understudy(&["promote", "--force"]);
     pair.b.stop();
     pair.b.spawn(&[], &[]);
     until("b serves alone", Pair::PATIENCE, || {
-        pair.b
-            .try_sql("INSERT INTO change VALUES (2)")
-            .map(|_| ())?;
         let role = pair.b.try_status()?["role"].clone();
-        holds(role == "primary", role)
+        holds(role == "primary", role)?;
+        holds(pair.b.health("/primary") == 200, "not yet")
     });
+    pair.b.sql("INSERT INTO change VALUES (2)");
 }
