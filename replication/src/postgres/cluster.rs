@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -377,20 +377,6 @@ impl Cluster {
             .map_err(|source| self.control(action, source))
     }
 
-    /// Creates a folder that belongs to the cluster's OS user.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn create_owned_directory(&self, path: &Path, mode: u32) -> Result<(), PostgresError> {
-        if let Some(parent) = path.parent() {
-            durable::create_directory(parent, 0o755)
-                .map_err(|source| self.file("create", parent, source))?;
-        }
-        durable::create_directory(path, mode)
-            .map_err(|source| self.file("create", path, source))?;
-        self.own(path)
-    }
-
     /// Returns the path of one of Postgres' programs.
     pub fn bin(&self, name: &str) -> String {
         self.bin_dir.join(name).display().to_string()
@@ -415,23 +401,9 @@ impl Cluster {
             if fs::read(&target).is_ok_and(|present| present == content) {
                 continue;
             }
-            durable::write(&target, &content, 0o600)
-                .map_err(|error| self.file("write", &target, error))?;
-            self.own(&target)?;
+            self.write_owned(&target, &content, 0o600)?;
         }
         Ok(())
-    }
-
-    /// Gives a file to the OS user of the cluster.
-    ///
-    /// # Errors
-    /// When this process may not.
-    pub fn own(&self, path: &Path) -> Result<(), PostgresError> {
-        if !nix::unistd::Uid::effective().is_root() {
-            return Ok(());
-        }
-        chown(path, Some(self.user.uid), Some(self.user.gid))
-            .map_err(|source| self.file("give away", path, source))
     }
 
     fn read(&self, path: &Path) -> Result<String, PostgresError> {
@@ -446,9 +418,7 @@ impl Cluster {
         if fs::read_to_string(path).is_ok_and(|present| present == content) {
             return Ok(());
         }
-        durable::write(path, content.as_bytes(), mode)
-            .map_err(|source| self.file("write", path, source))?;
-        self.own(path)
+        self.write_owned(path, content.as_bytes(), mode)
     }
 
     async fn program<const N: usize>(

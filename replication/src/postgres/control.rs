@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -138,17 +139,17 @@ impl Cluster {
     /// When it does not run, or cannot be told.
     pub async fn promote(&self) -> Result<(), PostgresError> {
         let path = self.data_dir.join(PROMOTE);
-        match fs::OpenOptions::new()
+        let made = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
-            .open(&path)
-        {
-            Ok(_) => {}
+            .mode(0o600)
+            .open(&path);
+        match made {
+            Ok(made) => self.own_opened(&made, &path)?,
             // Of a promotion that a crash has cut short, perhaps; its presence is all that it says.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.expect_file(&path)?,
             Err(source) => return Err(self.file("write", &path, source)),
         }
-        self.own(&path)?;
         self.signal(Signal::USR1, "promote the server of")
     }
 
@@ -246,6 +247,30 @@ impl Cluster {
                 status,
                 output,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_promotion_leaves_alone_what_a_link_in_its_place_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster {
+            data_dir: folder.path().to_owned(),
+            ..Cluster::example(false)
+        };
+        let link = folder.path().join(PROMOTE);
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        let error = cluster.promote().await.unwrap_err();
+        assert!(matches!(error, PostgresError::Misled { .. }), "{error}");
+        fs::remove_file(&link).unwrap();
+        for _ in 0..2 {
+            let error = cluster.promote().await.unwrap_err();
+            assert!(matches!(error, PostgresError::NotRunning { .. }), "{error}");
+            assert!(link.symlink_metadata().unwrap().is_file());
         }
     }
 }

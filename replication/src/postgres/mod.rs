@@ -13,6 +13,7 @@
 //! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
 //! reseed      comparing two data directories block by block
+//! owned       files of the OS user's, made by root without being misled
 //! vouch       whether a primary's server may start at all
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
@@ -26,6 +27,7 @@ mod control_data;
 mod error;
 mod history;
 mod origins;
+mod owned;
 mod postmaster;
 mod requirements;
 pub mod reseed;
