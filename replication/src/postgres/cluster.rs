@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use understudy_config::{Local, NodeName, Postgres, PostgresDurability, ServerCommands};
@@ -69,6 +69,8 @@ pub struct Cluster {
     pub peers: Vec<NodeName>,
     /// Whether its pages have checksums, once that is known. It changes with no server running only.
     pub(super) has_checksums: Arc<OnceLock<bool>>,
+    /// With how much its log was written, as it was last told. It changes with what is replayed.
+    pub(super) needed: Arc<Mutex<Minimums>>,
 }
 
 impl Cluster {
@@ -102,6 +104,7 @@ impl Cluster {
             environment: Vec::new(),
             events: None,
             has_checksums: Arc::default(),
+            needed: Arc::default(),
             bin_dir,
             user,
             port: config.port,
@@ -202,6 +205,7 @@ impl Cluster {
             source,
         })?;
         self.has_checksums.get_or_init(|| control.has_checksums);
+        *self.needed.lock().unwrap_or_else(PoisonError::into_inner) = control.minimums.clone();
         Ok(control)
     }
 
@@ -249,7 +253,7 @@ impl Cluster {
     }
 
     /// Writes our settings for a duty. Repeatable; they take effect with the next start or
-    /// [`Cluster::reload`].
+    /// [`Cluster::reload`]. [`Cluster::control_data`] is asked before, for what they depend on.
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -271,7 +275,7 @@ impl Cluster {
                 None => fs::read_to_string(self.our_conf())
                     .is_ok_and(|ours| settings::know_checksums(&ours)),
             },
-            minimums: self.minimums(),
+            minimums: self.minimums_now(),
         };
         let ours = self.conf(&about, duty);
         self.write_if_changed(&self.our_conf(), &ours)?;
@@ -306,6 +310,17 @@ impl Cluster {
         self.create_owned_directory(&self.state.clone(), 0o700)?;
         let text = serde_json::to_vec(minimums).unwrap_or_default();
         durable::write(&path, &text, 0o644).map_err(|source| self.file("write", &path, source))
+    }
+
+    /// Returns what the server must have at least: as much as its primary had when it was last asked, and
+    /// while it is in recovery no less than what its own log was written with. Once it is a primary that
+    /// does not count any more: it would be what the server itself has, and could never be lowered again.
+    fn minimums_now(&self) -> Minimums {
+        let minimums = self.minimums();
+        if !self.is_standby() {
+            return minimums;
+        }
+        minimums.max(&self.needed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn minimums(&self) -> Minimums {
@@ -509,6 +524,7 @@ impl Cluster {
             run_dir: "/run/understudy".into(),
             peers: Vec::new(),
             has_checksums: Arc::default(),
+            needed: Arc::default(),
         }
     }
 }
