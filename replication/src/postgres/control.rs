@@ -90,10 +90,11 @@ impl Cluster {
     /// acknowledged is safe in any case: it is in the log.
     ///
     /// # Errors
-    /// When it still runs.
+    /// When it still runs, or has been stopped and could be started again by somebody else.
     pub async fn stop(&self) -> Result<(), PostgresError> {
-        // Before anything: what is stopped must not be started again by somebody else.
-        self.disavow()?;
+        // Before anything: what is stopped must not be started again by somebody else. A fence stops it
+        // nevertheless where that fails.
+        let disavowed = self.disavow();
         if let Some(commands) = &self.commands {
             self.stop_by(commands, FAST_PATIENCE).await;
         }
@@ -122,7 +123,7 @@ impl Cluster {
                 data_dir: self.data_dir.clone(),
             });
         }
-        Ok(())
+        disavowed
     }
 
     /// Makes the server read its configuration again.
@@ -254,6 +255,30 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_is_stopped_though_it_cannot_be_disavowed_and_that_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster {
+            data_dir: folder.path().to_owned(),
+            run_dir: folder.path().join("run"),
+            ..Cluster::example(false)
+        };
+        // What cannot be removed as a file.
+        fs::create_dir_all(cluster.vouched_hba()).unwrap();
+        let mut server = std::process::Command::new("sleep")
+            .arg("1000")
+            .current_dir(folder.path())
+            .spawn()
+            .unwrap();
+        let lock_file = folder.path().join("postmaster.pid");
+        fs::write(lock_file, format!("{}\n", server.id())).unwrap();
+        assert!(cluster.is_running());
+        let error = cluster.stop().await.unwrap_err();
+        assert!(matches!(error, PostgresError::File { .. }), "{error}");
+        assert!(!cluster.is_running());
+        server.wait().unwrap();
+    }
 
     #[tokio::test]
     async fn a_promotion_leaves_alone_what_a_link_in_its_place_leads_to() {
