@@ -14,9 +14,11 @@ use rustix::process::Signal;
 use super::cluster::Cluster;
 use super::error::PostgresError;
 use super::postmaster::{self, Held, Server};
+use super::replay::REPLAY_PATIENCE;
 use crate::command::{Command, CommandError};
 
-/// Starting may take this long: a crash is recovered from first.
+/// Starting may take this long: a crash is recovered from first. A standby's replay may take longer, as
+/// long as it gets on.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Stopping in peace may take this long: everything is sent to the standbys first.
@@ -27,9 +29,6 @@ const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Recovering from a crash without serving anybody may take this long.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// How often a server that starts is looked at.
-const START_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The server's own log is set aside at a start when it is larger.
 const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
@@ -58,6 +57,12 @@ impl Cluster {
         if let Some(commands) = &self.commands {
             return self.start_by(commands, START_PATIENCE).await;
         }
+        // What ends the waiting for a standby is that its replay does not get on.
+        let limit = if self.is_standby() {
+            REPLAY_PATIENCE
+        } else {
+            START_PATIENCE
+        };
         let log = self.state.join("server.log");
         if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
             let aside = self.state.join("server.log.1");
@@ -67,21 +72,24 @@ impl Cluster {
         // A task of its own: pg_ctl ends up to a tenth of a second after the server is there.
         let mut starting = tokio::spawn(async move {
             let log = log.display().to_string();
-            let seconds = START_PATIENCE.as_secs().to_string();
+            let seconds = limit.as_secs().to_string();
             let arguments = ["-l", &log, "-w", "-t", &seconds, "start"];
-            cluster.pg_ctl(arguments, "start").await
+            cluster.pg_ctl(arguments, limit, "start").await
         });
-        let is_up = async {
-            while !postmaster::is_ready(&self.data_dir) {
-                tokio::time::sleep(START_INTERVAL).await;
-            }
-        };
         tokio::select! {
             started = &mut starting => match started {
                 Ok(started) => started.map_err(|error| self.with_server_log(error)),
                 Err(_) => Err(PostgresError::Late { what: "start" }),
             },
-            () = is_up => Ok(()),
+            // pg_ctl first, which knows better what is the matter.
+            is_ready = self.gets_ready(START_PATIENCE + Duration::from_secs(5)) => {
+                if is_ready {
+                    return Ok(());
+                }
+                // The server goes on, in a session of its own.
+                starting.abort();
+                Err(PostgresError::Late { what: "start" })
+            }
         }
     }
 
@@ -193,6 +201,7 @@ impl Cluster {
     async fn pg_ctl<const N: usize>(
         &self,
         arguments: [&str; N],
+        limit: Duration,
         action: &'static str,
     ) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.display().to_string();
@@ -207,7 +216,7 @@ impl Cluster {
             .chain(arguments.map(str::to_owned));
         Command::new(argv)
             .user(&self.user)
-            .limit(START_PATIENCE + Duration::from_secs(10))
+            .limit(limit + Duration::from_secs(10))
             .run()
             .await
             .map_err(|source| self.control(action, source))?;
