@@ -21,6 +21,10 @@ use crate::command::{Command, CommandError};
 /// long as it gets on.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
+/// The operator's own way to stop may take this long. With what comes after it, it has to be less than
+/// whoever asks for a fence waits: 180 seconds.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Stopping in peace may take this long: everything is sent to the standbys first.
 const FAST_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -104,7 +108,7 @@ impl Cluster {
         // nevertheless where that fails.
         let disavowed = self.disavow();
         if let Some(commands) = &self.commands {
-            self.stop_by(commands, FAST_PATIENCE).await;
+            self.stop_by(commands, COMMAND_PATIENCE).await;
         }
         let fence = |source| self.file("stop the server of", &self.data_dir, source);
         for (signal, patience) in [
