@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -263,7 +262,6 @@ impl Cluster {
             self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
         }
         let conf_path = self.config_dir.join("postgresql.conf");
-        let conf = self.read(&conf_path)?;
         let operators = OperatorsConf::read(&self.config_dir)
             .map_err(|source| self.file("read", &conf_path, source))?;
         let about = Circumstances {
@@ -278,11 +276,10 @@ impl Cluster {
             minimums: self.minimums_now(),
         };
         let ours = self.conf(&about, duty);
-        self.write_if_changed(&self.our_conf(), &ours)?;
-        self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
+        self.write_ours(&self.our_conf(), &ours)?;
+        self.edit(&conf_path, settings::with_include)?;
         let hba_path = self.config_dir.join("pg_hba.conf");
-        let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
-        self.write_if_changed(&hba_path, &hba)?;
+        self.edit(&hba_path, |hba| settings::with_block(hba, &settings::hba()))?;
         self.allow(&self.peers)
     }
 
@@ -346,8 +343,7 @@ impl Cluster {
             source,
         })?;
         let block = settings::ident(&me.name, peers);
-        let ident = settings::with_block(&self.read(&path)?, &block);
-        self.write_if_changed(&path, &ident)
+        self.edit(&path, |ident| settings::with_block(ident, &block))
     }
 
     /// Asks the running server for its settings, as the cluster's own superuser.
@@ -423,17 +419,6 @@ impl Cluster {
 
     fn read(&self, path: &Path) -> Result<String, PostgresError> {
         fs::read_to_string(path).map_err(|source| self.file("read", path, source))
-    }
-
-    fn write_if_changed(&self, path: &Path, content: &str) -> Result<(), PostgresError> {
-        let mode = match fs::metadata(path) {
-            Ok(metadata) => metadata.permissions().mode() & 0o777,
-            Err(_) => 0o600,
-        };
-        if fs::read_to_string(path).is_ok_and(|present| present == content) {
-            return Ok(());
-        }
-        self.write_owned(path, content.as_bytes(), mode)
     }
 
     async fn program<const N: usize>(

@@ -5,8 +5,8 @@
 //! before it has its name, or by what has been opened. A link is followed only where an administrator has
 //! made it, or where it leads to what the user owns already.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 
@@ -80,6 +80,47 @@ impl Cluster {
             .map_err(|source| self.file("write", path, source))
     }
 
+    /// Writes a file that is ours alone, for the OS user to read, if it is not like that already.
+    pub(super) fn write_ours(&self, path: &Path, content: &str) -> Result<(), PostgresError> {
+        let present = path.symlink_metadata().ok().filter(Metadata::is_file);
+        let is_theirs = present.as_ref().is_some_and(|it| it.uid() == self.user.uid);
+        if is_theirs && fs::read_to_string(path).is_ok_and(|present| present == content) {
+            return Ok(());
+        }
+        let mode = present.map_or(0o600, |present| present.mode() & 0o777);
+        self.write_owned(path, content.as_bytes(), mode)
+    }
+
+    /// Changes a file of the operator's. It stays whose it is and where it is: a link into the files of a
+    /// configuration management goes on leading there.
+    pub(super) fn edit(
+        &self,
+        path: &Path,
+        change: impl FnOnce(&str) -> String,
+    ) -> Result<(), PostgresError> {
+        let place = self.follow_trusted(path)?;
+        let failed = |action| move |source| self.file(action, path, source);
+        let mut file = open(&place, OFlags::empty()).map_err(failed("open"))?;
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        if !metadata.is_file() {
+            return Err(self.misled(path));
+        }
+        let mut present = String::new();
+        file.read_to_string(&mut present).map_err(failed("read"))?;
+        let content = change(&present);
+        if content == present {
+            return Ok(());
+        }
+        // Of what has been read, and not of what is at the path by now: no content gets to anybody who
+        // could not read it.
+        let owner = self.owner().map(|_| Owner {
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+        });
+        let mode = metadata.mode() & 0o777;
+        durable::write_for(&place, content.as_bytes(), mode, owner).map_err(failed("write"))
+    }
+
     /// Checks that a file is one, and no link.
     pub(super) fn expect_file(&self, path: &Path) -> Result<(), PostgresError> {
         let found = path
@@ -138,7 +179,7 @@ fn open(path: &Path, flags: OFlags) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// A cluster of a user that is not root, where the test may do such a thing.
     fn cluster() -> Cluster {
@@ -166,6 +207,44 @@ mod tests {
         assert!(link.symlink_metadata().unwrap().is_file());
         assert_eq!(uid(&link), cluster().user.uid);
         assert_eq!(fs::read_to_string(&secret).unwrap(), "root's");
+    }
+
+    #[test]
+    fn a_file_of_the_operators_stays_behind_its_link_with_its_owner_and_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let [managed, link] = ["managed", "pg_hba.conf"].map(|name| folder.path().join(name));
+        fs::write(&managed, "one\n").unwrap();
+        fs::set_permissions(&managed, fs::Permissions::from_mode(0o644)).unwrap();
+        let before = uid(&managed);
+        symlink("managed", &link).unwrap();
+        let cluster = cluster();
+        cluster.edit(&link, |text| format!("{text}two\n")).unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&managed).unwrap(), "one\ntwo\n");
+        let after = managed.symlink_metadata().unwrap();
+        assert_eq!((after.uid(), after.mode() & 0o777), (before, 0o644));
+        if cluster.owner().is_some() {
+            cluster.own(&link).unwrap();
+            let error = cluster.edit(&link, |_| String::new()).unwrap_err();
+            assert!(matches!(error, PostgresError::Misled { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&managed).unwrap(), "one\ntwo\n");
+        }
+    }
+
+    #[test]
+    fn what_is_ours_is_a_file_of_the_users() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = folder.path().join("understudy.conf");
+        // Another's link is replaced, and not followed.
+        symlink("/etc/passwd", &ours).unwrap();
+        for content in ["one", "two", "two"] {
+            cluster().write_ours(&ours, content).unwrap();
+            assert_eq!(fs::read_to_string(&ours).unwrap(), content);
+            let found = ours.symlink_metadata().unwrap();
+            assert!(found.is_file());
+            assert_eq!(found.uid(), cluster().user.uid);
+            assert_eq!(found.mode() & 0o777, 0o600);
+        }
     }
 
     #[test]
