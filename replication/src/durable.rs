@@ -2,8 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+/// To whom a file is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
 
 /// Replaces the file at `path` by `content`, with permission bits `mode`, durably.
 ///
@@ -14,6 +25,17 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// When a step fails; the old file is then still in place.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    write_for(path, content, mode, None)
+}
+
+/// Replaces a file as [`write`] does, by one that belongs to `owner`; without one, to this process.
+///
+/// It is given away before it has its name: whoever may write in the directory can put a link there, and
+/// nothing is ever given away through a name.
+///
+/// # Errors
+/// When a step fails; the old file is then still in place.
+pub fn write_for(path: &Path, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
@@ -23,11 +45,15 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
+    // A new file or an error: no link that has come into its place meanwhile is followed.
     let mut file = File::options()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(&temporary)?;
+    if let Some(owner) = owner {
+        fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    }
     // The umask may have taken bits away.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
@@ -61,7 +87,10 @@ pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
     }
     match fs::create_dir(path) {
         Ok(()) => {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+            // Who owns the parent may have put a link in its place.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+            made.set_permissions(fs::Permissions::from_mode(mode))?;
             sync_directory_of(path)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),

@@ -223,6 +223,8 @@ fn a_server_that_needs_a_restart_is_restarted_by_permission_only_and_once() {
         "{told:?}"
     );
     assert_eq!(pair.a.events("postgres_needs_restart"), [""; 0]);
+    // At the first attempt.
+    assert_eq!(pair.a.events("store_failed"), [""; 0]);
 
     pair.a.sql("CREATE TABLE change (number int PRIMARY KEY)");
     pair.join();

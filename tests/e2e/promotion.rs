@@ -199,6 +199,12 @@ fn a_standby_whose_daemon_has_just_started_can_be_promoted() {
     let mut pair = Pair::new(Plan::postgres());
     pair.write(1);
     pair.wait();
+    // With less than its log was written with, a server in recovery does not start.
+    let much = pair.a.sql("SHOW max_connections");
+    let conf = pair.b.at("/data/pg/postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    fs::write(&conf, format!("{text}max_connections = 15\n")).unwrap();
+    fs::remove_file(pair.b.state().join("postgres/minimums.json")).unwrap();
     // Both lose power, and b is the one that comes back.
     pair.a.power_off();
     pair.b.power_off();
@@ -210,6 +216,7 @@ fn a_standby_whose_daemon_has_just_started_can_be_promoted() {
     pair.b.understudy(&["promote", "--force"]);
     pair.assert_b_is_primary();
     pair.assert_written(1);
+    assert_eq!(pair.b.sql("SHOW max_connections"), much);
 }
 
 #[test]

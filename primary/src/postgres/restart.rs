@@ -76,6 +76,8 @@ pub(super) async fn if_permitted(cluster: &Cluster, events: &Events) -> Result<(
         ),
     );
     cluster.stop().await?;
+    // What is stopped is vouched for no longer.
+    cluster.vouch()?;
     cluster.start().await?;
     events.record(
         Severity::Info,

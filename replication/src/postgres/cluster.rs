@@ -3,10 +3,9 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use understudy_config::{Local, NodeName, Postgres, PostgresDurability, ServerCommands};
@@ -72,6 +71,8 @@ pub struct Cluster {
     pub peers: Vec<NodeName>,
     /// Whether its pages have checksums, once that is known. It changes with no server running only.
     pub(super) has_checksums: Arc<OnceLock<bool>>,
+    /// With how much its log was written, as it was last told. It changes with what is replayed.
+    pub(super) needed: Arc<Mutex<Minimums>>,
 }
 
 impl Cluster {
@@ -105,6 +106,7 @@ impl Cluster {
             environment: Vec::new(),
             events: None,
             has_checksums: Arc::default(),
+            needed: Arc::default(),
             bin_dir,
             user,
             port: config.port,
@@ -206,6 +208,7 @@ impl Cluster {
             source,
         })?;
         self.has_checksums.get_or_init(|| control.has_checksums);
+        *self.needed.lock().unwrap_or_else(PoisonError::into_inner) = control.minimums.clone();
         Ok(control)
     }
 
@@ -253,7 +256,7 @@ impl Cluster {
     }
 
     /// Writes our settings for a duty. Repeatable; they take effect with the next start or
-    /// [`Cluster::reload`].
+    /// [`Cluster::reload`]. [`Cluster::control_data`] is asked before, for what they depend on.
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -263,7 +266,6 @@ impl Cluster {
             self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
         }
         let conf_path = self.config_dir.join("postgresql.conf");
-        let conf = self.read(&conf_path)?;
         let operators = OperatorsConf::read(&self.config_dir)
             .map_err(|source| self.file("read", &conf_path, source))?;
         let about = Circumstances {
@@ -275,14 +277,13 @@ impl Cluster {
                 None => fs::read_to_string(self.our_conf())
                     .is_ok_and(|ours| settings::know_checksums(&ours)),
             },
-            minimums: self.minimums(),
+            minimums: self.minimums_now(),
         };
         let ours = self.conf(&about, duty);
-        self.write_if_changed(&self.our_conf(), &ours)?;
-        self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
+        self.write_ours(&self.our_conf(), &ours)?;
+        self.edit(&conf_path, settings::with_include)?;
         let hba_path = self.config_dir.join("pg_hba.conf");
-        let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
-        self.write_if_changed(&hba_path, &hba)?;
+        self.edit(&hba_path, |hba| settings::with_block(hba, &settings::hba()))?;
         self.allow(&self.peers)
     }
 
@@ -312,6 +313,17 @@ impl Cluster {
         durable::write(&path, &text, 0o644).map_err(|source| self.file("write", &path, source))
     }
 
+    /// Returns what the server must have at least: as much as its primary had when it was last asked, and
+    /// while it is in recovery no less than what its own log was written with. Once it is a primary that
+    /// does not count any more: it would be what the server itself has, and could never be lowered again.
+    fn minimums_now(&self) -> Minimums {
+        let minimums = self.minimums();
+        if !self.is_standby() {
+            return minimums;
+        }
+        minimums.max(&self.needed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn minimums(&self) -> Minimums {
         // What cannot be read is asked for again when the standby follows.
         let text = fs::read(self.state.join(MINIMUMS)).unwrap_or_default();
@@ -335,8 +347,7 @@ impl Cluster {
             source,
         })?;
         let block = settings::ident(&me.name, peers);
-        let ident = settings::with_block(&self.read(&path)?, &block);
-        self.write_if_changed(&path, &ident)
+        self.edit(&path, |ident| settings::with_block(ident, &block))
     }
 
     /// Asks the running server for its settings, as the cluster's own superuser.
@@ -381,20 +392,6 @@ impl Cluster {
             .map_err(|source| self.control(action, source))
     }
 
-    /// Creates a folder that belongs to the cluster's OS user.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn create_owned_directory(&self, path: &Path, mode: u32) -> Result<(), PostgresError> {
-        if let Some(parent) = path.parent() {
-            durable::create_directory(parent, 0o755)
-                .map_err(|source| self.file("create", parent, source))?;
-        }
-        durable::create_directory(path, mode)
-            .map_err(|source| self.file("create", path, source))?;
-        self.own(path)
-    }
-
     /// Returns the path of one of Postgres' programs.
     pub fn bin(&self, name: &str) -> String {
         self.bin_dir.join(name).display().to_string()
@@ -419,40 +416,13 @@ impl Cluster {
             if fs::read(&target).is_ok_and(|present| present == content) {
                 continue;
             }
-            durable::write(&target, &content, 0o600)
-                .map_err(|error| self.file("write", &target, error))?;
-            self.own(&target)?;
+            self.write_owned(&target, &content, 0o600)?;
         }
         Ok(())
     }
 
-    /// Gives a file to the OS user of the cluster.
-    ///
-    /// # Errors
-    /// When this process may not.
-    pub fn own(&self, path: &Path) -> Result<(), PostgresError> {
-        if !nix::unistd::Uid::effective().is_root() {
-            return Ok(());
-        }
-        chown(path, Some(self.user.uid), Some(self.user.gid))
-            .map_err(|source| self.file("give away", path, source))
-    }
-
     fn read(&self, path: &Path) -> Result<String, PostgresError> {
         fs::read_to_string(path).map_err(|source| self.file("read", path, source))
-    }
-
-    fn write_if_changed(&self, path: &Path, content: &str) -> Result<(), PostgresError> {
-        let mode = match fs::metadata(path) {
-            Ok(metadata) => metadata.permissions().mode() & 0o777,
-            Err(_) => 0o600,
-        };
-        if fs::read_to_string(path).is_ok_and(|present| present == content) {
-            return Ok(());
-        }
-        durable::write(path, content.as_bytes(), mode)
-            .map_err(|source| self.file("write", path, source))?;
-        self.own(path)
     }
 
     async fn program<const N: usize>(
@@ -544,6 +514,7 @@ impl Cluster {
             is_settled: Arc::default(),
             peers: Vec::new(),
             has_checksums: Arc::default(),
+            needed: Arc::default(),
         }
     }
 }

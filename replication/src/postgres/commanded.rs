@@ -38,10 +38,12 @@ impl Cluster {
                 self.data_dir.display()
             ));
         }
-        self.run(&commands.start, limit)
-            .await
-            .map_err(|source| self.control("start", source))?;
-        if !self.comes_to(limit, postmaster::is_ready).await {
+        match self.run(&commands.start, limit).await {
+            // It waits for a replay that we wait for just as well.
+            Err(CommandError::TimedOut { .. }) if self.is_standby() && self.is_running() => {}
+            started => started.map_err(|source| self.control("start", source))?,
+        }
+        if !self.gets_ready(limit).await {
             return Err(self.commanded(
                 &commands.start,
                 "ended well",
@@ -58,16 +60,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops the server by the operator's command. What is left running is the caller's to stop.
+    /// Stops the server by the operator's command: the command and the end of the server have `limit`
+    /// together. What is left running is the caller's to stop.
     pub(super) async fn stop_by(&self, commands: &ServerCommands, limit: Duration) {
         // A unit that is up without a server could be about to start one again.
         if !self.is_running() && !self.status_says_up(commands).await {
             return;
         }
+        let begun = tokio::time::Instant::now();
         let stopped = self.run(&commands.stop, limit).await;
         let is_down = match &stopped {
             Ok(()) => {
-                self.comes_to(limit, |dir| !postmaster::is_at_work(dir))
+                let left = limit.saturating_sub(begun.elapsed());
+                self.comes_to(left, |dir| !postmaster::is_at_work(dir))
                     .await
             }
             Err(_) => !self.is_running(),
@@ -206,6 +211,19 @@ mod tests {
             cluster.stop().await.unwrap();
             assert!(!cluster.is_running());
         }
+    }
+
+    #[tokio::test]
+    async fn a_stop_and_the_end_of_the_server_have_one_deadline() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = cluster(folder.path());
+        let commands = commands(START, "sleep 2", "true");
+        cluster.run(&commands.start, LIMIT).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        cluster.stop_by(&commands, Duration::from_secs(3)).await;
+        assert!(begun.elapsed() < Duration::from_millis(4500));
+        assert!(told(&cluster)[0].ends_with("by a signal"));
+        cluster.stop().await.unwrap();
     }
 
     const LIMIT: Duration = Duration::from_secs(10);

@@ -236,8 +236,8 @@ impl Cluster {
         }
         for (name, content) in contents {
             let path = half.join(name);
-            durable::write(&path, &content, 0o640).map_err(failed("write", &path))?;
-            own(&path)?;
+            durable::write_for(&path, &content, 0o640, self.owner())
+                .map_err(failed("write", &path))?;
         }
         fs::rename(&half, target).map_err(failed("put into place", target))?;
         durable::sync_directory_of(target).map_err(failed("sync", target))

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -13,10 +14,16 @@ use rustix::process::Signal;
 use super::cluster::Cluster;
 use super::error::PostgresError;
 use super::postmaster::{self, Held, Server};
+use super::replay::REPLAY_PATIENCE;
 use crate::command::{Command, CommandError};
 
-/// Starting may take this long: a crash is recovered from first.
+/// Starting may take this long: a crash is recovered from first. A standby's replay may take longer, as
+/// long as it gets on.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The operator's own way to stop may take this long. With what comes after it, it has to be less than
+/// whoever asks for a fence waits: 180 seconds.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Stopping in peace may take this long: everything is sent to the standbys first.
 const FAST_PATIENCE: Duration = Duration::from_secs(60);
@@ -26,9 +33,6 @@ const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Recovering from a crash without serving anybody may take this long.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// How often a server that starts is looked at.
-const START_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The server's own log is set aside at a start when it is larger.
 const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
@@ -68,6 +72,12 @@ impl Cluster {
         if let Some(commands) = &self.commands {
             return self.start_by(commands, START_PATIENCE).await;
         }
+        // What ends the waiting for a standby is that its replay does not get on.
+        let limit = if self.is_standby() {
+            REPLAY_PATIENCE
+        } else {
+            START_PATIENCE
+        };
         let log = self.state.join("server.log");
         if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
             let aside = self.state.join("server.log.1");
@@ -77,21 +87,24 @@ impl Cluster {
         // A task of its own: pg_ctl ends up to a tenth of a second after the server is there.
         let mut starting = tokio::spawn(async move {
             let log = log.display().to_string();
-            let seconds = START_PATIENCE.as_secs().to_string();
+            let seconds = limit.as_secs().to_string();
             let arguments = ["-l", &log, "-w", "-t", &seconds, "start"];
-            cluster.pg_ctl(arguments, "start").await
+            cluster.pg_ctl(arguments, limit, "start").await
         });
-        let is_up = async {
-            while !postmaster::is_ready(&self.data_dir) {
-                tokio::time::sleep(START_INTERVAL).await;
-            }
-        };
         tokio::select! {
             started = &mut starting => match started {
                 Ok(started) => started.map_err(|error| self.with_server_log(error)),
                 Err(_) => Err(PostgresError::Late { what: "start" }),
             },
-            () = is_up => Ok(()),
+            // pg_ctl first, which knows better what is the matter.
+            is_ready = self.gets_ready(START_PATIENCE + Duration::from_secs(5)) => {
+                if is_ready {
+                    return Ok(());
+                }
+                // The server goes on, in a session of its own.
+                starting.abort();
+                Err(PostgresError::Late { what: "start" })
+            }
         }
     }
 
@@ -100,12 +113,13 @@ impl Cluster {
     /// acknowledged is safe in any case: it is in the log.
     ///
     /// # Errors
-    /// When it still runs.
+    /// When it still runs, or has been stopped and could be started again by somebody else.
     pub async fn stop(&self) -> Result<(), PostgresError> {
-        // Before anything: what is stopped must not be started again by somebody else.
-        self.unlink()?;
+        // Before anything: what is stopped must not be started again by somebody else. A fence stops it
+        // nevertheless where that fails.
+        let disavowed = self.unlink();
         if let Some(commands) = &self.commands {
-            self.stop_by(commands, FAST_PATIENCE).await;
+            self.stop_by(commands, COMMAND_PATIENCE).await;
         }
         let fence = |source| self.file("stop the server of", &self.data_dir, source);
         for (signal, patience) in [
@@ -132,7 +146,7 @@ impl Cluster {
                 data_dir: self.data_dir.clone(),
             });
         }
-        Ok(())
+        disavowed
     }
 
     /// Makes the server read its configuration again.
@@ -150,17 +164,17 @@ impl Cluster {
     pub async fn promote(&self) -> Result<(), PostgresError> {
         self.check_settled(false)?;
         let path = self.data_dir.join(PROMOTE);
-        match fs::OpenOptions::new()
+        let made = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
-            .open(&path)
-        {
-            Ok(_) => {}
+            .mode(0o600)
+            .open(&path);
+        match made {
+            Ok(made) => self.own_opened(&made, &path)?,
             // Of a promotion that a crash has cut short, perhaps; its presence is all that it says.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.expect_file(&path)?,
             Err(source) => return Err(self.file("write", &path, source)),
         }
-        self.own(&path)?;
         self.signal(Signal::USR1, "promote the server of")
     }
 
@@ -203,6 +217,7 @@ impl Cluster {
     async fn pg_ctl<const N: usize>(
         &self,
         arguments: [&str; N],
+        limit: Duration,
         action: &'static str,
     ) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.display().to_string();
@@ -217,7 +232,7 @@ impl Cluster {
             .chain(arguments.map(str::to_owned));
         Command::new(argv)
             .user(&self.user)
-            .limit(START_PATIENCE + Duration::from_secs(10))
+            .limit(limit + Duration::from_secs(10))
             .run()
             .await
             .map_err(|source| self.control(action, source))?;
@@ -258,6 +273,54 @@ impl Cluster {
                 status,
                 output,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_is_stopped_though_it_cannot_be_disavowed_and_that_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster {
+            data_dir: folder.path().to_owned(),
+            run_dir: folder.path().join("run"),
+            ..Cluster::example(false)
+        };
+        // What cannot be removed as a file.
+        fs::create_dir_all(cluster.vouched_hba()).unwrap();
+        let mut server = std::process::Command::new("sleep")
+            .arg("1000")
+            .current_dir(folder.path())
+            .spawn()
+            .unwrap();
+        let lock_file = folder.path().join("postmaster.pid");
+        fs::write(lock_file, format!("{}\n", server.id())).unwrap();
+        assert!(cluster.is_running());
+        let error = cluster.stop().await.unwrap_err();
+        assert!(matches!(error, PostgresError::File { .. }), "{error}");
+        assert!(!cluster.is_running());
+        server.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_promotion_leaves_alone_what_a_link_in_its_place_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster {
+            data_dir: folder.path().to_owned(),
+            ..Cluster::example(false)
+        };
+        let link = folder.path().join(PROMOTE);
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        let error = cluster.promote().await.unwrap_err();
+        assert!(matches!(error, PostgresError::Misled { .. }), "{error}");
+        fs::remove_file(&link).unwrap();
+        for _ in 0..2 {
+            let error = cluster.promote().await.unwrap_err();
+            assert!(matches!(error, PostgresError::NotRunning { .. }), "{error}");
+            assert!(link.symlink_metadata().unwrap().is_file());
         }
     }
 }

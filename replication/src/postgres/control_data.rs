@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::settings::Minimums;
 use crate::position::{Lsn, Position};
 
 /// The facts of a data directory that decide what may be done with it.
@@ -20,7 +21,18 @@ pub struct ControlData {
     pub has_checksums: bool,
     /// How large a file of the log is.
     pub segment_bytes: u64,
+    /// With how much its log was written: a server in recovery that has less does not start.
+    pub minimums: Minimums,
 }
+
+/// The names of `pg_controldata` for [`MINIMUM_SETTINGS`](super::MINIMUM_SETTINGS).
+const MINIMUMS: [(&str, &str); 5] = [
+    ("max_connections setting", "max_connections"),
+    ("max_locks_per_xact setting", "max_locks_per_transaction"),
+    ("max_prepared_xacts setting", "max_prepared_transactions"),
+    ("max_wal_senders setting", "max_wal_senders"),
+    ("max_worker_processes setting", "max_worker_processes"),
+];
 
 impl ControlData {
     /// Returns a position within the last record of a cluster that was shut down in peace: a standby
@@ -71,6 +83,14 @@ impl ControlData {
                 .map_err(|_| ParseControlDataError { field: checkpoint })?,
             has_checksums: number("Data page checksum version")? != 0,
             segment_bytes: number("Bytes per WAL segment")?,
+            minimums: MINIMUMS
+                .iter()
+                .filter_map(|(told, name)| {
+                    let value = fields.get(told)?.parse().ok()?;
+                    Some(((*name).to_owned(), value))
+                })
+                .collect::<BTreeMap<String, u32>>()
+                .into(),
         })
     }
 }
@@ -88,7 +108,17 @@ mod tests {
             Latest checkpoint's TimeLineID:       3\n\
             Data page checksum version:           1\n\
             Bytes per WAL segment:                16777216\n\
+            wal_level setting:                    replica\n\
+            max_connections setting:              300\n\
+            max_worker_processes setting:         8\n\
+            max_wal_senders setting:              10\n\
+            max_prepared_xacts setting:           0\n\
+            max_locks_per_xact setting:           64\n\
             Fake LSN counter for unlogged rels:   0/3E8\n";
+        let minimums = super::super::MINIMUM_SETTINGS
+            .map(str::to_owned)
+            .into_iter();
+        let minimums: BTreeMap<String, u32> = minimums.zip([300, 64, 0, 10, 8]).collect();
         assert_eq!(
             ControlData::parse(output).unwrap(),
             ControlData {
@@ -98,6 +128,7 @@ mod tests {
                 checkpoint: Lsn(0x30_0028),
                 has_checksums: true,
                 segment_bytes: 16 << 20,
+                minimums: minimums.into(),
             }
         );
     }

@@ -77,6 +77,17 @@ pub enum PostgresError {
         /// What happened.
         source: io::Error,
     },
+    /// What is in a file's place is not to be touched.
+    #[error(
+        "{} leads elsewhere, or is no regular file, and {user} could have put it there: nothing was \
+         changed. Move it away, or have root own the link", path.display()
+    )]
+    Misled {
+        /// The file.
+        path: PathBuf,
+        /// Who owns the folder it is in.
+        user: String,
+    },
     /// A program of Postgres failed.
     #[error("cannot {action} postgres in {}", data_dir.display())]
     Control {

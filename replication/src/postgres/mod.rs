@@ -12,7 +12,9 @@
 //! History     timelines: who can follow whom                      (pure)
 //! origins     which epoch opened which timeline
 //! wal         the files of the log, what lies beyond a fork       (pure)
+//! replay      how long a server that starts is waited for
 //! reseed      comparing two data directories block by block
+//! owned       files of the OS user's, made by root without being misled
 //! vouch       whether a primary's server may start at all
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
@@ -26,7 +28,9 @@ mod control_data;
 mod error;
 mod history;
 mod origins;
+mod owned;
 mod postmaster;
+mod replay;
 mod requirements;
 pub mod reseed;
 mod roles;

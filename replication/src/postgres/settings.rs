@@ -112,6 +112,16 @@ impl Minimums {
         serde_json::from_str(text)
     }
 
+    /// Returns the greater of each.
+    #[must_use]
+    pub(super) fn max(mut self, other: &Self) -> Self {
+        for (name, value) in &other.0 {
+            let present = self.0.entry(name.clone()).or_default();
+            *present = (*present).max(*value);
+        }
+        self
+    }
+
     /// Returns whether nothing is known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -131,7 +141,8 @@ pub(super) struct Circumstances {
     pub(super) socket_dirs: Vec<String>,
     /// The cluster's pages have checksums.
     pub(super) has_checksums: bool,
-    /// What the primary has, for a standby.
+    /// What the server must have at least to replay its primary's log. A standby has to be able to start
+    /// while it is promoted, and goes on with as much as clients had before: a primary keeps to it, too.
     pub(super) minimums: Minimums,
 }
 
@@ -191,11 +202,8 @@ impl Cluster {
             // pg_rewind needs one of the two, from before the day on which it is needed.
             lines.push(format!("{LOG_HINTS} = on"));
         }
-        for (name, least) in [
-            ("max_wal_senders", WAL_SENDERS_MIN),
-            ("max_replication_slots", SLOTS_MIN),
-        ] {
-            if operators.number(name).is_some_and(|value| value < least) {
+        for (name, least) in least(&about.minimums) {
+            if present(operators, name).is_none_or(|value| value < least) {
                 lines.push(format!("{name} = {least}"));
             }
         }
@@ -224,9 +232,6 @@ impl Cluster {
                 lines.push(setting("primary_slot_name", &slot_name(&upstream.me)));
                 // It travels with a base backup, and a promoted standby would wait for its primary.
                 lines.push(setting(WAITS_FOR, ""));
-                for (name, value) in &about.minimums.0 {
-                    lines.push(format!("{name} = {value}"));
-                }
             }
         }
         if matches!(self.durability, PostgresDurability::Sync { .. }) {
@@ -234,6 +239,35 @@ impl Cluster {
             lines.push("synchronous_commit = on".to_owned());
         }
         lines.join("\n") + "\n"
+    }
+}
+
+/// Returns how much of what is needed at least.
+fn least(minimums: &Minimums) -> BTreeMap<&str, u32> {
+    let mut least = BTreeMap::from([
+        ("max_replication_slots", SLOTS_MIN),
+        ("max_wal_senders", WAL_SENDERS_MIN),
+    ]);
+    for (name, value) in &minimums.0 {
+        let present = least.entry(name).or_default();
+        *present = (*present).max(*value);
+    }
+    least
+}
+
+/// Returns how much a server has of a setting without our word: what the operator has written, or what
+/// Postgres takes where nothing is written. `None` where that cannot be understood.
+fn present(operators: &OperatorsConf, name: &str) -> Option<u32> {
+    if operators.get(name).is_some() {
+        return operators.number(name);
+    }
+    match name {
+        "max_connections" => Some(100),
+        "max_locks_per_transaction" => Some(64),
+        "max_prepared_transactions" => Some(0),
+        "max_replication_slots" | "max_wal_senders" => Some(10),
+        "max_worker_processes" => Some(8),
+        _ => None,
     }
 }
 
@@ -416,13 +450,8 @@ mod tests {
     fn conf(operators: &str, is_split: bool, has_checksums: bool, duty: Duty<'_>) -> String {
         let about = Circumstances {
             operators: OperatorsConf::parse(operators),
-            socket_dirs: Vec::new(),
             has_checksums,
-            minimums: BTreeMap::from([
-                ("max_connections".to_owned(), 300),
-                ("shared_preload_libraries".to_owned(), 1),
-            ])
-            .into(),
+            ..Circumstances::default()
         };
         Cluster::example(is_split).conf(&about, duty)
     }
@@ -461,22 +490,65 @@ mod tests {
         assert!(!know_checksums(""));
     }
 
+    fn minimums<const N: usize>(values: [(&str, u32); N]) -> Minimums {
+        let values = values.map(|(name, value)| (name.to_owned(), value));
+        BTreeMap::from(values).into()
+    }
+
     #[test]
-    fn a_standby_has_as_much_as_its_primary_and_takes_nothing_else_from_it() {
+    fn either_duty_has_as_much_as_is_needed_and_never_less_than_the_operator_says() {
         let upstream = Upstream {
             primary: "a".parse().unwrap(),
             address: "10.0.0.1:5432".parse().unwrap(),
             me: "b".parse().unwrap(),
         };
-        let text = conf(
-            "max_connections = 100\n",
-            true,
-            true,
-            Duty::Standby(&upstream),
-        );
-        assert!(text.ends_with("max_connections = 300\n"), "{text}");
-        assert!(!text.contains("shared_preload_libraries"));
-        assert!(!conf("", true, true, Duty::Primary(&[])).contains("max_connections"));
+        let needed = minimums([
+            ("max_connections", 300),
+            ("max_prepared_transactions", 0),
+            ("max_wal_senders", 2),
+            ("max_worker_processes", 4),
+            ("shared_preload_libraries", 1),
+        ]);
+        let table: [(&str, &[&str]); 5] = [
+            ("max_connections = 100\n", &["max_connections = 300"]),
+            ("", &["max_connections = 300"]),
+            ("max_connections = 500\nmax_worker_processes = 4\n", &[]),
+            // Not what the primary has, which is less than we need.
+            (
+                "max_connections = 500\nmax_wal_senders = 1\n",
+                &["max_wal_senders = 4"],
+            ),
+            // What Postgres understands and we do not must not keep the server from starting.
+            ("max_connections = 0x12C\n", &["max_connections = 300"]),
+        ];
+        for (operators, expected) in table {
+            for duty in [Duty::Primary(&[]), Duty::Standby(&upstream)] {
+                let about = Circumstances {
+                    operators: OperatorsConf::parse(operators),
+                    minimums: needed.clone(),
+                    ..Circumstances::default()
+                };
+                let text = Cluster::example(false).conf(&about, duty);
+                let said: Vec<&str> = text
+                    .lines()
+                    .filter(|line| line.starts_with("max_") && !line.contains("slot_wal"))
+                    .collect();
+                assert_eq!(said, expected, "{operators:?} {duty:?}");
+                assert!(!text.contains("shared_preload_libraries"));
+            }
+        }
+    }
+
+    #[test]
+    fn of_what_is_needed_the_greater_counts() {
+        let primary = minimums([("max_connections", 100), ("max_wal_senders", 20)]);
+        let local = minimums([("max_connections", 300), ("max_worker_processes", 8)]);
+        let both = minimums([
+            ("max_connections", 300),
+            ("max_wal_senders", 20),
+            ("max_worker_processes", 8),
+        ]);
+        assert_eq!(primary.max(&local), both);
     }
 
     #[test]

@@ -35,6 +35,10 @@ impl PostgresReceiver {
         progress.start("promote postgres", None, Unit::Items);
         // The settings of a primary are there before it is one: from its first moment as such on it waits
         // for nobody, and a start that nobody vouches for fails. A server that runs reads them later.
+        if !cluster.is_running() {
+            // With less than its log was written with it would not start.
+            cluster.control_data().await?;
+        }
         cluster.configure(&self.pki, Duty::Primary(&[]))?;
         cluster.vouch()?;
         cluster.start().await?;
