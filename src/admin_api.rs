@@ -29,7 +29,7 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
-use crate::{check, status_source, sync, wait};
+use crate::{check, returning, status_source, switchover, sync, wait};
 
 /// How much news may wait for a slow terminal.
 pub(crate) const NEWS_WAITING_MAX: usize = 256;
@@ -118,6 +118,8 @@ pub(crate) async fn serve(
         .route("/sync", post(synchronize))
         .route("/check", post(check_stores))
         .route("/promote", post(promote))
+        .route("/switchover", post(switchover))
+        .route("/rejoin", post(rejoin))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
         .route("/settings/rollback", post(rollback))
@@ -234,6 +236,17 @@ async fn check_stores(State(node): State<Arc<Node>>, Json(order): Json<check::Or
 
 async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
     stream(move |progress| async move { crate::promotion::promote(&node, order, &progress).await })
+}
+
+async fn switchover(
+    State(node): State<Arc<Node>>,
+    Json(order): Json<switchover::Order>,
+) -> Response {
+    stream(move |progress| async move { switchover::switchover(&node, order, &progress).await })
+}
+
+async fn rejoin(State(node): State<Arc<Node>>, Json(order): Json<returning::Order>) -> Response {
+    stream(move |progress| async move { returning::rejoin(&node, order, &progress).await })
 }
 
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {

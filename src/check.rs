@@ -8,7 +8,6 @@
 //! watched, and a side that hears no more of the other gives up as well.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::join_all;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::check::{Checked, Depth};
 use understudy_replication::event::Severity;
@@ -24,21 +22,14 @@ use understudy_replication::lag::Now;
 use understudy_replication::link::{CHECK_VERSION, CheckRequest, Level, RootRequest};
 use understudy_replication::position::Position;
 use understudy_replication::store::{BoxFuture, Progress, Stop, Stopper, StoreFailure, StoreId};
-use understudy_replication::transport::{FrameSender, PeerClient, frames};
+use understudy_replication::transport::PeerClient;
 
-use crate::admin_api::{Line, NEWS_WAITING_MAX};
 use crate::check_report::{Report, Side, SideRole, StoreChecked, Verdict, verdict};
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
-use crate::progress::{News, Sender};
+use crate::progress::Sender;
 use crate::selection::Selection;
 use crate::wait;
-
-/// A side that checks says at least so often that it does.
-const BEAT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A side that says nothing for this long is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// A check that was told to stop has this long to do so in peace.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -402,41 +393,11 @@ async fn check_peer(
     progress: &Sender,
     stop: &Stop,
 ) -> Result<Checked, Failure> {
-    let mut lines = peer.stream("/peer/check", request).await?;
-    let broken_off = || {
-        Failure::failed(format!("node {} broke the check off", peer.node()))
-            .hint(format!("look at the log of node {}", peer.node()))
-    };
-    loop {
-        let line = tokio::select! {
-            line = tokio::time::timeout(SILENCE_MAX, lines.next()) => line,
-            // The reader is dropped, which the peer notices.
-            () = stop.wait() => return Err(stopped()),
-        };
-        let line = match line {
-            Ok(line) => line?.ok_or_else(broken_off)?,
-            Err(_) => {
-                return Err(Failure::failed(format!(
-                    "node {} said nothing for {} s",
-                    peer.node(),
-                    SILENCE_MAX.as_secs()
-                )));
-            }
-        };
-        match serde_json::from_slice(&line)? {
-            Line::News(News::At(done)) => progress.send_amount(done),
-            Line::News(News::Of(..)) => {}
-            Line::News(news @ (News::Start { .. } | News::End(_) | News::Beat)) => {
-                progress.send(news);
-            }
-            Line::Result(checked) => {
-                let mut checked: Checked = serde_json::from_value(checked)?;
-                checked.bound();
-                return Ok(checked);
-            }
-            Line::Failure(failure) => return Err(failure),
-        }
-    }
+    let checked: Option<Checked> =
+        crate::peer_work::ask(peer, "/peer/check", request, progress, stop).await?;
+    let mut checked = checked.ok_or_else(stopped)?;
+    checked.bound();
+    Ok(checked)
 }
 
 /// Answers a peer that has this node check its side.
@@ -450,50 +411,10 @@ pub(crate) fn answer(node: Arc<Node>, request: CheckRequest) -> Response {
         );
         return (StatusCode::UPGRADE_REQUIRED, reason).into_response();
     }
-    let (sender, response) = frames();
-    tokio::spawn(async move {
-        let (stopper, stop) = Stopper::new();
-        let (news, mut told) = mpsc::channel(NEWS_WAITING_MAX);
-        let progress = Sender::new(news);
-        let CheckRequest { store, depth, .. } = &request;
-        let mut check = pin!(check_here(&node, store, *depth, &progress, &stop));
-        let mut beat = tokio::time::interval(BEAT_INTERVAL);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let result = loop {
-            let news = tokio::select! {
-                result = &mut check => break result,
-                Some(news) = told.recv() => news,
-                _ = beat.tick() => News::Beat,
-                () = sender.closed() => {
-                    stopper.stop();
-                    break check.await;
-                }
-            };
-            if !say(&sender, &Line::News(news)).await {
-                stopper.stop();
-            }
-        };
-        while let Ok(news) = told.try_recv() {
-            say(&sender, &Line::News(news)).await;
-        }
-        let line = match result.and_then(|checked| Ok(serde_json::to_value(checked)?)) {
-            Ok(checked) => Line::Result(checked),
-            Err(failure) => Line::Failure(failure),
-        };
-        say(&sender, &line).await;
-    });
-    response
-}
-
-/// Sends a line; returns whether somebody listens.
-async fn say(sender: &FrameSender, line: &Line) -> bool {
-    match serde_json::to_vec(line) {
-        Ok(frame) => sender.send(&frame).await.is_ok(),
-        Err(error) => {
-            tracing::warn!(%error, "cannot tell a peer what a check has found");
-            false
-        }
-    }
+    crate::peer_work::answer(move |progress, stop| async move {
+        let CheckRequest { store, depth, .. } = request;
+        check_here(&node, &store, depth, &progress, &stop).await
+    })
 }
 
 /// Answers a standby that asks what the root of a store was.

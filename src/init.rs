@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use understudy_config::{NodeName, StoreName, template};
+use understudy_config::{Config, Local, NodeName, StoreName, template};
+use understudy_primary::postgres::permit_restart;
 use understudy_replication::durable;
 use understudy_replication::epoch::Epoch;
+use understudy_replication::postgres::Listening;
 use understudy_replication::role::Role;
 use understudy_replication::trust::{self, Authority};
 
 use crate::Place;
+use crate::adopt::{self, Adoption};
 use crate::failure::Failure;
 use crate::output::print;
 use crate::role_file::RoleRecord;
@@ -30,6 +33,9 @@ pub(crate) struct Init {
     /// Replicate the Postgres cluster in this data directory
     #[arg(long, value_name = "DATA_DIR")]
     postgres: Option<PathBuf>,
+    /// Let the daemon restart that cluster's server once, if it runs and its settings need it
+    #[arg(long, requires = "postgres")]
+    restart_postgres: bool,
     /// Replicate the tree of files at PATH as the store NAME (may be repeated)
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_store)]
     files: Vec<(StoreName, PathBuf)>,
@@ -61,6 +67,18 @@ pub(crate) struct LocalArguments {
 }
 
 impl LocalArguments {
+    /// Returns this machine as far as it is known before there is a `node.toml`.
+    fn local(&self, name: &NodeName) -> Local {
+        Local {
+            name: name.clone(),
+            root: self.root.clone(),
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            pki_dir: PathBuf::new(),
+            monitor_listen: self.monitor,
+        }
+    }
+
     pub(crate) fn node_toml(&self, name: &NodeName) -> String {
         template::node(
             name,
@@ -70,26 +88,6 @@ impl LocalArguments {
             self.monitor,
         )
     }
-}
-
-/// Refuses a data directory that cannot be shipped, before anything is made.
-fn check_postgres(data_dir: &std::path::Path) -> Result<(), Failure> {
-    if !data_dir.join("PG_VERSION").exists() {
-        return Err(Failure::usage(format!(
-            "{} is not a Postgres data directory (or this user may not read it)",
-            data_dir.display()
-        ))
-        .hint("make one with `initdb`, or leave --postgres out"));
-    }
-    if !data_dir.join("postgresql.conf").exists() {
-        return Err(Failure::usage(format!(
-            "{} has no postgresql.conf: a configuration outside of the data directory, as in \
-             Debian's /etc/postgresql, is not supported yet",
-            data_dir.display()
-        ))
-        .hint("make a cluster with `initdb -D DATA_DIR`, whose configuration is in it"));
-    }
-    Ok(())
 }
 
 fn parse_store(text: &str) -> Result<(StoreName, PathBuf), String> {
@@ -121,27 +119,28 @@ impl Init {
             ))
             .hint("move it away first, or give another --state-dir"));
         }
-        let cluster_toml = template::cluster(&template::Answers {
-            cluster: self.cluster.clone(),
-            node: self.name.clone(),
-            address: self.address,
-            postgres: self.postgres.clone(),
-            files: self.files.clone(),
-            settings: self.settings.clone(),
-        });
-        // Checked before anything is written: a path that overlaps another, a name that is taken.
-        understudy_config::parse_cluster("understudy.toml", &cluster_toml).map_err(|problems| {
-            Failure::usage(format!(
-                "these answers do not make a valid configuration\n{}",
-                problems.render(false).trim_end()
-            ))
-        })?;
-        if let Some(data_dir) = &self.postgres {
-            let data_dir = self
-                .local
-                .root
-                .join(data_dir.strip_prefix("/").unwrap_or(data_dir));
-            check_postgres(&data_dir)?;
+        // Everything is checked before anything is written.
+        let local = self.local.local(&self.name);
+        let mut postgres = match &self.postgres {
+            Some(data_dir) => Some(adopt::answers(data_dir, &local)?),
+            None => None,
+        };
+        let (mut cluster_toml, mut config) = self.configuration(postgres.clone())?;
+        if let (Some(answers), Some(cluster)) =
+            (&mut postgres, serve::cluster(&config, &local, None)?)
+            && cluster.is_split()
+        {
+            // Said, and not left to be found: a standby has nothing yet to find it by.
+            answers.config_dir = adopt::within(&cluster.config_dir, &local);
+            (cluster_toml, config) = self.configuration(postgres.clone())?;
+        }
+        let cluster = serve::cluster(&config, &local, None)?;
+        let adoption = match &cluster {
+            Some(cluster) => adopt::look(cluster).await?,
+            None => Adoption::Started,
+        };
+        if let (Some(cluster), Adoption::Restarted(needs)) = (&cluster, &adoption) {
+            adopt::check_restart(cluster, needs, self.restart_postgres)?;
         }
         let lock = serve::lock(state_dir)?;
         durable::create_directory(place.folder(), 0o755)?;
@@ -159,6 +158,9 @@ impl Init {
             let _kept = std::fs::remove_file(place.node_file()).is_err();
         })?;
         trust::store(&pki, authority.certificate(), authority.key(), &issued)?;
+        if let (Some(cluster), Adoption::Restarted(_)) = (&cluster, &adoption) {
+            permit_restart(cluster)?;
+        }
         let role = Role::Primary {
             epoch: Epoch::first(self.name.clone()),
             standbys: vec![],
@@ -171,6 +173,19 @@ impl Init {
             self.cluster,
             place.folder().display()
         ));
+        match &adoption {
+            Adoption::Started => {}
+            Adoption::GoesOn(Listening { pid, port, .. }) => print(&format!(
+                "Postgres runs (process {pid}, port {port}) and goes on: nothing is restarted."
+            )),
+            Adoption::Restarted(needs) => {
+                let names: Vec<&str> = needs.iter().map(|need| need.setting).collect();
+                print(&format!(
+                    "Postgres runs, and is restarted once when the daemon starts, for: {}.",
+                    names.join(", ")
+                ));
+            }
+        }
         if self.serve {
             return serve::run_locked(place, loaded, lock).await;
         }
@@ -180,5 +195,29 @@ impl Init {
              NAME`.",
         );
         Ok(())
+    }
+
+    /// Returns the configuration that the answers make, as text and as it is understood.
+    fn configuration(
+        &self,
+        postgres: Option<template::PostgresAnswers>,
+    ) -> Result<(String, Config), Failure> {
+        let text = template::cluster(&template::Answers {
+            cluster: self.cluster.clone(),
+            node: self.name.clone(),
+            address: self.address,
+            postgres,
+            files: self.files.clone(),
+            settings: self.settings.clone(),
+        });
+        // A path that overlaps another, a name that is taken.
+        let config =
+            understudy_config::parse_cluster("understudy.toml", &text).map_err(|problems| {
+                Failure::usage(format!(
+                    "these answers do not make a valid configuration\n{}",
+                    problems.render(false).trim_end()
+                ))
+            })?;
+        Ok((text, config))
     }
 }

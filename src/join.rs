@@ -181,11 +181,10 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
             record.role.name().as_str(),
             record.role.epoch()
         ))
-        .hint(format!(
-            "to make a superseded node a standby, stop its daemon, move {} and the data directory of \
-             Postgres aside, and nothing else, then run the same command again",
-            RoleRecord::path(&local.state_dir).display()
-        )));
+        .hint(
+            "to make a superseded node a standby, start its daemon with `understudy serve` and run \
+             `understudy rejoin`",
+        ));
     }
     let events = Events::open(&local.state_dir.join("events.jsonl"))?;
     let identity = Identity::load(&local.pki_dir)?;
@@ -199,7 +198,7 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
     let primary = find_primary(loaded, &identity, &lineage).await?;
     durable::create_directory(&local.state_dir.join("files"), 0o700)?;
     let makings = Makings {
-        cluster: serve::cluster(&config, &local)?,
+        cluster: serve::cluster(&config, &local, Some(&events))?,
         config,
         local: local.clone(),
         events: events.clone(),

@@ -6,6 +6,7 @@
 
 mod admin;
 mod admin_api;
+mod adopt;
 mod check;
 mod check_report;
 mod config_check;
@@ -22,11 +23,14 @@ mod manual;
 mod node;
 mod output;
 mod peer_api;
+mod peer_work;
 mod primary_run;
 mod progress;
 mod promote;
 mod promotion;
+mod rejoin;
 mod report;
+mod returning;
 mod role_file;
 mod scrub;
 mod selection;
@@ -39,6 +43,7 @@ mod status;
 mod status_source;
 mod stores;
 mod supervise;
+mod switchover;
 mod sync;
 mod verify;
 mod wait;
@@ -112,6 +117,10 @@ enum Verb {
     Scrub(scrub::Scrub),
     /// Make this standby the primary
     Promote(promote::Promote),
+    /// Swap the roles of the primary and a standby, and lose nothing
+    Switchover(switchover::Switchover),
+    /// Make this former primary a standby again, or seed a standby anew that cannot follow
+    Rejoin(rejoin::Rejoin),
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Search and rebuild indexes
@@ -166,6 +175,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Verify(verb) => verb.run(place).await,
         Verb::Scrub(verb) => verb.run(place).await,
         Verb::Promote(verb) => verb.run(place).await,
+        Verb::Switchover(verb) => verb.run(place).await,
+        Verb::Rejoin(verb) => verb.run(place).await,
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,
         Verb::Services(verb) => verb.run(place).await,

@@ -49,7 +49,7 @@ pub(crate) struct Node {
     pub(crate) role: watch::Sender<RoleRecord>,
     pub(crate) peer_routes: SharedRouter,
     pub(crate) promotion: Mutex<Option<PromotionStatus>>,
-    /// Held while a promotion runs: there is one at a time.
+    /// Held while a promotion or a rejoin runs: there is one at a time.
     pub(crate) promoting: tokio::sync::Mutex<()>,
     /// Held while a node is admitted: two must not change the configuration at once.
     pub(crate) joining: Mutex<()>,
@@ -61,6 +61,8 @@ pub(crate) struct Node {
     is_fence_owed: AtomicBool,
     /// A restarted primary has waited long enough for a peer's word.
     is_alone: AtomicBool,
+    /// A task tries to make a standby of this node, which has been superseded.
+    pub(crate) is_coming_back: AtomicBool,
     config: RwLock<Arc<Config>>,
     stage: Mutex<Stage>,
     clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
@@ -105,6 +107,7 @@ impl Node {
             stores_problem: Mutex::new(None),
             is_fence_owed: AtomicBool::new(false),
             is_alone: AtomicBool::new(false),
+            is_coming_back: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
             clients: Mutex::default(),

@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use understudy_replication::link::{
     AwaitAnswer, AwaitRequest, BarrierRequest, CheckRequest, FenceAnswer, FenceRequest, Hello,
-    RootRequest, StandbyReport,
+    RootRequest, StandbyReport, SwitchoverRequest,
 };
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::RoleName;
@@ -68,6 +68,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
     if let Stage::Primary(run) = node.stage() {
         let routes = Router::new()
             .route("/peer/joined", post(joined))
+            .route("/peer/prepare", post(prepare))
             .route("/peer/marks", get(marks))
             .route("/peer/report", post(report))
             .route("/peer/barrier", post(barrier))
@@ -78,6 +79,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
     let router = Router::new()
         .route("/peer/hello", get(say_hello))
         .route("/peer/fence", post(fence))
+        .route("/peer/switchover", post(switchover))
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
         .with_state(node.clone())
@@ -147,7 +149,12 @@ async fn fence(
         );
         return (StatusCode::CONFLICT, reason).into_response();
     }
-    if let Err(error) = node.happen(Event::Heard(request.epoch)).await {
+    let event = if request.hands_over {
+        Event::HandOver(request.epoch)
+    } else {
+        Event::Heard(request.epoch)
+    };
+    if let Err(error) = node.happen(event).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
     if node.is_fence_owed() || node.is_serving() {
@@ -165,6 +172,44 @@ async fn fence(
         Stage::Idle | Stage::Standby(_) => Default::default(),
     };
     Json(FenceAnswer { was, positions }).into_response()
+}
+
+/// Has every store write down what it can, while all of them serve on.
+async fn prepare(State(node): State<Arc<Node>>) -> Response {
+    match primary(&node) {
+        Ok(run) => match run.prepare().await {
+            Ok(()) => Json(()).into_response(),
+            Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response(),
+        },
+        Err(refusal) => *refusal,
+    }
+}
+
+/// Takes over from the primary that asks for it; goes on when nobody listens any more.
+async fn switchover(
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
+    Json(request): Json<SwitchoverRequest>,
+) -> Response {
+    let follows = match node.role() {
+        Role::Standby { primary, .. } => primary == caller.node,
+        Role::Primary { .. }
+        | Role::Returning { .. }
+        | Role::Promoting { .. }
+        | Role::Fenced { .. } => false,
+    };
+    if !follows {
+        let reason = format!("node {} is no standby of node {}", node.me(), caller.node);
+        return (StatusCode::CONFLICT, reason).into_response();
+    }
+    crate::peer_work::answer(move |progress, _| async move {
+        let order = crate::promotion::Order {
+            force: false,
+            dry_run: request.dry_run,
+            planned: true,
+        };
+        crate::promotion::promote(&node, order, &progress).await
+    })
 }
 
 fn primary(node: &Node) -> Result<Arc<PrimaryRun>, Box<Response>> {

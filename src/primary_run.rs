@@ -346,6 +346,17 @@ impl PrimaryRun {
         while leading.join_next().await.is_some() {}
     }
 
+    /// Has every store write down what it can while it serves, so that a fence is short.
+    pub(crate) async fn prepare(&self) -> Result<(), String> {
+        for shipper in &self.shippers {
+            shipper.prepare().await.map_err(|error| {
+                let error = error_chain(error.as_ref());
+                format!("cannot prepare store {}: {error}", shipper.id().name)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Makes every store refuse writes; what it holds can still be drained. Returns the failures.
     pub(crate) async fn fence(&self) -> Vec<String> {
         let _opening = self.opening.lock().await;

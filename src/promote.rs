@@ -30,6 +30,7 @@ impl Promote {
         let order = Order {
             force: self.force,
             dry_run: self.dry_run,
+            planned: false,
         };
         let outcome: Outcome = crate::admin::ask(&socket, Method::POST, "/promote", &order).await?;
         let refusal = match &outcome {
@@ -53,7 +54,7 @@ impl Promote {
     }
 }
 
-fn plan_text(plan: &Plan) -> String {
+pub(crate) fn plan_text(plan: &Plan) -> String {
     let mut text = String::new();
     for condition in &plan.unmet {
         let force = if condition.can_be_forced {

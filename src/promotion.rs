@@ -12,16 +12,18 @@ use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
-use understudy_replication::link::{FenceAnswer, FenceRequest};
+use understudy_replication::link::{FenceAnswer, FenceRequest, Level};
 use understudy_replication::position::Position;
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, Unit};
+use understudy_replication::transport::PeerClient;
 use understudy_standby::promote::{Observation, Plan, Step, StoreSeen, plan};
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
 use crate::report::{Report, StepTime};
+use crate::selection::Selection;
 use crate::standby_run::StandbyRun;
 
 /// A peer has this long to stop its services and stores.
@@ -29,6 +31,9 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(180);
 
 /// The stores of a standby that has just started have this long to tell where their copies are.
 const STORES_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The primary has this long to write down what it can, and this node to catch up with it.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a fenced primary still had must arrive within this long.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -40,6 +45,9 @@ pub(crate) struct Order {
     pub(crate) force: bool,
     /// Only make the plan.
     pub(crate) dry_run: bool,
+    /// Swap the roles in peace.
+    #[serde(default)]
+    pub(crate) planned: bool,
 }
 
 /// What a promotion ends with.
@@ -84,7 +92,7 @@ pub(crate) async fn promote(
         return Err(Failure::failed("a promotion is running on this node")
             .hint("watch it with `understudy status`"));
     };
-    let seen = observe(node, order.force).await;
+    let seen = observe(node, order).await;
     let plan = plan(&seen);
     if order.dry_run {
         return Ok(Outcome::Plan(plan));
@@ -107,7 +115,8 @@ pub(crate) async fn promote(
         _ => {
             let epoch = plan.steps.iter().find_map(|step| match step {
                 Step::Open(epoch) => Some(epoch.clone()),
-                Step::Fence(_)
+                Step::Prepare(_)
+                | Step::Fence(_)
                 | Step::Drain
                 | Step::TakeOver(_)
                 | Step::Index(_)
@@ -161,12 +170,12 @@ async fn wait_for_stores(node: &Arc<Node>) {
     }
 }
 
-async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
+async fn observe(node: &Arc<Node>, order: Order) -> Observation {
     let role = node.role();
     let config = node.config();
     let old = match &role {
         Role::Standby { primary, .. } => Some(primary.clone()),
-        Role::Fenced { epoch } if epoch.node != *node.me() => Some(epoch.node.clone()),
+        Role::Fenced { epoch, .. } if epoch.node != *node.me() => Some(epoch.node.clone()),
         Role::Primary { .. }
         | Role::Returning { .. }
         | Role::Promoting { .. }
@@ -211,7 +220,8 @@ async fn observe(node: &Arc<Node>, is_forced: bool) -> Observation {
             .map(|index| index.name.clone())
             .collect(),
         has_services: !config.services.is_empty(),
-        is_forced,
+        is_forced: order.force,
+        is_planned: order.planned,
     }
 }
 
@@ -222,10 +232,6 @@ async fn execute(
     order: Order,
     progress: &dyn Progress,
 ) -> Result<(), Failure> {
-    if matches!(node.role(), Role::Standby { .. }) {
-        // Durable before a peer hears of it: the same epoch is proposed again after a crash.
-        node.happen(Event::Propose).await?;
-    }
     let mut fenced_at = BTreeMap::new();
     for step in &plan.steps {
         let name = step.to_string();
@@ -234,8 +240,18 @@ async fn execute(
         tracing::info!(step = name, "promotion step");
         let begun = Instant::now();
         still_rising(node, step, &report.epoch)?;
+        if matches!(step, Step::Fence(_) | Step::Open(_))
+            && matches!(node.role(), Role::Standby { .. })
+        {
+            // Durable before a peer hears of it: the same epoch is proposed again after a crash.
+            node.happen(Event::Propose).await?;
+        }
         let failure = match step {
-            Step::Fence(peer) => match fence(node, peer, &report.epoch).await {
+            Step::Prepare(peer) => {
+                prepare(node, peer).await?;
+                None
+            }
+            Step::Fence(peer) => match fence(node, peer, &report.epoch, order.planned).await {
                 Ok(answer) => {
                     fenced_at = answer.positions;
                     report.fenced = Some(peer.clone());
@@ -305,7 +321,7 @@ async fn execute(
 /// must not go on to start anything.
 fn still_rising(node: &Node, step: &Step, epoch: &Epoch) -> Result<(), Failure> {
     let is_after_open = match step {
-        Step::Fence(_) | Step::Drain | Step::Open(_) => false,
+        Step::Prepare(_) | Step::Fence(_) | Step::Drain | Step::Open(_) => false,
         Step::TakeOver(_) | Step::Index(_) | Step::Services | Step::Serve => true,
     };
     let role = node.role();
@@ -322,13 +338,42 @@ fn still_rising(node: &Node, step: &Step, epoch: &Epoch) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Has the primary write down what it can while it still serves, and waits until nearly all of it is
+/// here: what is left to do once it is fenced is short then. Nothing has changed when this fails.
+async fn prepare(node: &Arc<Node>, peer: &NodeName) -> Result<(), Failure> {
+    let client = known(node, peer)?;
+    let _prepared: () = client.call("/peer/prepare", &(), PREPARE_PATIENCE).await?;
+    let order = crate::wait::Order {
+        stores: Selection::default(),
+        level: Level::Applied,
+        patience: PREPARE_PATIENCE,
+    };
+    crate::wait::wait(node, &order)
+        .await?
+        .in_time(PREPARE_PATIENCE)
+        .map_err(|failure| {
+            failure.hint("nothing was changed, and the primary serves on; see `understudy status`")
+        })?;
+    Ok(())
+}
+
+/// Returns the client of a peer, whose connections are open already.
+fn known(node: &Arc<Node>, peer: &NodeName) -> Result<Arc<PeerClient>, Failure> {
+    let unknown = || Failure::failed(format!("node {peer} is not in the configuration"));
+    node.client(peer).ok_or_else(unknown)
+}
+
 /// Asks `peer` to fence itself for `epoch`.
-async fn fence(node: &Arc<Node>, peer: &NodeName, epoch: &Epoch) -> Result<FenceAnswer, Failure> {
-    let client = node
-        .peer(peer)
-        .ok_or_else(|| Failure::failed(format!("node {peer} is not in the configuration")))?;
+async fn fence(
+    node: &Arc<Node>,
+    peer: &NodeName,
+    epoch: &Epoch,
+    hands_over: bool,
+) -> Result<FenceAnswer, Failure> {
+    let client = known(node, peer)?;
     let request = FenceRequest {
         epoch: epoch.clone(),
+        hands_over,
     };
     let answer: FenceAnswer = client.call("/peer/fence", &request, FENCE_PATIENCE).await?;
     if answer.was == RoleName::Primary {

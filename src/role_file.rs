@@ -150,6 +150,7 @@ mod tests {
             RoleFileError::Newer { found: 2, .. }
         ));
         let role = Role::Fenced {
+            follows: false,
             epoch: "1.b".parse().unwrap(),
         };
         let other = serde_json::to_string(&RoleRecord::new(node("b"), role)).unwrap();

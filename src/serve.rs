@@ -76,15 +76,20 @@ pub(crate) fn lock(state_dir: &Path) -> Result<File, Failure> {
     }
 }
 
-/// Finds the Postgres cluster of the configuration, on this node's address.
-pub(crate) fn cluster(config: &Config, local: &Local) -> Result<Option<Cluster>, Failure> {
+/// Finds the Postgres cluster of the configuration, on this node's address. What goes wrong with the
+/// operator's own commands for it is told as `events`.
+pub(crate) fn cluster(
+    config: &Config,
+    local: &Local,
+    events: Option<&Events>,
+) -> Result<Option<Cluster>, Failure> {
     let Some(postgres) = &config.postgres else {
         return Ok(None);
     };
     let me = config.node(&local.name).ok_or_else(|| {
         Failure::usage(format!("node {} is not in the configuration", local.name))
     })?;
-    Ok(Some(Cluster::find(
+    let mut cluster = Cluster::find(
         postgres,
         local,
         me.address.ip(),
@@ -92,7 +97,10 @@ pub(crate) fn cluster(config: &Config, local: &Local) -> Result<Option<Cluster>,
             .peers(&local.name)
             .map(|peer| peer.name.clone())
             .collect(),
-    )?))
+    )?;
+    cluster.environment = environment(config, local);
+    cluster.events = events.cloned();
+    Ok(Some(cluster))
 }
 
 /// Returns what commands of the configuration find in their environment.
@@ -130,7 +138,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     })?;
     let events = Events::open(&local.state_dir.join("events.jsonl"))?;
     let identity = Identity::load(&local.pki_dir)?;
-    let cluster = cluster(&config, &local)?;
+    let cluster = cluster(&config, &local, Some(&events))?;
+    if let Some(cluster) = &cluster {
+        // Until it is settled what this node is, no primary's server starts here, whoever starts it.
+        cluster.disavow()?;
+    }
     // Copies of the application's data pass through here.
     durable::create_directory(&local.state_dir.join("files"), 0o700)?;
     let environment = environment(&config, &local);

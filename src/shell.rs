@@ -61,11 +61,14 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                 // What must not serve is looked at again and again: a stop may have failed, and an
                 // operating system that has just booted may start what it was told to start.
                 _ = tick.tick() => {
+                    // Whoever changes the role now has the stores in hand.
+                    let Ok(_nobody) = node.promoting.try_lock() else { continue };
                     if must_not_serve(&node) && (node.is_fence_owed() || node.is_serving()) {
                         fence(&node).await;
                     }
                     if !stop.is_stopped() {
                         open_again(&node).await;
+                        crate::returning::come_back(&node);
                     }
                     continue;
                 }
@@ -150,6 +153,7 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
         }
     }
     crate::peer_api::refresh(node);
+    crate::returning::come_back(node);
     Ok(())
 }
 

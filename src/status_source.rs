@@ -229,9 +229,16 @@ fn role_problems(role: &Role, is_promotion_running: bool) -> Vec<String> {
         Role::Promoting { epoch } if !is_promotion_running => vec![format!(
             "the promotion to epoch {epoch} was cut short; run `understudy promote` again"
         )],
-        Role::Fenced { epoch } => vec![format!(
-            "this node has been superseded by node {} in epoch {epoch}, and serves nothing; to make it \
-             a standby, see `The old primary becomes the standby` in the operations guide",
+        Role::Fenced { follows: true, .. } => vec![
+            "this node handed over in a switchover; it follows as soon as the new primary serves"
+                .to_owned(),
+        ],
+        Role::Fenced {
+            epoch,
+            follows: false,
+        } => vec![format!(
+            "this node has been superseded by node {} in epoch {epoch}, and serves nothing; make it a \
+             standby of that node with `understudy rejoin`",
             epoch.node
         )],
         Role::Primary { .. } | Role::Standby { .. } | Role::Promoting { .. } => Vec::new(),

@@ -45,6 +45,18 @@ impl Config {
 pub struct Cluster {
     /// The cluster's name: it appears in certificates, reports and on the page.
     pub name: String,
+    /// Who makes a standby of a primary that has been superseded.
+    pub rejoin: Rejoin,
+}
+
+/// Who makes a standby of a primary that has been superseded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rejoin {
+    /// An operator.
+    #[default]
+    Manual,
+    /// The node itself, as soon as the new primary serves.
+    Automatic,
 }
 
 /// One machine of the cluster.
@@ -79,6 +91,21 @@ pub struct Postgres {
     pub wal_dir: Option<PathBuf>,
     /// Where Postgres puts its Unix socket; `None` leaves it to Postgres.
     pub socket_dir: Option<PathBuf>,
+    /// Where its configuration is; `None` means that it is in the data directory, or looked for.
+    pub config_dir: Option<PathBuf>,
+    /// The operator's own commands for the server; `None` leaves it to Understudy.
+    pub commands: Option<ServerCommands>,
+}
+
+/// The commands with which an operator starts, stops and asks for the server. None of them is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerCommands {
+    /// The command that starts it.
+    pub start: Vec<String>,
+    /// The command that stops it.
+    pub stop: Vec<String>,
+    /// The command that succeeds while it runs.
+    pub status: Vec<String>,
 }
 
 /// Whether a commit of Postgres waits for a standby.

@@ -46,6 +46,11 @@ section! {
         /// Who promotes a standby when the primary has failed: `"manual"`, an operator.
         /// `"automatic"` needs a witness, which this version does not have.
         promotion: String as "string" = r#""manual""#, r#""manual""#;
+        /// Who makes a standby of a primary that has been superseded: `"manual"`, an operator with
+        /// `understudy rejoin`; or `"automatic"`, the node itself, as soon as the new primary serves. What
+        /// only that node has is salvaged first, in either case. After a switchover the old primary follows
+        /// by itself, whatever is said here.
+        rejoin: String as "string" = r#""manual""#, r#""automatic""#;
     }
 }
 
@@ -90,6 +95,18 @@ section! {
         wal_dir: String as "absolute path" = optional, r#""/srv/wal/catalog""#;
         /// Where Postgres puts its Unix socket. Without it, where Postgres was built to.
         socket_dir: String as "absolute path" = optional, r#""/var/run/postgresql""#;
+        /// Where `postgresql.conf`, `pg_hba.conf` and `pg_ident.conf` are, if not in `data_dir`: Debian has
+        /// them in `/etc/postgresql`. A standby that has no such directory gets a copy of the primary's.
+        config_dir: String as "absolute path" = optional, r#""/etc/postgresql/15/main""#;
+        /// The command that starts the server, run as the daemon's user. Without it understudy starts the
+        /// server itself. `start`, `stop` and `status` come all three or not at all.
+        start: Command as "command" = optional, r#"["systemctl", "start", "postgresql@15-main"]"#;
+        /// The command that stops the server. If it fails, or the server runs on, understudy stops the
+        /// server itself.
+        stop: Command as "command" = optional, r#"["systemctl", "stop", "postgresql@15-main"]"#;
+        /// The command that succeeds while the server runs. What it says is compared with the process that
+        /// runs on `data_dir`, and a difference is told.
+        status: Command as "command" = optional, r#"["systemctl", "is-active", "postgresql@15-main"]"#;
     }
 }
 

@@ -14,12 +14,40 @@ pub struct Answers {
     pub node: NodeName,
     /// Where its peers reach it.
     pub address: SocketAddr,
-    /// The data directory of Postgres, if there is one.
-    pub postgres: Option<PathBuf>,
+    /// The Postgres cluster, if there is one.
+    pub postgres: Option<PostgresAnswers>,
     /// The trees of files.
     pub files: Vec<(StoreName, PathBuf)>,
     /// The files and directories of settings.
     pub settings: Vec<PathBuf>,
+}
+
+/// What is known of the Postgres cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresAnswers {
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// Its port.
+    pub port: u16,
+    /// The user of the operating system who owns the data directory.
+    pub user: String,
+    /// Where its socket is, if that is known.
+    pub socket_dir: Option<PathBuf>,
+    /// Where its configuration is, if not in the data directory.
+    pub config_dir: Option<PathBuf>,
+}
+
+impl PostgresAnswers {
+    /// Returns what is assumed of a cluster of which only the data directory is known.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            port: 5432,
+            user: "postgres".to_owned(),
+            socket_dir: None,
+            config_dir: None,
+        }
+    }
 }
 
 /// Returns an `understudy.toml` that says what was answered, and has the rest as comments.
@@ -30,6 +58,7 @@ pub fn cluster(answers: &Answers) -> String {
 [cluster]
 name = {name}
 promotion = "manual"        # an operator promotes a standby
+rejoin = "manual"           # "automatic": a superseded primary becomes a standby by itself
 
 # One section for each machine; `understudy join` adds them.
 [[node]]
@@ -41,28 +70,7 @@ address = {address}    # where the other nodes reach it: IP and port
         address = quoted(&answers.address.to_string()),
     );
     text.push_str("\n# The Postgres cluster that is replicated.\n");
-    let data_dir = answers.postgres.as_deref().map(quoted_path);
-    text.push_str(&section(
-        data_dir.is_some(),
-        &format!(
-            r#"[postgres]
-data_dir = {data_dir}
-port = 5432
-user = "postgres"           # the user of the operating system who owns data_dir
-#bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
-database = "postgres"       # what indexes read, unless they name another
-durability = "async"        # "sync": a commit waits until a standby has made it durable
-degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
-max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
-bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
-#wal_dir = "/srv/wal/catalog"      # a standby's write-ahead log, on a disk of its own
-#socket_dir = "/var/run/postgresql"
-"#,
-            data_dir = data_dir
-                .as_deref()
-                .unwrap_or(r#""/var/lib/postgresql/15/main""#),
-        ),
-    ));
+    text.push_str(&postgres(answers.postgres.as_ref()));
 
     text.push_str("\n# Trees of files that are replicated, one section for each.\n");
     for (name, path) in &answers.files {
@@ -153,6 +161,45 @@ listen = {monitor}
     )
 }
 
+fn postgres(answers: Option<&PostgresAnswers>) -> String {
+    let example = PostgresAnswers::new("/var/lib/postgresql/15/main");
+    let answer = answers.unwrap_or(&example);
+    let path = |key: &str, path: &Option<PathBuf>, example: &str| match path {
+        Some(path) => format!("{key} = {}", quoted_path(path)),
+        None => format!("#{key} = {example}"),
+    };
+    let text = format!(
+        r#"[postgres]
+data_dir = {data_dir}
+port = {port}
+user = {user}           # the user of the operating system who owns data_dir
+#bin_dir = "/usr/lib/postgresql/15/bin"    # where pg_ctl is, if it is not found
+database = "postgres"       # what indexes read, unless they name another
+durability = "async"        # "sync": a commit waits until a standby has made it durable
+degrade_after = "10s"       # with "sync": so long for a standby that is away; "never": for ever
+max_slot_wal_keep_size = "10GB"    # WAL kept for a standby that is away
+bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
+#wal_dir = "/srv/wal/catalog"      # a standby's write-ahead log, on a disk of its own
+{socket_dir}
+{config_dir}    # where postgresql.conf is, if not in data_dir
+# The server is started and stopped by understudy itself, or by all three of these:
+#start = ["systemctl", "start", "postgresql@15-main"]
+#stop = ["systemctl", "stop", "postgresql@15-main"]
+#status = ["systemctl", "is-active", "postgresql@15-main"]
+"#,
+        data_dir = quoted_path(&answer.data_dir),
+        port = answer.port,
+        user = quoted(&answer.user),
+        socket_dir = path("socket_dir", &answer.socket_dir, r#""/var/run/postgresql""#),
+        config_dir = path(
+            "config_dir",
+            &answer.config_dir,
+            r#""/etc/postgresql/15/main""#
+        ),
+    );
+    section(answers.is_some(), &text)
+}
+
 fn files(is_set: bool, name: &str, path: &str) -> String {
     let text = format!(
         r#"[[files]]
@@ -174,7 +221,10 @@ fn section(is_set: bool, text: &str) -> String {
     if is_set {
         return text.to_owned();
     }
-    let comment = |line: &str| format!("#{}\n", line.trim_start_matches('#'));
+    let comment = |line: &str| match line.starts_with('#') {
+        true => format!("{line}\n"),
+        false => format!("#{line}\n"),
+    };
     text.lines().map(comment).collect()
 }
 
@@ -211,7 +261,12 @@ mod tests {
     #[test]
     fn a_template_says_what_was_answered() {
         let full = Answers {
-            postgres: Some("/pg".into()),
+            postgres: Some(PostgresAnswers {
+                port: 5433,
+                user: "pg".to_owned(),
+                config_dir: Some("/etc/pg".into()),
+                ..PostgresAnswers::new("/pg")
+            }),
             files: vec![
                 ("u".parse().unwrap(), "/a \"b\" 'c' \\".into()),
                 ("v".parse().unwrap(), "/v".into()),
@@ -223,6 +278,7 @@ mod tests {
         Config {
             cluster: Cluster {
                 name: "catalog",
+                rejoin: Manual,
             },
             nodes: [
                 Node {
@@ -235,8 +291,8 @@ mod tests {
             postgres: Some(
                 Postgres {
                     data_dir: "/pg",
-                    port: 5432,
-                    user: "postgres",
+                    port: 5433,
+                    user: "pg",
                     bin_dir: None,
                     database: "postgres",
                     durability: Async,
@@ -244,6 +300,10 @@ mod tests {
                     bandwidth: None,
                     wal_dir: None,
                     socket_dir: None,
+                    config_dir: Some(
+                        "/etc/pg",
+                    ),
+                    commands: None,
                 },
             ),
             files: [
@@ -329,6 +389,7 @@ mod tests {
         [cluster]
         name = "catalog"
         promotion = "manual"        # an operator promotes a standby
+        rejoin = "manual"           # "automatic": a superseded primary becomes a standby by itself
 
         # One section for each machine; `understudy join` adds them.
         [[node]]
@@ -348,6 +409,11 @@ mod tests {
         #bandwidth = "0"             # bytes per second of a base backup, such as "50MB"; 0 is no limit
         #wal_dir = "/srv/wal/catalog"      # a standby's write-ahead log, on a disk of its own
         #socket_dir = "/var/run/postgresql"
+        #config_dir = "/etc/postgresql/15/main"    # where postgresql.conf is, if not in data_dir
+        # The server is started and stopped by understudy itself, or by all three of these:
+        #start = ["systemctl", "start", "postgresql@15-main"]
+        #stop = ["systemctl", "stop", "postgresql@15-main"]
+        #status = ["systemctl", "is-active", "postgresql@15-main"]
 
         # Trees of files that are replicated, one section for each.
         #[[files]]

@@ -69,7 +69,7 @@ fn an_unknown_key_that_is_like_none_gets_no_suggestion() {
      --> understudy.toml:2:1
       |
     2 | flavour = 1
-      | ^^^^^^^ expected one of `name`, `promotion`
+      | ^^^^^^^ expected one of `name`, `promotion`, `rejoin`
     ");
 }
 
@@ -384,6 +384,32 @@ address = "10.0.0.1:0"
        |
     18 | address = "10.0.0.1:0"
        |           ^^^^^^^^^^^^ expected the address that the other nodes reach, such as "10.0.0.1:7400"
+    "#);
+}
+
+#[test]
+fn the_commands_of_postgres_come_all_three_or_not_at_all() {
+    let section = "[postgres]\ndata_dir = \"/pg\"\nconfig_dir = \"/pg/conf\"\nstart = [\"up\"]\nstatus = []\n";
+    assert_snapshot!(problems_with(section), @r#"
+    error: the configuration of `postgres` lies inside store `postgres`
+     --> understudy.toml:8:14
+      |
+    7 | data_dir = "/pg"
+      |            ----- store `postgres` is here
+    8 | config_dir = "/pg/conf"
+      |              ^^^^^^^^^^ expected paths of which none lies inside another
+
+    error: `start` is given without `stop`
+     --> understudy.toml:9:9
+      |
+    9 | start = ["up"]
+      |         ^^^^^^ expected `start`, `stop` and `status`, or none of them
+
+    error: the command names no program
+      --> understudy.toml:10:10
+       |
+    10 | status = []
+       |          ^^ expected a program and its arguments, such as ["systemctl", "start", "web"]
     "#);
 }
 
@@ -760,7 +786,7 @@ node = [{ name = \"a\", address = \"a\\nb\" }]
      --> understudy.toml:1:25
       |
     1 | cluster = { name = "é", flavour = 1 }
-      |                         ^^^^^^^ expected one of `name`, `promotion`
+      |                         ^^^^^^^ expected one of `name`, `promotion`, `rejoin`
 
     error: `a\nb` is not an IP address and a port
      --> understudy.toml:2:33

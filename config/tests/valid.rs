@@ -55,6 +55,7 @@ fn the_sample_is_read_whole() {
     Config {
         cluster: Cluster {
             name: "catalog",
+            rejoin: Manual,
         },
         nodes: [
             Node {
@@ -82,6 +83,8 @@ fn the_sample_is_read_whole() {
                 bandwidth: None,
                 wal_dir: None,
                 socket_dir: None,
+                config_dir: None,
+                commands: None,
             },
         ),
         files: [

@@ -36,6 +36,13 @@ fn metrics_table() -> String {
     table
 }
 
+/// Returns a file of `packaging/` as the page shows it.
+fn packaged(name: &str, language: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+    let content = std::fs::read_to_string(folder.join(name)).unwrap();
+    format!("```{language}\n{content}```\n")
+}
+
 fn checks_table() -> String {
     let states = [
         "primary",
@@ -95,6 +102,7 @@ fn the_page_on_monitoring_shows_what_the_code_does() {
             )),
         ),
         ("metrics", metrics_table()),
+        ("haproxy", packaged("haproxy.cfg", "haproxy")),
         ("screen", format!("```text\n{screen}```\n")),
     ];
     let shown = sections

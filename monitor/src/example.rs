@@ -271,6 +271,7 @@ fn lags(current: [u64; 4]) -> Vec<StoreLag> {
             unknown: None,
             must_reseed: false,
             stalled: None,
+            stall_reason: None,
         });
     }
     lags

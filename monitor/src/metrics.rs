@@ -134,6 +134,24 @@ pub const TABLE: &[Metric] = &[
         samples: |status| of_copies(status, |lag| Some(lag.stalled().is_some().into())),
     },
     Metric {
+        name: "replication_stall_reason",
+        labels: &["store", "kind", "peer", "reason"],
+        help: "1 for the reason for which the copy does not advance; absent while it does",
+        samples: |status| {
+            let mut samples = Vec::new();
+            for peer in peers(status) {
+                for lag in &peer.lags {
+                    if let Some(reason) = lag.stall_reason() {
+                        let (store, kind) = (lag.id.name.as_str(), lag.id.kind.as_str());
+                        let labels = [store, kind, peer.name, reason.as_str()];
+                        samples.push(Sample::new(labels, Value::Count(1)));
+                    }
+                }
+            }
+            samples
+        },
+    },
+    Metric {
         name: "replication_must_reseed",
         labels: OF_COPY,
         help: "1 when the copy has to be compared whole before it can follow again",

@@ -1,5 +1,6 @@
 //! The nodes at the other end, seen alike from both sides.
 
+use understudy_replication::stall::StallReason;
 use understudy_replication::status::{Status, StoreLag, StoreStatus};
 use understudy_replication::store::StoreId;
 use understudy_replication::wall_time::WallTime;
@@ -96,6 +97,12 @@ impl<'a> Lag<'a> {
     /// Returns why the copy does not advance, although its lag can be told.
     pub(crate) fn stalled(&self) -> Option<&'a str> {
         self.told?.stalled.as_deref()
+    }
+
+    /// Returns the same in a word; an older peer tells none.
+    pub(crate) fn stall_reason(&self) -> Option<StallReason> {
+        let told = self.told.filter(|told| told.stalled.is_some())?;
+        Some(told.stall_reason.unwrap_or(StallReason::Other))
     }
 
     /// A lag that is half told, or told beside a reason against it, is not shown at all.

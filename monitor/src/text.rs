@@ -201,7 +201,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     }
     match status.role {
         RoleName::Fenced => {
-            return "see `The old primary becomes the standby` in the operations guide".to_owned();
+            return "run `understudy rejoin`: it becomes a standby, and what only it has is kept aside".to_owned();
         }
         RoleName::Returning => {
             return "start another node of the cluster, or mend the network to it".to_owned();
@@ -228,12 +228,18 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     let lags = || peers.iter().flat_map(|peer| &peer.lags);
     if let Some(lag) = lags().find(|lag| lag.must_reseed()) {
         return format!(
-            "run `understudy join` again on the standby, for {}",
+            "run `understudy rejoin` on the standby, for {}",
             lag.id.name
         );
     }
     if let Some(lag) = lags().find(|lag| lag.stalled().is_some()) {
         return format!("mend what keeps {} from advancing", lag.id.name);
+    }
+    if let Some(lag) = lags().find(|lag| lag.unknown().is_some()) {
+        return format!(
+            "see below why the lag of {} is unknown; if it stays so, `Lag` in the operations guide",
+            lag.id.name
+        );
     }
     if status
         .services

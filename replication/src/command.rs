@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -104,12 +105,29 @@ impl OsUser {
             User::from_uid(Uid::effective())
         };
         let user = found.ok().flatten().ok_or_else(no_user)?;
-        Ok(Self {
+        Ok(user.into())
+    }
+
+    /// Looks up to whom a file belongs.
+    ///
+    /// # Errors
+    /// When it cannot be looked at, or its owner has no name.
+    pub fn owner(path: &Path) -> io::Result<Self> {
+        let uid = std::fs::metadata(path)?.uid();
+        let user = User::from_uid(Uid::from_raw(uid))?;
+        let user = user.ok_or_else(|| io::Error::other(format!("user {uid} has no name")))?;
+        Ok(user.into())
+    }
+}
+
+impl From<User> for OsUser {
+    fn from(user: User) -> Self {
+        Self {
             name: user.name,
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
             home: user.dir,
-        })
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::mark::{MARK_SILENCE_MAX, Marks};
 use crate::position::Position;
+use crate::stall::StallReason;
 use crate::status::{StoreLag, Unknown};
 use crate::store::{Observed, Received, StoreId};
 use crate::wall_time::WallTime;
@@ -85,9 +86,15 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
         })
     };
     let is_stale = |at: &Instant| now.instant.saturating_duration_since(*at) > MARK_SILENCE_MAX;
+    let answers =
+        received.and_then(|received| received.stall_reason) != Some(StallReason::NotAnswering);
     let unknown = match (silence, observed, last_told) {
         (Some(silence), _, _) => Some(silence.clone()),
         (None, Observed::NotStreaming { reason, .. }, _) => unknown(reason),
+        // What it told last is history: nobody can be served from there.
+        (None, Observed::ByReport, _) if !answers => {
+            unknown("the standby's own server does not answer")
+        }
         (None, _, None) => unknown("the primary has not told its position yet"),
         (None, _, Some((at, _))) if is_stale(at) => unknown("the primary cannot tell its position"),
         (None, _, Some(_)) if applied.is_none() => unknown("the standby has not told its position"),
@@ -118,6 +125,7 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
             }
         ) || received.is_some_and(|received| received.must_reseed),
         stalled: received.and_then(|received| received.stalled.clone()),
+        stall_reason: received.and_then(|received| received.stall_reason),
         unknown,
     }
 }
@@ -245,6 +253,28 @@ mod tests {
         assert_eq!(
             later.unknown.unwrap().reason,
             "the primary cannot tell its position"
+        );
+    }
+
+    #[test]
+    fn a_copy_whose_server_does_not_answer_is_unknown_although_it_had_everything() {
+        let start = Instant::now();
+        let marks = marks(start, &[Some(100)]);
+        let received = Received {
+            stall_reason: Some(StallReason::NotAnswering),
+            ..applied(100)
+        };
+        let evidence = Evidence {
+            marks: &marks,
+            received: Some(&received),
+            observed: &Observed::ByReport,
+            silence: None,
+        };
+        let lag = lag(&id(), &evidence, at(start, 1));
+        assert_eq!((lag.lag, lag.lag_seconds), (None, None));
+        assert_eq!(
+            lag.unknown.unwrap().reason,
+            "the standby's own server does not answer"
         );
     }
 

@@ -119,6 +119,17 @@ pub struct RootRequest {
 pub struct FenceRequest {
     /// The epoch that supersedes it.
     pub epoch: Epoch,
+    /// It hands over in a switchover, and follows the caller as soon as that is primary.
+    #[serde(default)]
+    pub hands_over: bool,
+}
+
+/// Asks a standby to take over by a switchover: posted to `/peer/switchover` by the primary. The answer
+/// is a stream of frames that tell how far it is and how it ended; it goes on when nobody listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchoverRequest {
+    /// Only make the plan.
+    pub dry_run: bool,
 }
 
 /// The answer of a peer that has fenced itself.

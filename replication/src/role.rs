@@ -46,6 +46,10 @@ pub enum Role {
     Fenced {
         /// The highest epoch it has seen.
         epoch: Epoch,
+        /// It handed over in a switchover: it follows the new primary as soon as there is one, without
+        /// another word of an operator.
+        #[serde(default)]
+        follows: bool,
     },
 }
 
@@ -56,6 +60,9 @@ pub enum Event {
     Started,
     /// A message of a peer carried this epoch.
     Heard(Epoch),
+    /// A standby takes over in this epoch by a switchover: everything is left to it in peace, and it is
+    /// followed from then on.
+    HandOver(Epoch),
     /// A peer has answered, and knows of no epoch above ours.
     Reassured,
     /// Nobody has answered for as long as a restarted primary may leave running what it found.
@@ -70,6 +77,13 @@ pub enum Event {
     Joined(NodeName),
     /// The operator has taken a node out of the configuration.
     Left(NodeName),
+    /// Every store here is a copy of that node's, which is primary in this epoch.
+    Rejoined {
+        /// The primary.
+        primary: NodeName,
+        /// Its epoch.
+        epoch: Epoch,
+    },
 }
 
 /// What must be done, in this order, before the next event.
@@ -107,7 +121,7 @@ impl Role {
             | Self::Returning { epoch, .. }
             | Self::Standby { epoch, .. }
             | Self::Promoting { epoch }
-            | Self::Fenced { epoch } => epoch,
+            | Self::Fenced { epoch, .. } => epoch,
         }
     }
 
@@ -150,7 +164,7 @@ impl Role {
         match self {
             Self::Primary { .. } => Some(me.clone()),
             Self::Standby { primary, .. } => Some(primary.clone()),
-            Self::Fenced { epoch } if epoch.node != *me => Some(epoch.node.clone()),
+            Self::Fenced { epoch, .. } if epoch.node != *me => Some(epoch.node.clone()),
             Self::Returning { .. } | Self::Promoting { .. } | Self::Fenced { .. } => None,
         }
     }
@@ -216,14 +230,54 @@ impl Role {
                 Self::Primary { .. } | Self::Returning { .. } | Self::Promoting { .. },
                 Event::Heard(heard),
             ) => (
-                Self::Fenced { epoch: heard },
+                Self::Fenced {
+                    epoch: heard,
+                    follows: false,
+                },
                 // Fenced first: a crash in between leaves a node that, being superseded, will hear
                 // so again; the other order could leave one that calls itself fenced and writes.
                 vec![Action::Fence, Action::Record],
             ),
-            (Self::Fenced { .. }, Event::Heard(heard)) => {
-                (Self::Fenced { epoch: heard }, vec![Action::Record])
+            (Self::Fenced { follows, .. }, Event::Heard(heard)) => (
+                Self::Fenced {
+                    epoch: heard,
+                    follows: *follows,
+                },
+                vec![Action::Record],
+            ),
+            (
+                Self::Primary { .. } | Self::Returning { .. } | Self::Promoting { .. },
+                Event::HandOver(heard),
+            ) if heard > *self.epoch() => (
+                Self::Fenced {
+                    epoch: heard,
+                    follows: true,
+                },
+                vec![Action::Fence, Action::Record],
+            ),
+            (_, Event::HandOver(heard)) => return self.step(me, Event::Heard(heard)),
+
+            (Self::Fenced { .. }, Event::Rejoined { primary, epoch }) => {
+                // A primary that has not heard of the epoch that fenced us is superseded itself.
+                if epoch < *self.epoch() || primary == *me {
+                    return impossible("follow a primary that has been superseded");
+                }
+                (
+                    Self::Standby {
+                        epoch,
+                        primary,
+                        proposed: None,
+                    },
+                    vec![Action::Record, Action::Follow],
+                )
             }
+            (
+                Self::Primary { .. }
+                | Self::Returning { .. }
+                | Self::Standby { .. }
+                | Self::Promoting { .. },
+                Event::Rejoined { .. },
+            ) => return impossible("become a standby"),
 
             (Self::Returning { epoch, standbys }, Event::Reassured) => (
                 Self::Primary {
@@ -382,6 +436,11 @@ mod tests {
             },
             Role::Fenced {
                 epoch: epoch("3.c"),
+                follows: false,
+            },
+            Role::Fenced {
+                epoch: epoch("3.c"),
+                follows: true,
             },
         ]
     }
@@ -393,6 +452,7 @@ mod tests {
             Event::Heard(epoch("3.b")),
             Event::Heard(epoch("3.c")),
             Event::Heard(epoch("4.a")),
+            Event::HandOver(epoch("4.a")),
             Event::Reassured,
             Event::Alone,
             Event::Propose,
@@ -401,6 +461,10 @@ mod tests {
             Event::Risen,
             Event::Joined(node("c")),
             Event::Left(node("c")),
+            Event::Rejoined {
+                primary: node("c"),
+                epoch: epoch("3.c"),
+            },
         ]
     }
 
@@ -437,6 +501,11 @@ mod tests {
         prop_oneof![
             Just(Event::Started),
             any_epoch().prop_map(Event::Heard),
+            any_epoch().prop_map(Event::HandOver),
+            any_epoch().prop_map(|epoch| Event::Rejoined {
+                primary: epoch.node.clone(),
+                epoch,
+            }),
             Just(Event::Reassured),
             Just(Event::Alone),
             Just(Event::Propose),
@@ -462,10 +531,10 @@ mod tests {
             let mut durable = role.clone();
             for event in history {
                 let own_proposal = match (&role, &event) {
-                    (Role::Standby { proposed, .. }, Event::Heard(heard)) => proposed.as_ref() == Some(heard),
+                    (Role::Standby { proposed, .. }, Event::Heard(heard) | Event::HandOver(heard)) => proposed.as_ref() == Some(heard),
                     _ => false,
                 };
-                if let Event::Heard(heard) = &event && !own_proposal {
+                if let Event::Heard(heard) | Event::HandOver(heard) = &event && !own_proposal {
                     highest = highest.max(heard.clone());
                 }
                 let Ok((next, actions)) = role.step(&me(), event) else { continue };

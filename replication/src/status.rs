@@ -12,6 +12,7 @@ use crate::check::Trouble;
 use crate::epoch::Epoch;
 use crate::event::Event;
 use crate::position::Position;
+use crate::stall::StallReason;
 use crate::store::{Durability, StoreId};
 use crate::wall_time::WallTime;
 
@@ -166,6 +167,9 @@ pub struct StoreLag {
     pub must_reseed: bool,
     /// Why the copy does not advance, although the lag can be told.
     pub stalled: Option<String>,
+    /// The same in a word, where it has one.
+    #[serde(default)]
+    pub stall_reason: Option<StallReason>,
 }
 
 /// Why a figure cannot be told, and since when.

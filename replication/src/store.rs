@@ -13,6 +13,8 @@ use crate::check::{Checked, Depth, Trouble};
 use crate::epoch::Epoch;
 use crate::guard::Withheld;
 use crate::position::Position;
+use crate::rejoin::{Method, Rejoined, Salvaging};
+use crate::stall::StallReason;
 use crate::transport::PeerClient;
 
 /// A future that a store returns through its trait object.
@@ -186,6 +188,9 @@ pub struct Received {
     pub applied: Option<Position>,
     /// Why it does not advance, in a sentence; `None` while it does.
     pub stalled: Option<String>,
+    /// The same in a word, where it has one.
+    #[serde(default)]
+    pub stall_reason: Option<StallReason>,
     /// The copy cannot catch up from the log any more, and has to be compared whole.
     pub must_reseed: bool,
     /// What it tells beside its positions.
@@ -254,6 +259,11 @@ pub trait Shipper: Send + Sync {
 
     /// Ships until told to stop. An error is logged, shown, and tried again by the runtime.
     fn run(self: Arc<Self>, stop: Stop) -> BoxFuture<'static, Result<(), StoreFailure>>;
+
+    /// Writes down what it can while it goes on serving, so that [`Shipper::fence`] is short.
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Makes the store refuse writes, as far as it can. Repeatable; nothing is lost by it.
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>>;
@@ -342,6 +352,21 @@ pub trait Receiver: Send + Sync {
         primary: &'a PeerClient,
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>>;
+
+    /// Makes the copy of a node that was primary itself, or whose copy cannot follow any more, equal to
+    /// the primary's. What only this side has is salvaged first. Called with everything of the store
+    /// stopped. Repeatable after a crash at any point.
+    fn rejoin<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        _salvaging: Salvaging,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
+        Box::pin(async move {
+            self.seed(primary, progress).await?;
+            Ok(Rejoined::by(Method::Seeded))
+        })
+    }
 
     /// Follows the primary until told to stop, or until it fails; the runtime calls it again.
     fn run(

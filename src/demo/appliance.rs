@@ -235,6 +235,8 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         bandwidth: None,
         wal_dir: None,
         socket_dir: None,
+        config_dir: None,
+        commands: None,
     };
     let local = understudy_config::Local {
         name: "a".parse()?,

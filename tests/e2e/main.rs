@@ -9,18 +9,23 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
 mod bad_input;
+mod balancer;
 mod behind;
 mod crashes;
 mod daemon;
 mod demo;
 mod disk_full;
+mod fencing;
 mod files_verbs;
+mod named_states;
 mod parted;
 mod partition;
 mod promotion;
 mod refusals;
 mod reseeding;
+mod returning;
 mod seeding;
 mod services;
 mod settings;

@@ -100,28 +100,26 @@ fn a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_se
     fill(&pair.a);
     pair.join();
     lose_the_slot(&mut pair);
-    pair.a.wait_for_event("must_reseed", "understudy join");
+    pair.a.wait_for_event("must_reseed", "understudy rejoin");
     until("the primary says what to do", Pair::PATIENCE, || {
         let problems = pair.a.status()["problems"].to_string();
-        holds(problems.contains("run `understudy join`"), problems)
+        holds(problems.contains("run `understudy rejoin`"), problems)
     });
     // The standby says the same, with the command that mends it.
     pair.b.serve();
     pair.b
-        .wait_for_event("must_reseed", "run `understudy join`");
+        .wait_for_event("must_reseed", "run `understudy rejoin`");
     until("the standby must be seeded anew", Pair::PATIENCE, || {
         let status = pair.b.try_status()?;
         let text = pair.b.understudy(&["status"]);
         holds(
-            text.contains("must be compared whole") && text.contains("understudy join"),
+            text.contains("must be compared whole") && text.contains("understudy rejoin"),
             (text, status),
         )
     });
-    pair.b.stop();
 
-    let mut join = pair.b.program().arg("join").spawn().unwrap();
-    let last = write_while(&pair, 1000, &mut join);
-    pair.b.serve();
+    let mut rejoin = pair.b.program().arg("rejoin").spawn().unwrap();
+    let last = write_while(&pair, 1000, &mut rejoin);
     pair.wait();
     pair.assert_written(last);
     assert_same_rows(&pair);

@@ -20,7 +20,11 @@ class Binary:
         # Older builds lack them, and are worth measuring too.
         self.has_flushed = "--flushed" in wait_help
         self.has_store = "--store" in wait_help
-        self.has_sync = "\n  sync " in self._help()
+        self._verbs = self._help()
+        self.has_sync = self.has_verb("sync")
+
+    def has_verb(self, name: str) -> bool:
+        return f"\n  {name} " in self._verbs
 
     def _help(self, *verb: str) -> str:
         return subprocess.run([self.path, *verb, "--help"], capture_output=True, text=True, check=True).stdout

@@ -108,7 +108,7 @@ class Node:
         return f"the daemon of {self.folder.name} ended with {self.daemon.returncode}: " + " | ".join(tail)
 
 
-class _AdminConnection(http.client.HTTPConnection):
+class AdminConnection(http.client.HTTPConnection):
     """HTTP to a daemon's admin socket."""
 
     def __init__(self, socket_path: Path, timeout: float) -> None:
@@ -189,7 +189,7 @@ class Pair:
     def ask_flushed(self, patience: float) -> None:
         """Waits as `understudy wait --flushed` does, without the time that it takes to start a command."""
         order = {"stores": [STORE], "level": "flushed", "patience": {"secs": int(patience), "nanos": 0}}
-        connection = _AdminConnection(self.a.folder / "run/understudy.sock", patience)
+        connection = AdminConnection(self.a.folder / "run/understudy.sock", patience)
         try:
             connection.request("POST", "/wait", json.dumps(order), {"Content-Type": "application/json"})
             answer = connection.getresponse()

@@ -55,6 +55,12 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
         .iter()
         .filter_map(|it| it.value.wal_dir.as_ref());
     let wal = wal.map(|path| ("the WAL of store `postgres`".to_owned(), path));
+    let configuration = file
+        .postgres
+        .iter()
+        .filter_map(|it| it.value.config_dir.as_ref());
+    let configuration =
+        configuration.map(|path| ("the configuration of `postgres`".to_owned(), path));
     let files = elements(&file.files).filter_map(|it| {
         let owner = match &it.value.name {
             Some(name) => format!("store `{}`", name.value),
@@ -77,6 +83,7 @@ pub(super) fn stores(file: &raw::ClusterFile) -> Vec<StorePath> {
     };
     postgres
         .chain(wal)
+        .chain(configuration)
         .chain(files)
         .chain(settings)
         .filter_map(valid)

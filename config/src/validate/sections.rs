@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Schedule,
-    Service, Settings, Share, StoreName, duration, raw, size,
+    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
+    Schedule, ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
@@ -35,9 +35,28 @@ pub(super) fn cluster(raw: &raw::Cluster, findings: &mut Findings) -> Option<Clu
             }
         }
     }
+    let rejoin = rejoin(raw, findings);
     Some(Cluster {
         name: name?.to_string(),
+        rejoin: rejoin?,
     })
+}
+
+fn rejoin(raw: &raw::Cluster, findings: &mut Findings) -> Option<Rejoin> {
+    let Some(rejoin) = &raw.rejoin else {
+        return Some(Rejoin::default());
+    };
+    match rejoin.value.as_str() {
+        "manual" => Some(Rejoin::Manual),
+        "automatic" => Some(Rejoin::Automatic),
+        other => {
+            let what = format!("`{other}` is not a way to rejoin");
+            findings
+                .report(&rejoin.place, what, "\"manual\" or \"automatic\"")
+                .suggesting(other, ["manual", "automatic"]);
+            None
+        }
+    }
 }
 
 /// Returns the nodes in the order of the file, those that are wrong as `None`.
@@ -136,6 +155,11 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
     let durability = postgres_durability(raw, findings);
     let bandwidth = raw.bandwidth.as_ref();
     let bandwidth = bandwidth.and_then(|it| findings.check(it, size::parse_limit));
+    let config_dir = raw
+        .config_dir
+        .as_ref()
+        .and_then(|it| findings.check(it, paths::store));
+    let commands = server_commands(raw, findings);
     Some(Postgres {
         data_dir: data_dir?,
         port: port?,
@@ -147,7 +171,41 @@ pub(super) fn postgres(raw: &raw::Postgres, findings: &mut Findings) -> Option<P
         bandwidth: bandwidth?,
         wal_dir,
         socket_dir,
+        config_dir,
+        commands: commands?,
     })
+}
+
+/// Reads the operator's own commands: all three, or none.
+fn server_commands(raw: &raw::Postgres, findings: &mut Findings) -> Option<Option<ServerCommands>> {
+    let named = [
+        ("start", &raw.start),
+        ("stop", &raw.stop),
+        ("status", &raw.status),
+    ];
+    let Some((first, place)) = named
+        .iter()
+        .find_map(|(name, raw)| Some((name, &raw.as_ref()?.place)))
+    else {
+        return Some(None);
+    };
+    let missing: Vec<String> = named
+        .iter()
+        .filter(|(_, raw)| raw.is_none())
+        .map(|(name, _)| format!("`{name}`"))
+        .collect();
+    if !missing.is_empty() {
+        let what = format!("`{first}` is given without {}", missing.join(" and "));
+        let expected = "`start`, `stop` and `status`, or none of them";
+        findings.report(place, what, expected);
+    }
+    let [start, stop, status] =
+        named.map(|(_, raw)| raw.as_ref().and_then(|it| command(it, findings)));
+    Some(Some(ServerCommands {
+        start: start?,
+        stop: stop?,
+        status: status?,
+    }))
 }
 
 fn postgres_durability(raw: &raw::Postgres, findings: &mut Findings) -> Option<PostgresDurability> {

@@ -1,16 +1,18 @@
 //! What the server says of its streams, its slots and its settings, asked once.
 
+use std::net::IpAddr;
+
 use tokio_postgres::{Client, Row};
 use understudy_replication::position::Lsn;
-use understudy_replication::postgres::{PostgresError, lsn};
+use understudy_replication::postgres::{Need, PRESENT_QUERY, PostgresError, Present, lsn};
 
 /// All of it, as of one moment.
 #[derive(Debug)]
 pub(super) struct Look {
     pub(super) streams: Vec<Stream>,
     pub(super) slots: Vec<Slot>,
-    /// Settings that wait for a restart of the server.
-    pub(super) needs_restart: Vec<String>,
+    /// What replication needs of the settings, and cannot be before a restart of the server.
+    pub(super) needs_restart: Vec<Need>,
     /// What is durable here.
     pub(super) flushed: Lsn,
     pub(super) waiting: WaitingSettings,
@@ -66,15 +68,13 @@ const SLOTS: &str = "active, \
      coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size \
      FROM pg_replication_slots WHERE slot_name LIKE 'understudy\\_%'";
 
-/// Which settings wait for a restart of the server.
-const NEEDS_RESTART: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1";
-
 const FLUSHED: &str = "SELECT pg_current_wal_flush_lsn()::text, \
      current_setting('synchronous_standby_names')";
 
 /// Where somebody has said that commits need not wait: for all, for a database, for a role.
 const OVERRIDDEN: &str = "SELECT name || ' in ' || coalesce(sourcefile, source) FROM pg_settings \
-     WHERE sourcefile IS DISTINCT FROM current_setting('data_directory') || '/understudy.conf' \
+     WHERE sourcefile IS DISTINCT FROM \
+           regexp_replace(current_setting('config_file'), '[^/]*$', 'understudy.conf') \
        AND (name = 'synchronous_commit' AND setting IN ('off', 'local', 'remote_write') \
             OR name = 'synchronous_standby_names' AND setting <> '') \
      UNION ALL \
@@ -85,17 +85,18 @@ const OVERRIDDEN: &str = "SELECT name || ' in ' || coalesce(sourcefile, source) 
      WHERE item ~* '^synchronous_commit=' AND item !~* '=\\W*(on|remote_apply|true|yes|1)\\W*$' ORDER BY 1";
 
 impl Look {
-    /// Asks.
-    pub(super) async fn take(client: &Client) -> Result<Self, PostgresError> {
+    /// Asks the server of the node whose address is `ip`.
+    pub(super) async fn take(client: &Client, ip: IpAddr) -> Result<Self, PostgresError> {
         let streams = ask(client, "tell its streams", STREAMS).await?;
         let slots = format!("SELECT slot_name::text, {IS_LOST}, {SLOTS}");
         let slots = ask(client, "tell its slots", &slots).await?;
-        let pending = ask(
-            client,
-            "tell which settings wait for a restart",
-            NEEDS_RESTART,
-        )
-        .await?;
+        let present = client.query_one(PRESENT_QUERY, &[]).await;
+        let present = present.map_err(|source| PostgresError::Query {
+            what: "tell its settings",
+            source,
+        })?;
+        let present =
+            Present::parse(present.get(0)).map_err(|source| PostgresError::Settings { source })?;
         let overridden = ask(client, "tell what is overridden", OVERRIDDEN).await?;
         let here = client.query_one(FLUSHED, &[]).await;
         let here = here.map_err(|source| PostgresError::Query {
@@ -105,7 +106,7 @@ impl Look {
         Ok(Self {
             streams: streams.iter().map(stream).collect::<Result<_, _>>()?,
             slots: slots.iter().map(slot).collect(),
-            needs_restart: pending.iter().map(|row| row.get(0)).collect(),
+            needs_restart: present.needs(ip),
             flushed: lsn(&here, 0)?.unwrap_or(Lsn(0)),
             waiting: WaitingSettings {
                 waits_for: here.get(1),

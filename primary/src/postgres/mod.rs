@@ -2,10 +2,12 @@
 //! keeps a bounded slot per standby, and watches.
 
 mod backups;
+mod checkpoint;
 mod compare;
 mod durability;
 mod look;
 mod reseed;
+mod restart;
 mod retention;
 mod seen;
 
@@ -22,16 +24,18 @@ use axum::{Extension, Json, Router};
 use tokio_postgres::Client;
 use understudy_config::{NodeName, PostgresDurability, StoreName};
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::position::Position;
+use understudy_replication::position::{Lsn, Position};
 use understudy_replication::postgres::reseed::Tablespace;
 use understudy_replication::postgres::{
-    Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect, lsn,
-    one_lsn, slot_name,
+    Cluster, Configuration, Duty, History, MAINTENANCE_DATABASE, MINIMUM_SETTINGS, Minimums,
+    PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, parse_segment, slot_name,
 };
 use understudy_replication::store::{
     BoxFuture, Durability, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
 };
 use understudy_replication::transport::Caller;
+
+pub use restart::permit_restart;
 
 use backups::Backups;
 use durability::{Action, Waiting};
@@ -115,7 +119,10 @@ impl PostgresShipper {
                 data_dir: cluster.data_dir.clone(),
             }));
         }
+        // Before our settings are written: they depend on it.
+        cluster.control_data().await?;
         let was_running = cluster.is_running();
+        cluster.vouch()?;
         // As it was left: commits that wait go on waiting until the machine has seen enough.
         let waits =
             matches!(cluster.durability, PostgresDurability::Sync { .. }) && cluster.waits();
@@ -131,6 +138,11 @@ impl PostgresShipper {
                 format!("postgres in {} started", cluster.data_dir.display()),
             );
         }
+        if was_running {
+            restart::if_permitted(cluster, &self.events).await?;
+        } else {
+            restart::forget_permission(cluster)?;
+        }
         cluster.create_roles().await?;
         let client = connect(cluster, MAINTENANCE_DATABASE).await?;
         let row = client
@@ -142,7 +154,7 @@ impl PostgresShipper {
                 data_dir: cluster.data_dir.clone(),
             }));
         }
-        let look = Look::take(&client).await?;
+        let look = Look::take(&client, cluster.ip).await?;
         if !look.needs_restart.is_empty() {
             self.events.record(
                 Severity::Warning,
@@ -150,7 +162,7 @@ impl PostgresShipper {
                 format!(
                     "postgres must be restarted for: {}; it is not restarted under its \
                      application, do so when it suits",
-                    look.needs_restart.join(", ")
+                    restart::told(&look.needs_restart)
                 ),
             );
         }
@@ -191,7 +203,7 @@ impl PostgresShipper {
     /// Looks at the streams and the slots once, and has commits wait or not wait accordingly.
     async fn look(&self) -> Result<(), PostgresError> {
         let look = self
-            .with_client(async |client| Look::take(client).await)
+            .with_client(async |client| Look::take(client, self.cluster.ip).await)
             .await?;
         let now = Instant::now();
         let action = {
@@ -218,8 +230,8 @@ impl PostgresShipper {
                     Severity::Error,
                     "must_reseed",
                     format!(
-                        "slot {} has lost write-ahead log that its standby needs: there, stop the daemon, \
-                         run `understudy join`, and start it again",
+                        "slot {} has lost write-ahead log that its standby needs: run `understudy rejoin` \
+                         there",
                         slot.name
                     ),
                 );
@@ -265,8 +277,10 @@ impl PostgresShipper {
                     "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
                      current_setting('server_version_num')::int / 10000, \
                      (SELECT sum(pg_database_size(oid))::int8 FROM pg_database), \
+                     (SELECT json_object_agg(name, setting::int8) FROM pg_settings \
+                      WHERE name = ANY ($1))::text, \
                      (SELECT catalog_version_no FROM pg_control_system())",
-                    &[],
+                    &[&MINIMUM_SETTINGS.as_slice()],
                 )
                 .await
                 .map_err(|source| query("tell what a standby must know", source))?;
@@ -287,11 +301,18 @@ impl PostgresShipper {
                     path,
                 }
             };
+            let minimums =
+                Minimums::parse(row.get(3)).map_err(|source| PostgresError::Settings { source })?;
             Ok(SeedInfo {
+                minimums,
+                config_dir: self
+                    .cluster
+                    .is_split()
+                    .then(|| self.cluster.config_dir.clone()),
                 system_identifier: identifier.parse().unwrap_or(0),
                 version: u32::try_from(row.get::<_, i32>(1)).unwrap_or(0),
                 bytes: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
-                catalog_version: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+                catalog_version: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
                 tablespaces: tablespaces.iter().map(tablespace).collect(),
             })
         })
@@ -324,6 +345,7 @@ impl PostgresShipper {
             ended: self.cluster.ended_timelines(timeline)?,
             timeline,
             end: end.unwrap_or_default(),
+            origins: self.cluster.origins()?,
         })
     }
 
@@ -345,6 +367,7 @@ impl PostgresShipper {
         Ok(SlotInfo {
             name,
             is_lost: row.get(0),
+            oldest: self.oldest().await?,
         })
     }
 
@@ -383,7 +406,27 @@ impl PostgresShipper {
         Ok(SlotInfo {
             name,
             is_lost: dropped > 0,
+            oldest: self.oldest().await?,
         })
+    }
+
+    /// Returns the oldest place that the log still has.
+    async fn oldest(&self) -> Result<Option<Lsn>, PostgresError> {
+        self.with_client(async |client| {
+            let row = client
+                .query_one(
+                    "SELECT min('00000001' || substr(name, 9)), \
+                     (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size') \
+                     FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'",
+                    &[],
+                )
+                .await
+                .map_err(|source| query("tell how far back its log goes", source))?;
+            let (name, bytes): (Option<String>, i64) = (row.get(0), row.get(1));
+            let bytes = u64::try_from(bytes).unwrap_or(0);
+            Ok(name.and_then(|name| Some(parse_segment(&name, bytes)?.1)))
+        })
+        .await
     }
 }
 
@@ -468,6 +511,11 @@ impl Shipper for PostgresShipper {
         })
     }
 
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
+        // The shutdown's own checkpoint has little left to write then.
+        Box::pin(async move { Ok(self.write_checkpoint().await?) })
+    }
+
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
         Box::pin(async move {
             *self.client.lock().await = None;
@@ -499,7 +547,9 @@ impl Shipper for PostgresShipper {
     fn routes(self: Arc<Self>) -> Router {
         Router::new()
             .route("/seed-info", get(seed_info))
+            .route("/configuration", get(configuration))
             .route("/history", get(history))
+            .route("/checkpoint", post(checkpoint::write))
             .route("/slot", post(make_slot).get(show_slot))
             .merge(reseed::routes())
             .with_state(self)
@@ -523,6 +573,21 @@ async fn seed_info(State(shipper): State<Arc<PostgresShipper>>) -> Response {
     match shipper.seed_info().await {
         Ok(info) => Json(info).into_response(),
         Err(error) => failed(&error),
+    }
+}
+
+/// Sends the folder of the configuration, for a standby that has none.
+async fn configuration(State(shipper): State<Arc<PostgresShipper>>) -> Response {
+    if !shipper.cluster.is_split() {
+        let reason = "the configuration is in the data directory, and comes with a base backup";
+        return (StatusCode::CONFLICT, reason).into_response();
+    }
+    match Configuration::read(&shipper.cluster.config_dir) {
+        Ok(configuration) => Json(configuration).into_response(),
+        Err(error) => {
+            let reason = understudy_replication::error_chain(&error);
+            (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
+        }
     }
 }
 

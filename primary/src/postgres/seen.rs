@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use understudy_config::NodeName;
 use understudy_replication::position::{Lsn, Position};
-use understudy_replication::postgres::{any_of, slot_name};
+use understudy_replication::postgres::{Need, any_of, slot_name};
 use understudy_replication::store::{Durability, Observed, StoreReport};
 
 use super::durability::{Action, Streams, Waiting};
 use super::look::{Look, Slot, Stream, WaitingSettings};
+use super::restart;
 use super::retention::Rate;
 
 /// A standby answers each second; one that has not for this long is not there.
@@ -22,7 +23,7 @@ const LOSS_TOLD_SECONDS: u64 = 6 * 60 * 60;
 pub(super) struct Seen {
     streams: Vec<Stream>,
     pub(super) slots: Vec<Slot>,
-    needs_restart: Vec<String>,
+    needs_restart: Vec<Need>,
     settings: Option<WaitingSettings>,
     problem: Option<String>,
     /// What each standby has last answered, and when that was first seen.
@@ -140,7 +141,7 @@ impl Seen {
         if !self.needs_restart.is_empty() {
             problems.push(format!(
                 "postgres must be restarted for: {}",
-                self.needs_restart.join(", ")
+                restart::told(&self.needs_restart)
             ));
         }
         let retained = self.slots.iter().map(|slot| slot.retained_bytes).max();
@@ -155,8 +156,7 @@ impl Seen {
         for slot in &self.slots {
             if slot.is_lost {
                 problems.push(format!(
-                    "slot {} is lost: on its standby, stop the daemon, run `understudy join`, and start it \
-                     again; only what differs is copied",
+                    "slot {} is lost: run `understudy rejoin` on its standby; only what differs is copied",
                     slot.name
                 ));
                 continue;

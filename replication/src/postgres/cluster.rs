@@ -5,33 +5,40 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use understudy_config::{Local, NodeName, Postgres, PostgresDurability};
+use understudy_config::{Local, NodeName, Postgres, PostgresDurability, ServerCommands};
 
+use super::conf_file::{OURS, OperatorsConf};
+use super::configuration;
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
-use super::history::{Ended, parse_history};
-use super::settings::{self, Duty};
-use super::{REPLICATION_ROLE, ROLE};
+use super::history::{Ended, History, parse_history};
+use super::requirements::{PRESENT_QUERY, Present};
+use super::settings::{self, Circumstances, Duty, Minimums};
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
+use crate::event::Events;
+use crate::position::Lsn;
 use crate::trust;
 
-/// Starting, and stopping in peace, may take this long.
-const CONTROL_PATIENCE: Duration = Duration::from_secs(120);
-
-/// Our settings, in the data directory.
-const CONF: &str = "understudy.conf";
-
-/// The server's own log is set aside at a start when it is larger.
-const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
+/// What a standby needs as much of as its primary has.
+const MINIMUMS: &str = "minimums.json";
 
 /// A Postgres cluster on this machine.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     /// Its data directory.
     pub data_dir: PathBuf,
+    /// Where `postgresql.conf` and its siblings are: the data directory, or a folder elsewhere.
+    pub config_dir: PathBuf,
+    /// The operator's own commands for the server.
+    pub commands: Option<ServerCommands>,
+    /// What those find in their environment.
+    pub environment: Vec<(String, String)>,
+    /// Where it is told what went otherwise than it should have; the log without it.
+    pub events: Option<Events>,
     /// The folder of its programs.
     pub bin_dir: PathBuf,
     /// The OS user that owns it.
@@ -56,8 +63,12 @@ pub struct Cluster {
     pub root: PathBuf,
     /// Where Understudy keeps what belongs to this store.
     pub state: PathBuf,
+    /// Where it keeps what must not outlive a boot.
+    pub run_dir: PathBuf,
     /// The other nodes of the configuration: whose certificates may stream from here.
     pub peers: Vec<NodeName>,
+    /// Whether its pages have checksums, once that is known. It changes with no server running only.
+    pub(super) has_checksums: Arc<OnceLock<bool>>,
 }
 
 impl Cluster {
@@ -85,7 +96,12 @@ impl Cluster {
             return Err(PostgresError::NotInstalled { place: bin_dir });
         }
         Ok(Self {
+            config_dir: configuration::find(config, local, &data_dir),
             data_dir,
+            commands: config.commands.clone(),
+            environment: Vec::new(),
+            events: None,
+            has_checksums: Arc::default(),
             bin_dir,
             user,
             port: config.port,
@@ -101,6 +117,7 @@ impl Cluster {
             wal_dir: config.wal_dir.as_deref().map(|path| local.resolve(path)),
             root: local.root.clone(),
             state: local.state_dir.join("postgres"),
+            run_dir: local.run_dir.clone(),
             peers,
         })
     }
@@ -144,7 +161,7 @@ impl Cluster {
     /// Checks that there is a cluster here that can be managed.
     ///
     /// # Errors
-    /// When there is none, it is too old, or its configuration is elsewhere.
+    /// When there is none, it is too old, or its configuration is not found.
     pub fn check_exists(&self) -> Result<(), PostgresError> {
         let data_dir = self.data_dir.clone();
         let Ok(version) = fs::read_to_string(data_dir.join("PG_VERSION")) else {
@@ -158,8 +175,11 @@ impl Cluster {
             let found = version.trim().to_owned();
             return Err(PostgresError::TooOld { data_dir, found });
         }
-        if !data_dir.join("postgresql.conf").exists() {
-            return Err(PostgresError::SplitLayout { data_dir });
+        if !self.has_configuration() {
+            return Err(PostgresError::NoConfiguration {
+                data_dir,
+                config_dir: self.config_dir.clone(),
+            });
         }
         Ok(())
     }
@@ -177,10 +197,12 @@ impl Cluster {
                 "read the control data of",
             )
             .await?;
-        ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
+        let control = ControlData::parse(&output).map_err(|source| PostgresError::ControlData {
             data_dir: self.data_dir.clone(),
             source,
-        })
+        })?;
+        self.has_checksums.get_or_init(|| control.has_checksums);
+        Ok(control)
     }
 
     /// Returns the timelines that ended before `timeline` began, as the data directory tells them.
@@ -200,42 +222,20 @@ impl Cluster {
         parse_history(&content).map_err(|source| PostgresError::History { path, source })
     }
 
-    /// Returns whether a server runs on the data directory. What cannot be found out counts as running:
-    /// fencing rests on this.
-    pub fn is_running(&self) -> bool {
-        let text = match fs::read_to_string(self.data_dir.join("postmaster.pid")) {
-            Ok(text) => text,
-            Err(error) => return error.kind() != io::ErrorKind::NotFound,
-        };
-        let Some(pid) = text
-            .lines()
-            .next()
-            .and_then(|pid| pid.trim().parse::<u32>().ok())
-        else {
-            // Just being written.
-            return true;
-        };
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let stat = match fs::read_to_string(process.join("stat")) {
-            Ok(stat) => stat,
-            Err(error) => return error.kind() != io::ErrorKind::NotFound,
-        };
-        let state = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().next());
-        if state == Some("Z") {
-            return false;
-        }
-        // A stale file may name a process that is something else by now. A server works in its data
-        // directory, whatever the name of its program.
-        match (
-            fs::read_link(process.join("cwd")),
-            self.data_dir.canonicalize(),
-        ) {
-            (Ok(works_in), Ok(data_dir)) => works_in == data_dir,
-            (Err(_), _) | (_, Err(_)) => stat.contains("(postgres") || stat.contains("(postmaster"),
-        }
+    /// Returns the history of a cluster whose server does not run and was shut down in peace, up to its
+    /// last record.
+    ///
+    /// # Errors
+    /// When its files cannot be read or understood.
+    pub fn history_at_rest(&self, control: &ControlData) -> Result<History, PostgresError> {
+        Ok(History {
+            system_identifier: control.system_identifier,
+            ended: self.ended_timelines(control.timeline)?,
+            timeline: control.timeline,
+            // Within the last record, which another has whole or not at all.
+            end: Lsn(control.checkpoint.0.saturating_add(1)),
+            origins: self.origins()?,
+        })
     }
 
     /// Returns whether the data directory is a standby's.
@@ -245,7 +245,7 @@ impl Cluster {
 
     /// Returns whether our settings, as they were last written, have commits wait for a standby.
     pub fn waits(&self) -> bool {
-        fs::read_to_string(self.data_dir.join(CONF)).is_ok_and(|conf| settings::waits(&conf))
+        fs::read_to_string(self.our_conf()).is_ok_and(|conf| settings::waits(&conf))
     }
 
     /// Writes our settings for a duty. Repeatable; they take effect with the next start or
@@ -258,16 +258,60 @@ impl Cluster {
         if !self.socket_dir.exists() {
             self.create_owned_directory(&self.socket_dir.clone(), 0o755)?;
         }
-        let conf_path = self.data_dir.join("postgresql.conf");
+        let conf_path = self.config_dir.join("postgresql.conf");
         let conf = self.read(&conf_path)?;
-        let listen = settings::operators_listen(&conf);
-        let ours = self.conf(listen.as_deref(), duty);
-        self.write_if_changed(&self.data_dir.join(CONF), &ours)?;
+        let operators = OperatorsConf::read(&self.config_dir)
+            .map_err(|source| self.file("read", &conf_path, source))?;
+        let about = Circumstances {
+            socket_dirs: settings::socket_dirs(&operators),
+            operators,
+            has_checksums: match self.has_checksums.get() {
+                Some(has_checksums) => *has_checksums,
+                // As it was when our settings were written last.
+                None => fs::read_to_string(self.our_conf())
+                    .is_ok_and(|ours| settings::know_checksums(&ours)),
+            },
+            minimums: self.minimums(),
+        };
+        let ours = self.conf(&about, duty);
+        self.write_if_changed(&self.our_conf(), &ours)?;
         self.write_if_changed(&conf_path, &settings::with_include(&conf))?;
-        let hba_path = self.data_dir.join("pg_hba.conf");
+        let hba_path = self.config_dir.join("pg_hba.conf");
         let hba = settings::with_block(&self.read(&hba_path)?, &settings::hba());
         self.write_if_changed(&hba_path, &hba)?;
         self.allow(&self.peers)
+    }
+
+    fn our_conf(&self) -> PathBuf {
+        self.config_dir.join(OURS)
+    }
+
+    /// Returns the path of `postgresql.conf`, where it is not in the data directory: a program of Postgres
+    /// that works on the data directory has to be told (`pg_rewind --config-file`).
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.is_split()
+            .then(|| self.config_dir.join("postgresql.conf"))
+    }
+
+    /// Keeps in mind what a standby needs as much of as its primary has; it is in our settings from the
+    /// next [`Cluster::configure`] on.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn remember_minimums(&self, minimums: &Minimums) -> Result<(), PostgresError> {
+        if self.minimums() == *minimums {
+            return Ok(());
+        }
+        let path = self.state.join(MINIMUMS);
+        self.create_owned_directory(&self.state.clone(), 0o700)?;
+        let text = serde_json::to_vec(minimums).unwrap_or_default();
+        durable::write(&path, &text, 0o644).map_err(|source| self.file("write", &path, source))
+    }
+
+    fn minimums(&self) -> Minimums {
+        // What cannot be read is asked for again when the standby follows.
+        let text = fs::read(self.state.join(MINIMUMS)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     /// Lets the certificates of exactly these nodes stream from here, from the next start or
@@ -279,7 +323,7 @@ impl Cluster {
         &self,
         peers: impl IntoIterator<Item = &'a NodeName>,
     ) -> Result<(), PostgresError> {
-        let path = self.data_dir.join("pg_ident.conf");
+        let path = self.config_dir.join("pg_ident.conf");
         // Whoever this process runs as: the name matters to an unprivileged process only.
         let me = OsUser::find("root").map_err(|source| PostgresError::Control {
             action: "find whom the daemon runs as, for",
@@ -291,91 +335,29 @@ impl Cluster {
         self.write_if_changed(&path, &ident)
     }
 
-    /// Starts the server, if it does not run, and waits until it takes connections.
+    /// Asks the running server for its settings, as the cluster's own superuser.
     ///
     /// # Errors
-    /// When it does not start.
-    pub async fn start(&self) -> Result<(), PostgresError> {
-        if self.is_running() {
-            return Ok(());
-        }
-        let log = self.state.join("server.log");
-        if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
-            let aside = self.state.join("server.log.1");
-            fs::rename(&log, &aside).map_err(|source| self.file("set aside", &log, source))?;
-        }
-        let log = log.display().to_string();
-        let seconds = CONTROL_PATIENCE.as_secs().to_string();
-        self.pg_ctl(["-l", &log, "-w", "-t", &seconds, "start"], "start")
-            .await
-            .map_err(|error| self.with_server_log(error))
+    /// When the superuser cannot connect, or the answer cannot be understood.
+    pub async fn present_settings(&self) -> Result<Present, PostgresError> {
+        let script = format!("{PRESENT_QUERY};\n");
+        let answer = self.psql(script, "ask for the settings of").await?;
+        Present::parse(&answer).map_err(|source| PostgresError::Settings { source })
     }
 
-    /// Stops the server, if it runs: in peace (which sends everything to the standbys), and after a
-    /// while at once.
-    ///
-    /// # Errors
-    /// When it still runs.
-    pub async fn stop(&self) -> Result<(), PostgresError> {
-        if !self.is_running() {
-            return Ok(());
-        }
-        let fast = ["-m", "fast", "-w", "-t", "60", "stop"];
-        if let Err(error) = self.pg_ctl(fast, "stop").await {
-            tracing::warn!(%error, "postgres did not stop in peace; stopping it at once");
-            self.pg_ctl(
-                ["-m", "immediate", "-w", "-t", "30", "stop"],
-                "stop at once",
-            )
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Makes the server read its configuration again.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub async fn reload(&self) -> Result<(), PostgresError> {
-        self.pg_ctl(["reload"], "reload").await
-    }
-
-    /// Tells a standby server to become a primary; returns before it is one.
-    ///
-    /// # Errors
-    /// When it does not run, or is no standby.
-    pub async fn promote(&self) -> Result<(), PostgresError> {
-        // Not waiting here: pg_ctl polls every 100 ms, and a promotion takes a quarter of that.
-        self.pg_ctl(["-W", "promote"], "promote").await
-    }
-
-    /// Makes the roles that Understudy uses, as the cluster's own superuser. Repeatable.
-    ///
-    /// # Errors
-    /// When the superuser cannot connect, or the statements fail.
-    pub async fn create_roles(&self) -> Result<(), PostgresError> {
-        let role = |name: &str, options: &str| {
-            format!(
-                "DO $$ BEGIN\n\
-                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{name}') THEN\n\
-                 CREATE ROLE {name} {options};\n\
-                 END IF; END $$;\n"
-            )
-        };
-        let script = format!(
-            "SET client_min_messages = warning;\n{}{}\
-             GRANT pg_monitor, pg_read_all_data, pg_checkpoint TO {ROLE};\n\
-             GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) \
-             TO {ROLE};\n",
-            role(ROLE, "LOGIN REPLICATION"),
-            role(REPLICATION_ROLE, "LOGIN REPLICATION"),
-        );
+    pub(super) async fn psql(
+        &self,
+        script: String,
+        action: &'static str,
+    ) -> Result<String, PostgresError> {
         let socket_dir = self.socket_dir.display().to_string();
         let port = self.port.to_string();
         let argv = [
             self.bin("psql").as_str(),
             "-X",
             "-q",
+            "-A",
+            "-t",
             "-v",
             "ON_ERROR_STOP=1",
             "-h",
@@ -392,8 +374,7 @@ impl Cluster {
             .limit(Duration::from_secs(20))
             .run()
             .await
-            .map_err(|source| self.control("make the roles of", source))?;
-        Ok(())
+            .map_err(|source| self.control(action, source))
     }
 
     /// Creates a folder that belongs to the cluster's OS user.
@@ -470,24 +451,6 @@ impl Cluster {
         self.own(path)
     }
 
-    async fn pg_ctl<const N: usize>(
-        &self,
-        arguments: [&str; N],
-        action: &'static str,
-    ) -> Result<(), PostgresError> {
-        let data_dir = self.data_dir.display().to_string();
-        let argv = [self.bin("pg_ctl"), "-D".to_owned(), data_dir]
-            .into_iter()
-            .chain(arguments.map(str::to_owned));
-        Command::new(argv)
-            .user(&self.user)
-            .limit(CONTROL_PATIENCE + Duration::from_secs(10))
-            .run()
-            .await
-            .map_err(|source| self.control(action, source))?;
-        Ok(())
-    }
-
     async fn program<const N: usize>(
         &self,
         name: &str,
@@ -503,7 +466,7 @@ impl Cluster {
             .map_err(|source| self.control(action, source))
     }
 
-    fn control(&self, action: &'static str, source: CommandError) -> PostgresError {
+    pub(super) fn control(&self, action: &'static str, source: CommandError) -> PostgresError {
         PostgresError::Control {
             action,
             data_dir: self.data_dir.clone(),
@@ -511,48 +474,16 @@ impl Cluster {
         }
     }
 
-    fn file(&self, action: &'static str, path: &Path, source: io::Error) -> PostgresError {
+    pub(super) fn file(
+        &self,
+        action: &'static str,
+        path: &Path,
+        source: io::Error,
+    ) -> PostgresError {
         PostgresError::File {
             action,
             path: path.to_owned(),
             source,
-        }
-    }
-
-    /// Adds the server's own last words to a failed start: pg_ctl says only "examine the log".
-    fn with_server_log(&self, error: PostgresError) -> PostgresError {
-        let PostgresError::Control {
-            action,
-            data_dir,
-            source:
-                CommandError::Failed {
-                    program,
-                    status,
-                    output,
-                },
-        } = error
-        else {
-            return error;
-        };
-        let log = fs::read(self.state.join("server.log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let fatal = log
-            .lines()
-            .rev()
-            .take(50)
-            .find(|line| line.contains("FATAL"));
-        let output = match fatal {
-            Some(line) => format!("{output}\n{line}"),
-            None => output,
-        };
-        PostgresError::Control {
-            action,
-            data_dir,
-            source: CommandError::Failed {
-                program,
-                status,
-                output,
-            },
         }
     }
 }
@@ -574,5 +505,40 @@ fn find_bin_dir(data_dir: &Path) -> Result<PathBuf, PostgresError> {
         None => Err(PostgresError::NotInstalled {
             place: base.to_owned(),
         }),
+    }
+}
+
+#[cfg(test)]
+impl Cluster {
+    /// Returns a cluster that exists nowhere, and belongs to this process' user.
+    pub(super) fn example(is_split: bool) -> Self {
+        let user = nix::unistd::Uid::effective();
+        Self {
+            data_dir: "/pg/data".into(),
+            config_dir: if is_split { "/etc/pg" } else { "/pg/data" }.into(),
+            commands: None,
+            environment: Vec::new(),
+            events: None,
+            bin_dir: "/pg/bin".into(),
+            user: OsUser {
+                name: "postgres".to_owned(),
+                uid: user.as_raw(),
+                gid: nix::unistd::Gid::effective().as_raw(),
+                home: "/".into(),
+            },
+            port: 5432,
+            socket_dir: "/run/postgresql".into(),
+            ip: IpAddr::from([10, 0, 0, 1]),
+            database: "postgres".to_owned(),
+            durability: PostgresDurability::Async,
+            slot_keep_bytes: 1 << 30,
+            bandwidth: None,
+            root: "/".into(),
+            wal_dir: None,
+            state: "/state/postgres".into(),
+            run_dir: "/run/understudy".into(),
+            peers: Vec::new(),
+            has_checksums: Arc::default(),
+        }
     }
 }

@@ -16,6 +16,10 @@ pub struct ControlData {
     /// Where the latest checkpoint's record begins; of a cluster that was shut down in peace it is the
     /// last record.
     pub checkpoint: Lsn,
+    /// The pages have checksums.
+    pub has_checksums: bool,
+    /// How large a file of the log is.
+    pub segment_bytes: u64,
 }
 
 impl ControlData {
@@ -65,6 +69,8 @@ impl ControlData {
             checkpoint: get(checkpoint)?
                 .parse()
                 .map_err(|_| ParseControlDataError { field: checkpoint })?,
+            has_checksums: number("Data page checksum version")? != 0,
+            segment_bytes: number("Bytes per WAL segment")?,
         })
     }
 }
@@ -80,6 +86,8 @@ mod tests {
             Database cluster state:               in archive recovery\n\
             Latest checkpoint location:           0/300028\n\
             Latest checkpoint's TimeLineID:       3\n\
+            Data page checksum version:           1\n\
+            Bytes per WAL segment:                16777216\n\
             Fake LSN counter for unlogged rels:   0/3E8\n";
         assert_eq!(
             ControlData::parse(output).unwrap(),
@@ -88,6 +96,8 @@ mod tests {
                 state: "in archive recovery".to_owned(),
                 timeline: 3,
                 checkpoint: Lsn(0x30_0028),
+                has_checksums: true,
+                segment_bytes: 16 << 20,
             }
         );
     }

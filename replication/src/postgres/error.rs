@@ -37,14 +37,35 @@ pub enum PostgresError {
         /// The data directory.
         data_dir: PathBuf,
     },
-    /// Debian's layout keeps the configuration elsewhere.
+    /// The cluster's configuration is not where it was looked for.
     #[error(
-        "{} has no postgresql.conf: a configuration outside of the data directory (Debian's \
-         /etc/postgresql) is not supported yet", data_dir.display()
+        "the cluster in {} has no postgresql.conf in {}, and no folder of /etc/postgresql names it as its \
+         data_directory; say where it is with `config_dir` in [postgres]",
+        data_dir.display(), config_dir.display()
     )]
-    SplitLayout {
+    NoConfiguration {
         /// The data directory.
         data_dir: PathBuf,
+        /// Where it was looked for.
+        config_dir: PathBuf,
+    },
+    /// The server told settings that cannot be understood.
+    #[error("postgres told settings that cannot be understood")]
+    Settings {
+        /// What is wrong with them.
+        source: serde_json::Error,
+    },
+    /// The operator's command did what it should not, or did not do what it should.
+    #[error("`{command}` {what}, and the server of {} {found}", data_dir.display())]
+    Commanded {
+        /// The command.
+        command: String,
+        /// How it ended.
+        what: &'static str,
+        /// Which cluster.
+        data_dir: PathBuf,
+        /// How the server is.
+        found: &'static str,
     },
     /// A file could not be handled.
     #[error("cannot {action} {}", path.display())]
@@ -65,6 +86,21 @@ pub enum PostgresError {
         data_dir: PathBuf,
         /// What happened.
         source: CommandError,
+    },
+    /// The server could not be stopped.
+    #[error(
+        "the server in {} still runs, though it was told to stop and killed; look at its process and at \
+         the disk beneath it", data_dir.display()
+    )]
+    StillRuns {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// There is no server.
+    #[error("no server runs in {}", data_dir.display())]
+    NotRunning {
+        /// The data directory.
+        data_dir: PathBuf,
     },
     /// `pg_controldata` said something else.
     #[error("cannot understand the control data of {}", data_dir.display())]

@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::origins::Origins;
 use crate::position::Lsn;
 
 /// A history file has no more lines than this.
@@ -35,6 +36,9 @@ pub struct History {
     pub timeline: u32,
     /// How far the log goes on it.
     pub end: Lsn,
+    /// Which epochs opened its timelines, as far as that is known.
+    #[serde(default)]
+    pub origins: Origins,
 }
 
 /// What one server's log is to another's.
@@ -118,12 +122,22 @@ pub fn parse_history(content: &str) -> Result<Vec<Ended>, ParseHistoryError> {
 
 impl History {
     /// Returns the timelines and where each ends, the present one as far as it goes.
-    fn chain(&self) -> impl Iterator<Item = Ended> + '_ {
+    pub(super) fn chain(&self) -> impl Iterator<Item = Ended> + '_ {
         let present = Ended {
             timeline: self.timeline,
             at: self.end,
         };
         self.ended.iter().copied().chain([present])
+    }
+
+    /// Returns whether two timelines are one, and not two of the same number: opened by one promotion, as
+    /// far as that is known.
+    fn is_on_the_same(&self, other: &Self, mine: u32, theirs: u32) -> bool {
+        mine == theirs
+            && match (self.origins.get(&mine), other.origins.get(&theirs)) {
+                (Some(mine), Some(theirs)) => mine == theirs,
+                (None, _) | (_, None) => true,
+            }
     }
 
     /// Returns what this server's log is to that of `other`.
@@ -143,7 +157,7 @@ impl History {
         for (number, mine) in self.chain().enumerate() {
             let is_last = number == count;
             match theirs.next() {
-                Some(their) if their.timeline == mine.timeline => {
+                Some(their) if self.is_on_the_same(other, mine.timeline, their.timeline) => {
                     // Of the last one, what is missing is still to come.
                     if is_last && mine.at <= their.at {
                         return Relation::Beginning;
@@ -187,6 +201,7 @@ mod tests {
                 .collect(),
             timeline,
             end: Lsn(end),
+            origins: Origins::new(),
         }
     }
 
@@ -228,6 +243,25 @@ mod tests {
         let (one, other) = (history(&[(1, 100)], 2, 500), history(&[(1, 90)], 2, 400));
         assert_eq!(one.relation_to(&other), forked(90, 1));
         assert_eq!(other.relation_to(&one), forked(90, 1));
+    }
+
+    /// Even the places are equal here: the histories are the same to the letter.
+    #[test]
+    fn two_promotions_from_the_same_place_are_told_apart_by_their_epochs() {
+        let opened = |by: &str, end| {
+            let mut history = history(&[(1, 100)], 2, end);
+            history.origins.insert(2, by.parse().unwrap());
+            history
+        };
+        let (one, other) = (opened("2.b", 150), opened("2.c", 400));
+        assert_eq!(one.relation_to(&other), forked(100, 1));
+        assert_eq!(other.relation_to(&one), forked(100, 1));
+        assert_eq!(one.relation_to(&opened("2.b", 150)), Relation::Beginning);
+        assert_eq!(
+            one.relation_to(&history(&[(1, 100)], 2, 400)),
+            Relation::Beginning,
+            "of whom it is not known"
+        );
     }
 
     #[test]

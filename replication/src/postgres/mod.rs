@@ -3,29 +3,56 @@
 //! ```text
 //! Cluster     where it is, whose it is; start, stop, promote      (pg_ctl as its OS user)
 //! settings    understudy.conf, the blocks in pg_hba and pg_ident  (pure text)
+//! conf_file   what the operator's postgresql.conf says
+//! configuration  its folder, if that is not the data directory
+//! requirements   which settings need a restart                    (pure)
+//! commanded   the operator's own commands to start and stop
 //! ControlData system identifier, timeline, state                  (pg_controldata)
+//! roles       the database roles, and what each may do
 //! History     timelines: who can follow whom                      (pure)
+//! origins     which epoch opened which timeline
+//! wal         the files of the log, what lies beyond a fork       (pure)
 //! reseed      comparing two data directories block by block
+//! vouch       whether a primary's server may start at all
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
 
 mod cluster;
+mod commanded;
+mod conf_file;
+mod configuration;
+mod control;
 mod control_data;
 mod error;
 mod history;
+mod origins;
+mod postmaster;
+mod requirements;
 pub mod reseed;
+mod roles;
 mod settings;
 mod sql;
+mod vouch;
+mod wal;
 
 pub use cluster::Cluster;
+pub use configuration::{CONFIGURATION_MESSAGE_BYTES_MAX, Configuration, ConfigurationError};
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
 pub use history::{Ended, History, ParseHistoryError, Relation, parse_history};
-pub use settings::{Duty, Upstream, any_of, with_block, without_block};
+pub use origins::Origins;
+pub use postmaster::{Listening, is_at_work, listening};
+pub use requirements::{Need, PRESENT_QUERY, Present};
+pub use settings::{Duty, MINIMUM_SETTINGS, Minimums, Upstream, any_of, with_block, without_block};
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
+pub use wal::{WalRange, parse_segment};
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
+
+use crate::position::Lsn;
 
 /// The database role of the daemon: it monitors, reads for indexes, and manages slots.
 pub const ROLE: &str = "understudy";
@@ -48,6 +75,12 @@ pub struct SeedInfo {
     /// Where its tablespaces are.
     #[serde(default)]
     pub tablespaces: Vec<reseed::Tablespace>,
+    /// What a standby needs as much of; nothing from a primary that does not tell.
+    #[serde(default)]
+    pub minimums: Minimums,
+    /// Where the primary has its configuration, if not in the data directory.
+    #[serde(default)]
+    pub config_dir: Option<PathBuf>,
 }
 
 /// What the primary knows of a standby's slot.
@@ -57,6 +90,9 @@ pub struct SlotInfo {
     pub name: String,
     /// The write-ahead log that the standby needs has been removed.
     pub is_lost: bool,
+    /// The oldest place that the primary's log still has, where it can tell.
+    #[serde(default)]
+    pub oldest: Option<Lsn>,
 }
 
 /// Returns the name of `node`'s replication slot. Slots are named with `[a-z0-9_]` only, nodes also

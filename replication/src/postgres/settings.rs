@@ -2,14 +2,19 @@
 //!
 //! They live in a file of their own, `understudy.conf`, which the last line of `postgresql.conf`
 //! includes; and in marked blocks at the top of `pg_hba.conf` and `pg_ident.conf`. A base backup
-//! copies all of them to the standby, so each node writes its own again before every start.
+//! copies all of them to the standby, if they are in the data directory, so each node writes its own again
+//! before every start.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, PostgresDurability};
 
-use super::{Cluster, REPLICATION_ROLE, ROLE, slot_name};
+use super::conf_file::{OURS, OperatorsConf};
+use super::requirements::{SLOTS_MIN, WAL_SENDERS_MIN};
+use super::{Cluster, MAINTENANCE_DATABASE, REPLICATION_ROLE, ROLE, slot_name};
 use crate::trust;
 
 const BEGIN: &str = "# understudy begin: this block is written by understudy";
@@ -48,6 +53,15 @@ impl Upstream {
         self.conninfo_as(&format!("understudy-seed-{}", self.me), tls)
     }
 
+    /// Returns the connection string for `pg_rewind`, which reads the primary's files through SQL.
+    pub fn rewind_conninfo(&self, tls: &Path) -> String {
+        let name = format!("understudy-rewind-{}", self.me);
+        format!(
+            "{} dbname={MAINTENANCE_DATABASE}",
+            self.conninfo_as(&name, tls)
+        )
+    }
+
     fn conninfo_as(&self, name: &str, tls: &Path) -> String {
         let file = |name| conninfo_quoted(&tls.join(name).display().to_string());
         // `host` is the name that the certificate must carry, `hostaddr` where to connect.
@@ -66,20 +80,76 @@ impl Upstream {
     }
 }
 
+/// The settings of which a standby needs as much as its primary has: with less its server does not start,
+/// or stops replaying.
+pub const MINIMUM_SETTINGS: [&str; 5] = [
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_wal_senders",
+    "max_worker_processes",
+];
+
+/// How much a primary has of each of [`MINIMUM_SETTINGS`], as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, u32>")]
+pub struct Minimums(BTreeMap<String, u32>);
+
+impl From<BTreeMap<String, u32>> for Minimums {
+    /// What is none of [`MINIMUM_SETTINGS`] is left out: it comes from a peer, and goes into a file.
+    fn from(mut values: BTreeMap<String, u32>) -> Self {
+        values.retain(|name, _| MINIMUM_SETTINGS.contains(&name.as_str()));
+        Self(values)
+    }
+}
+
+impl Minimums {
+    /// Reads them as a JSON object of numbers.
+    ///
+    /// # Errors
+    /// When they are something else.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// Returns whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What our settings depend on, beside the configuration of the node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Circumstances {
+    /// What the operator has written.
+    pub(super) operators: OperatorsConf,
+    /// The folders among it for Unix sockets, as far as they are there: a server does not start with one
+    /// that is not, and a standby may have been copied from a machine that has it.
+    pub(super) socket_dirs: Vec<String>,
+    /// The cluster's pages have checksums.
+    pub(super) has_checksums: bool,
+    /// What the primary has, for a standby.
+    pub(super) minimums: Minimums,
+}
+
 impl Cluster {
     /// Returns the content of `understudy.conf`.
-    pub(super) fn conf(&self, operators_listen: Option<&str>, duty: Duty<'_>) -> String {
+    ///
+    /// What needs a restart is said only where the operator's word is not enough, and never to less than
+    /// it: a value that waits for a restart would come into force at one that has another reason.
+    pub(super) fn conf(&self, about: &Circumstances, duty: Duty<'_>) -> String {
         let tls = self.tls_dir();
+        let operators = &about.operators;
         let mut lines = vec![
             "# Written by understudy before every start; changes here are lost.".to_owned(),
             setting(
                 "listen_addresses",
-                &listen_addresses(operators_listen, self.ip),
+                &listen_addresses(operators.get("listen_addresses"), self.ip),
             ),
             format!("port = {}", self.port),
             setting(
                 "unix_socket_directories",
-                &self.socket_dir.display().to_string(),
+                &socket_directories(&about.socket_dirs, &self.socket_dir),
             ),
             "ssl = on".to_owned(),
             setting(
@@ -94,9 +164,6 @@ impl Cluster {
                 "ssl_ca_file",
                 &tls.join(trust::CA_CERTIFICATE).display().to_string(),
             ),
-            "wal_level = replica".to_owned(),
-            // pg_rewind needs it, from before the day on which it is needed.
-            "wal_log_hints = on".to_owned(),
             "hot_standby = on".to_owned(),
             // An outage of a standby costs at most this much disk.
             format!(
@@ -109,13 +176,49 @@ impl Cluster {
             "wal_receiver_status_interval = '1s'".to_owned(),
             "wal_retrieve_retry_interval = '1s'".to_owned(),
         ];
+        if operators.get("wal_level") != Some("logical") {
+            lines.push("wal_level = replica".to_owned());
+        }
+        if !about.has_checksums {
+            // pg_rewind needs one of the two, from before the day on which it is needed.
+            lines.push(format!("{LOG_HINTS} = on"));
+        }
+        for (name, least) in [
+            ("max_wal_senders", WAL_SENDERS_MIN),
+            ("max_replication_slots", SLOTS_MIN),
+        ] {
+            if operators.number(name).is_some_and(|value| value < least) {
+                lines.push(format!("{name} = {least}"));
+            }
+        }
+        if self.is_split() {
+            // A configuration that was copied from another machine may name other places.
+            let file = |name| self.config_dir.join(name).display().to_string();
+            lines.push(setting(
+                "data_directory",
+                &self.data_dir.display().to_string(),
+            ));
+            if matches!(duty, Duty::Standby(_)) {
+                lines.push(setting("hba_file", &file("pg_hba.conf")));
+            }
+            lines.push(setting("ident_file", &file("pg_ident.conf")));
+        }
         match duty {
-            Duty::Primary(waits_for) => lines.push(setting(WAITS_FOR, &any_of(waits_for))),
+            Duty::Primary(waits_for) => {
+                lines.push(setting(
+                    "hba_file",
+                    &self.vouched_hba().display().to_string(),
+                ));
+                lines.push(setting(WAITS_FOR, &any_of(waits_for)));
+            }
             Duty::Standby(upstream) => {
                 lines.push(setting("primary_conninfo", &upstream.conninfo(&tls)));
                 lines.push(setting("primary_slot_name", &slot_name(&upstream.me)));
                 // It travels with a base backup, and a promoted standby would wait for its primary.
                 lines.push(setting(WAITS_FOR, ""));
+                for (name, value) in &about.minimums.0 {
+                    lines.push(format!("{name} = {value}"));
+                }
             }
         }
         if matches!(self.durability, PostgresDurability::Sync { .. }) {
@@ -128,6 +231,14 @@ impl Cluster {
 
 /// The setting that has commits wait.
 const WAITS_FOR: &str = "synchronous_standby_names";
+
+/// The setting that tells pg_rewind what it needs, where no checksums do.
+const LOG_HINTS: &str = "wal_log_hints";
+
+/// Returns whether our settings were written for a cluster with checksums.
+pub(super) fn know_checksums(conf: &str) -> bool {
+    !conf.is_empty() && !conf.lines().any(|line| line.starts_with(LOG_HINTS))
+}
 
 /// Returns the value of `synchronous_standby_names` for a commit that waits for any one of the nodes.
 pub fn any_of(nodes: &[NodeName]) -> String {
@@ -154,43 +265,51 @@ fn conninfo_quoted(value: &str) -> String {
 }
 
 /// Adds the node's own address to what the operator's `postgresql.conf` listens on.
-fn listen_addresses(operators: Option<&str>, ip: IpAddr) -> String {
-    let ip = ip.to_string();
-    let mut addresses: Vec<&str> = operators
-        .unwrap_or("localhost")
-        .split(',')
-        .map(str::trim)
-        .filter(|address| !address.is_empty())
-        .collect();
-    if !addresses
-        .iter()
-        .any(|address| ["*", "0.0.0.0", "::", &ip].contains(address))
-    {
-        addresses.push(&ip);
-    }
-    addresses.join(",")
+pub(super) fn listen_addresses(operators: Option<&str>, ip: IpAddr) -> String {
+    let operators = operators.unwrap_or("localhost");
+    let ours = ip.to_string();
+    let ours = (!covers(operators, ip)).then_some(ours.as_str());
+    listed(operators).chain(ours).collect::<Vec<_>>().join(",")
 }
 
-/// Returns the last value that `conf` gives to `listen_addresses`, if it gives one.
-pub(super) fn operators_listen(conf: &str) -> Option<String> {
-    conf.lines()
-        .filter_map(|line| {
-            let rest = line
-                .trim_start()
-                .strip_prefix("listen_addresses")?
-                .trim_start();
-            let value = rest.strip_prefix('=').unwrap_or(rest).trim_start();
-            let quoted = value.strip_prefix('\'')?;
-            Some(quoted.split('\'').next().unwrap_or_default().to_owned())
-        })
-        .next_back()
+/// Returns whether a server with these `listen_addresses` listens on `ip`.
+pub(super) fn covers(addresses: &str, ip: IpAddr) -> bool {
+    let every = if ip.is_ipv4() { "0.0.0.0" } else { "::" };
+    listed(addresses).any(|address| {
+        address == "*" || address == every || address.parse::<IpAddr>().is_ok_and(|it| it == ip)
+    })
+}
+
+/// Adds the folder of the socket that we use to those of the operator.
+fn socket_directories(operators: &[String], ours: &Path) -> String {
+    let is_there = operators.iter().any(|folder| Path::new(folder) == ours);
+    let ours = (!is_there).then(|| ours.display().to_string());
+    let all: Vec<String> = operators.iter().cloned().chain(ours).collect();
+    all.join(", ")
+}
+
+/// Returns the folders of the operator's for Unix sockets that are there.
+pub(super) fn socket_dirs(operators: &OperatorsConf) -> Vec<String> {
+    let named = operators.get("unix_socket_directories").unwrap_or_default();
+    listed(named)
+        .map(|folder| folder.trim_matches('"'))
+        .filter(|folder| Path::new(folder).is_dir())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Returns the elements of a list as Postgres writes one.
+fn listed(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
 }
 
 /// Returns `conf` with the line that includes our settings, as its last.
 pub(super) fn with_include(conf: &str) -> String {
-    let include = "include_if_exists = 'understudy.conf'";
+    let include = format!("include_if_exists = '{OURS}'");
     let mut lines: Vec<&str> = conf.lines().filter(|line| line.trim() != include).collect();
-    lines.push(include);
+    lines.push(&include);
     lines.join("\n") + "\n"
 }
 
@@ -198,7 +317,8 @@ pub(super) fn with_include(conf: &str) -> String {
 pub(super) fn hba() -> String {
     format!(
         "local   all          {ROLE}              peer map=understudy_local\n\
-         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
+         hostssl replication  {REPLICATION_ROLE}  all  cert map=understudy_peer\n\
+         hostssl {MAINTENANCE_DATABASE}     {REPLICATION_ROLE}  all  cert map=understudy_peer\n"
     )
 }
 
@@ -251,6 +371,8 @@ mod tests {
             (Some("*"), "*"),
             (Some(""), "10.0.0.1"),
             (Some("10.0.0.1, 10.9.9.9"), "10.0.0.1,10.9.9.9"),
+            (Some("0.0.0.0"), "0.0.0.0"),
+            (Some("::"), "::,10.0.0.1"),
         ];
         for (operators, expected) in table {
             assert_eq!(listen_addresses(operators, ip), expected, "{operators:?}");
@@ -268,11 +390,85 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_last_word_on_listening_is_found() {
-        let conf = "#listen_addresses = 'x'\nlisten_addresses = 'localhost' # old\n  \
-            listen_addresses='*'\n";
-        assert_eq!(operators_listen(conf).as_deref(), Some("*"));
-        assert_eq!(operators_listen("#listen_addresses = 'x'\n"), None);
+    fn the_folder_of_our_socket_is_added_to_the_operators() {
+        let ours = Path::new("/run/postgresql");
+        let table: [(&[&str], &str); 3] = [
+            (&[], "/run/postgresql"),
+            (&["/tmp"], "/tmp, /run/postgresql"),
+            (&["/tmp", "/run/postgresql/"], "/tmp, /run/postgresql/"),
+        ];
+        for (operators, expected) in table {
+            let operators: Vec<String> = operators.iter().map(|it| (*it).to_owned()).collect();
+            assert_eq!(socket_directories(&operators, ours), expected);
+        }
+        let conf = "unix_socket_directories = '\"/tmp\", /nonexistent/run'";
+        assert_eq!(socket_dirs(&OperatorsConf::parse(conf)), ["/tmp"]);
+    }
+
+    fn conf(operators: &str, is_split: bool, has_checksums: bool, duty: Duty<'_>) -> String {
+        let about = Circumstances {
+            operators: OperatorsConf::parse(operators),
+            socket_dirs: Vec::new(),
+            has_checksums,
+            minimums: BTreeMap::from([
+                ("max_connections".to_owned(), 300),
+                ("shared_preload_libraries".to_owned(), 1),
+            ])
+            .into(),
+        };
+        Cluster::example(is_split).conf(&about, duty)
+    }
+
+    #[test]
+    fn nothing_is_lowered_and_hints_are_for_clusters_without_checksums() {
+        let primary = Duty::Primary(&[]);
+        let enough = "wal_level = logical\nmax_wal_senders = 50\nlisten_addresses = '*'\n";
+        let text = conf(enough, false, true, primary);
+        for name in [
+            "wal_level",
+            LOG_HINTS,
+            "max_",
+            "data_directory",
+            "ident_file",
+        ] {
+            let has = text
+                .lines()
+                .any(|line| line.starts_with(name) && !line.contains("slot_wal"));
+            assert!(!has, "{name}: {text}");
+        }
+        assert!(know_checksums(&text));
+        let little = "wal_level = minimal\nmax_wal_senders = 0\nmax_replication_slots = 0\n";
+        let text = conf(little, true, false, primary);
+        for line in [
+            "wal_level = replica",
+            "wal_log_hints = on",
+            "max_wal_senders = 4",
+            "max_replication_slots = 4",
+            "data_directory = '/pg/data'",
+            "ident_file = '/etc/pg/pg_ident.conf'",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}: {text}");
+        }
+        assert!(!know_checksums(&text));
+        assert!(!know_checksums(""));
+    }
+
+    #[test]
+    fn a_standby_has_as_much_as_its_primary_and_takes_nothing_else_from_it() {
+        let upstream = Upstream {
+            primary: "a".parse().unwrap(),
+            address: "10.0.0.1:5432".parse().unwrap(),
+            me: "b".parse().unwrap(),
+        };
+        let text = conf(
+            "max_connections = 100\n",
+            true,
+            true,
+            Duty::Standby(&upstream),
+        );
+        assert!(text.ends_with("max_connections = 300\n"), "{text}");
+        assert!(!text.contains("shared_preload_libraries"));
+        assert!(!conf("", true, true, Duty::Primary(&[])).contains("max_connections"));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::cluster::Cluster;
 use super::error::PostgresError;
 use crate::position::Lsn;
 
-/// Connecting may take this long.
+/// Connecting may take this long, the server's greeting included: one that hangs takes the connection,
+/// and says nothing.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The database that every cluster has, for what concerns the cluster as a whole.
@@ -20,15 +21,18 @@ pub const MAINTENANCE_DATABASE: &str = "postgres";
 /// # Errors
 /// When Postgres does not answer, or refuses.
 pub async fn connect(cluster: &Cluster, database: &str) -> Result<Client, PostgresError> {
-    let (client, connection) = Config::new()
+    let mut config = Config::new();
+    config
         .host_path(&cluster.socket_dir)
         .port(cluster.port)
         .user(ROLE)
         .dbname(database)
-        .application_name("understudy")
-        .connect_timeout(CONNECT_PATIENCE)
-        .connect(NoTls)
+        .application_name("understudy");
+    let (client, connection) = tokio::time::timeout(CONNECT_PATIENCE, config.connect(NoTls))
         .await
+        .map_err(|_| PostgresError::Late {
+            what: "take a connection",
+        })?
         .map_err(|source| PostgresError::Connect {
             socket_dir: cluster.socket_dir.clone(),
             port: cluster.port,

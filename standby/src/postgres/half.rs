@@ -108,7 +108,11 @@ impl PostgresReceiver {
     /// Says that the copy is whole, after it is durable.
     pub(super) fn unmark_half(&self) -> Result<(), SeedError> {
         let mark = self.seeding_mark();
-        fs::remove_file(&mark).map_err(self.file("remove", mark.clone()))?;
+        match fs::remove_file(&mark) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.file("remove", mark)(error)),
+        }
         durable::sync_directory_of(&mark).map_err(self.file("sync", mark))
     }
 }

@@ -2,13 +2,22 @@
 
 mod base_backup;
 mod beside;
+mod configuration;
 mod half;
 mod local_blocks;
 mod local_copy;
 mod receiver;
+mod rejoin;
 mod reseed;
+mod salvage;
 mod seed;
+mod slots;
+mod stall;
+mod take_over;
+mod waldump;
 
+pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
 pub use reseed::Saved;
+pub use salvage::SalvageError;
 pub use seed::SeedError;

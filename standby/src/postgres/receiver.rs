@@ -3,34 +3,48 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_postgres::Client;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
-use understudy_replication::event::{Events, Severity};
+use understudy_replication::event::Events;
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
     Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SlotInfo, Upstream,
     connect, lsn, one_lsn,
 };
+use understudy_replication::rejoin::{Rejoined, Salvaging};
+use understudy_replication::stall::StallReason;
 use understudy_replication::store::{
-    BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind, Unit,
+    BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind,
 };
 use understudy_replication::transport::PeerClient;
+
+use super::slots;
+use super::stall::{Stalls, seen};
 
 /// How often the position is asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often it is asked while somebody waits for it,
+const LOOK_INTERVAL_HURRIED: Duration = Duration::from_millis(2);
+/// and for how long after that was last said.
+const HURRY: Duration = Duration::from_secs(2);
+
 /// How often the primary is asked about the slot while nothing streams.
 const SLOT_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long a promotion of the server may take: replay of all that was received comes first.
-const PROMOTE_PATIENCE: Duration = Duration::from_secs(3600);
+/// How long a primary may take to tell what it has, when it is followed again.
+const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The server answers within this time, or counts as one that does not.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is told when the primary's slot is lost.
-const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: stop the daemon \
-     here, run `understudy join`, and start it again; only what differs is copied, and the primary serves on";
+const SLOT_LOST: &str = "the primary has removed write-ahead log that this standby needs: run `understudy \
+     rejoin` here; only what differs is copied, and the primary serves on";
 
 /// A history of timelines is no longer than this.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
@@ -62,6 +76,13 @@ pub struct PostgresReceiver {
     pub(super) pki: PathBuf,
     pub(super) events: Events,
     received: Mutex<Received>,
+    /// Changes with every move of the positions.
+    moved: watch::Sender<()>,
+    /// Until when somebody waits for the positions.
+    hurried: watch::Sender<Option<Instant>>,
+    /// The connection of the last look, for a promotion that has no time to make one.
+    kept: tokio::sync::Mutex<Option<Client>>,
+    stalls: Mutex<Stalls>,
 }
 
 impl PostgresReceiver {
@@ -83,6 +104,10 @@ impl PostgresReceiver {
             pki,
             events,
             received: Mutex::new(Received::default()),
+            moved: watch::Sender::new(()),
+            hurried: watch::Sender::new(None),
+            kept: tokio::sync::Mutex::new(None),
+            stalls: Mutex::new(Stalls::default()),
         }
     }
 
@@ -96,12 +121,46 @@ impl PostgresReceiver {
     }
 
     fn update(&self, change: impl FnOnce(&mut Received)) {
-        change(&mut self.received.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = (received.flushed, received.applied);
+        change(&mut received);
+        if before != (received.flushed, received.applied) {
+            self.moved.send_replace(());
+        }
+    }
+
+    /// Returns the connection of the last look, if it is still open.
+    pub(super) async fn kept_client(&self) -> Option<Client> {
+        let kept = self.kept.lock().await.take();
+        kept.filter(|client| !client.is_closed())
+    }
+
+    /// Waits until the next look is due: soon while somebody waits for what it shows.
+    async fn next_look(&self) {
+        let mut hurried = self.hurried.subscribe();
+        let is_hurried = |until: &Option<Instant>| until.is_some_and(|it| it > Instant::now());
+        if is_hurried(&hurried.borrow_and_update()) {
+            return tokio::time::sleep(LOOK_INTERVAL_HURRIED).await;
+        }
+        let woken = async {
+            // The sender lives as long as this.
+            let _gone = hurried.wait_for(is_hurried).await.is_err();
+        };
+        // Overdue or woken, it is the same.
+        let _overdue = tokio::time::timeout(LOOK_INTERVAL, woken).await.is_err();
     }
 
     /// Writes the settings of a standby of `primary`, and makes the running server follow them.
     pub(super) async fn follow(&self, primary: &PeerClient) -> Result<(), PostgresError> {
         let upstream = self.upstream(primary);
+        // It may have been given more since. A primary that does not answer has nothing new to say.
+        if let Ok(info) = self.ask_primary(primary, INFO_PATIENCE).await
+            && !info.minimums.is_empty()
+        {
+            self.cluster.remember_minimums(&info.minimums)?;
+        }
+        // Our settings depend on it.
+        self.cluster.control_data().await?;
         self.cluster
             .configure(&self.pki, Duty::Standby(&upstream))?;
         if self.cluster.is_running() {
@@ -134,23 +193,11 @@ impl PostgresReceiver {
             // After a restart nothing has been received yet, but what was replayed is durable.
             state.flushed = received.max(replayed).map(Position::from);
             state.applied = replayed.map(Position::from);
-            state.stalled = match (is_streaming, is_paused, &conflict) {
-                (_, true, _) => {
-                    Some("replay is paused; run `SELECT pg_wal_replay_resume()`".to_owned())
-                }
-                (_, false, Some(conflict)) => Some(format!(
-                    "replay waits for a query on this standby ({conflict}): end the query, or lower \
-                     max_standby_streaming_delay"
-                )),
-                // What was found out of the reason stays.
-                (false, false, None) if state.must_reseed && state.stalled.is_some() => {
-                    state.stalled.take()
-                }
-                (false, false, None) => {
-                    Some("postgres receives no stream from the primary".to_owned())
-                }
-                (true, false, None) => None,
-            };
+            let is_final = state.stall_reason.is_some_and(StallReason::is_final);
+            if !is_final || is_streaming {
+                let stall = seen(is_streaming, is_paused, conflict.as_deref());
+                (state.stall_reason, state.stalled) = stall.unzip();
+            }
             if is_streaming {
                 state.must_reseed = false;
             }
@@ -158,12 +205,12 @@ impl PostgresReceiver {
         Ok(is_streaming)
     }
 
-    /// Returns whether what is here is a beginning of what the primary has.
-    async fn relation_to(
+    /// Returns the histories of the log here and on the primary.
+    pub(super) async fn histories(
         &self,
         primary: &PeerClient,
         client: &Client,
-    ) -> Result<Relation, StoreFailure> {
+    ) -> Result<(History, History), StoreFailure> {
         // Ours first: what it gets meanwhile must not look as if the primary did not have it. As far as it is
         // replayed: Postgres follows another timeline from there.
         let row = client
@@ -187,85 +234,73 @@ impl PostgresReceiver {
             ended: self.cluster.ended_timelines(timeline)?,
             timeline,
             end: lsn(&row, 2)?.unwrap_or_default(),
+            origins: self.cluster.origins()?,
         };
         let path = format!("/store/{}/history", self.id.name);
         let theirs: History = primary.get(&path).await?.json(HISTORY_BYTES_MAX).await?;
-        Ok(ours.relation_to(&theirs))
+        Ok((ours, theirs))
     }
 
-    /// Tells that the primary cannot be followed, whatever it keeps.
-    fn has_parted(&self, relation: &Relation) {
-        let reason = relation.to_string();
-        let mut is_news = false;
-        self.update(|state| {
-            is_news = state.stalled.as_ref() != Some(&reason);
-            state.must_reseed = true;
-            state.stalled = Some(reason.clone());
-        });
-        if is_news {
-            self.events.record(
-                Severity::Error,
-                "postgres_parted",
-                format!(
-                    "the standby's postgres cannot follow the primary's: {reason}; see `The old primary \
-                     becomes the standby` in the operations guide"
-                ),
-            );
-        }
-    }
-
-    async fn take_over_cluster(&self, progress: &dyn Progress) -> Result<(), StoreFailure> {
-        let cluster = &self.cluster;
-        if !cluster.data_dir.join("PG_VERSION").exists() || self.is_seeding() {
-            return Err(Box::new(ReceiveError::NotSeeded {
-                data_dir: cluster.data_dir.clone(),
-            }));
-        }
-        progress.start("promote postgres", None, Unit::Items);
-        cluster.start().await?;
-        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
-        if is_in_recovery(&client).await? {
-            cluster.promote().await?;
-        }
-        let limit = PROMOTE_PATIENCE;
-        let left_recovery = async {
-            while is_in_recovery(&client).await? {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            Ok::<_, PostgresError>(())
+    /// Notes which epochs opened the timelines of the primary, which are this server's while it streams from
+    /// it. Returns whether they are noted.
+    pub(super) async fn take_origins(&self, primary: &PeerClient) -> bool {
+        let path = format!("/store/{}/history", self.id.name);
+        let asked = async { primary.get(&path).await?.json(HISTORY_BYTES_MAX).await };
+        let Ok::<History, _>(theirs) = asked.await else {
+            return false;
         };
-        tokio::time::timeout(limit, left_recovery)
-            .await
-            .map_err(|_| ReceiveError::StillInRecovery {
-                data_dir: cluster.data_dir.clone(),
-                limit,
-            })??;
-        // The settings of a primary: nothing here may stream from the old one again.
-        cluster.configure(&self.pki, Duty::Primary(&[]))?;
-        cluster.reload().await?;
-        // Until its first checkpoint the control file shows the old timeline, and a pg_rewind of
-        // the old primary would find nothing to do.
-        client
-            .batch_execute("CHECKPOINT")
-            .await
-            .map_err(|source| PostgresError::Query {
-                what: "write a checkpoint",
-                source,
-            })?;
-        progress.end("postgres is primary");
-        Ok(())
+        let noted = self.cluster.set_origins(&theirs.origins);
+        if let Err(error) = &noted {
+            tracing::warn!(%error, "cannot note which epochs opened the timelines");
+        }
+        noted.is_ok()
     }
-}
 
-async fn is_in_recovery(client: &Client) -> Result<bool, PostgresError> {
-    let row = client
-        .query_one("SELECT pg_is_in_recovery()", &[])
-        .await
-        .map_err(|source| PostgresError::Query {
-            what: "tell whether it is in recovery",
-            source,
-        })?;
-    Ok(row.get(0))
+    /// Notes why the copy does not advance, and tells what is new of it.
+    fn stall(&self, reason: StallReason, sentence: String) {
+        self.update(|state| {
+            state.must_reseed |= reason.is_final();
+            (state.stall_reason, state.stalled) = (Some(reason), Some(sentence));
+        });
+        self.tell();
+    }
+
+    /// Tells by an event that the copy does not advance, or does again: each change once.
+    fn tell(&self) {
+        let Received {
+            stalled,
+            stall_reason,
+            ..
+        } = self.received();
+        let news = self
+            .stalls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .see(tokio::time::Instant::now(), stall_reason);
+        if let Some(news) = news {
+            let (severity, kind, text) = news.event(&stalled.unwrap_or_default());
+            self.events.record(severity, kind, text);
+        }
+    }
+
+    /// Notes that the server does not answer, or that it is of another cluster, which may be why.
+    async fn does_not_answer(&self, primary: &PeerClient, failure: &StoreFailure) {
+        let path = format!("/store/{}/history", self.id.name);
+        let theirs = async { primary.get(&path).await?.json(HISTORY_BYTES_MAX).await };
+        if let Ok(control) = self.cluster.control_data().await
+            && let Ok::<History, _>(theirs) = theirs.await
+            && control.system_identifier != theirs.system_identifier
+        {
+            let relation = Relation::Foreign {
+                ours: control.system_identifier,
+                theirs: theirs.system_identifier,
+            };
+            return self.stall(StallReason::Foreign, relation.to_string());
+        }
+        let why = understudy_replication::error_chain(failure.as_ref());
+        let sentence = format!("postgres does not answer on this standby: {why}");
+        self.stall(StallReason::NotAnswering, sentence);
+    }
 }
 
 impl Receiver for PostgresReceiver {
@@ -286,7 +321,8 @@ impl Receiver for PostgresReceiver {
         primary: Arc<PeerClient>,
         stop: Stop,
     ) -> BoxFuture<'static, Result<(), StoreFailure>> {
-        Box::pin(async move {
+        let (receiver, upstream) = (Arc::clone(&self), Arc::clone(&primary));
+        let following: BoxFuture<'static, Result<(), StoreFailure>> = Box::pin(async move {
             if self.is_seeding() || !self.cluster.is_standby() {
                 return Err(Box::new(ReceiveError::NotSeeded {
                     data_dir: self.cluster.data_dir.clone(),
@@ -294,15 +330,28 @@ impl Receiver for PostgresReceiver {
             }
             self.follow(&primary).await?;
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
-            let mut tick = tokio::time::interval(LOOK_INTERVAL);
+            slots::drop_left(&client).await?;
+            let mut knows_origins = false;
             let mut asked = None::<tokio::time::Instant>;
             let mut parted = None::<Relation>;
+            let mut is_first = true;
             loop {
-                tokio::select! {
-                    _ = tick.tick() => {}
-                    () = stop.wait() => return Ok(()),
+                if !std::mem::take(&mut is_first) {
+                    tokio::select! {
+                        () = self.next_look() => {}
+                        () = stop.wait() => {
+                            *self.kept.lock().await = Some(client);
+                            return Ok(());
+                        }
+                    }
                 }
-                let is_streaming = self.look(&client).await?;
+                let looked = tokio::time::timeout(LOOK_PATIENCE, self.look(&client)).await;
+                let is_streaming = looked.unwrap_or(Err(PostgresError::Late { what: "answer" }))?;
+                self.tell();
+                if is_streaming && !knows_origins {
+                    knows_origins = self.take_origins(&primary).await;
+                }
+                knows_origins &= is_streaming;
                 if is_streaming || asked.is_some_and(|at| at.elapsed() < SLOT_INTERVAL) {
                     continue;
                 }
@@ -312,21 +361,24 @@ impl Receiver for PostgresReceiver {
                     && let Ok(slot) = answer.json::<SlotInfo>(4096).await
                     && slot.is_lost
                 {
-                    self.update(|state| {
-                        state.must_reseed = true;
-                        state.stalled = Some(SLOT_LOST.to_owned());
-                    });
-                    self.events
-                        .record(Severity::Error, "must_reseed", SLOT_LOST);
+                    self.stall(StallReason::MustReseed, SLOT_LOST.to_owned());
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
                     continue;
                 }
-                match self.relation_to(&primary, &client).await {
+                let histories = self.histories(&primary, &client).await;
+                match histories.map(|(ours, theirs)| ours.relation_to(&theirs)) {
                     Ok(Relation::Beginning) => {
-                        if parted.take().is_some() {
-                            self.update(|state| state.must_reseed = false);
-                        }
+                        parted = None;
+                        self.update(|state| {
+                            if state
+                                .stall_reason
+                                .is_some_and(|reason| reason.is_of_history())
+                            {
+                                state.must_reseed = false;
+                                (state.stall_reason, state.stalled) = (None, None);
+                            }
+                        });
                     }
                     // Told at the second look: while others are promoted, positions change.
                     Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. }))
@@ -334,14 +386,41 @@ impl Receiver for PostgresReceiver {
                     {
                         parted = Some(relation);
                     }
-                    Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. })) => {
-                        self.has_parted(&relation);
+                    Ok(relation @ Relation::Forked { .. }) => {
+                        self.stall(StallReason::Parted, relation.to_string());
+                    }
+                    Ok(relation @ Relation::Foreign { .. }) => {
+                        self.stall(StallReason::Foreign, relation.to_string());
                     }
                     // Who cannot be asked is asked again.
                     Err(error) => tracing::debug!(%error, "cannot compare the timelines"),
                 }
             }
+        });
+        Box::pin(async move {
+            let followed = following.await;
+            if let Err(failure) = &followed {
+                receiver.does_not_answer(&upstream, failure).await;
+            }
+            followed
         })
+    }
+
+    fn rejoin<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        salvaging: Salvaging,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
+        Box::pin(self.rejoin_cluster(primary, salvaging, progress))
+    }
+
+    fn hurry(&self) {
+        self.hurried.send_replace(Some(Instant::now() + HURRY));
+    }
+
+    fn moves(&self) -> Option<watch::Receiver<()>> {
+        Some(self.moved.subscribe())
     }
 
     fn received(&self) -> Received {
@@ -353,9 +432,9 @@ impl Receiver for PostgresReceiver {
 
     fn take_over<'a>(
         &'a self,
-        _: &'a Epoch,
+        epoch: &'a Epoch,
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>> {
-        Box::pin(self.take_over_cluster(progress))
+        Box::pin(self.take_over_cluster(epoch, progress))
     }
 }

@@ -29,8 +29,8 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 /// How often in a row the same process must be seen streaming.
 const STREAM_LOOKS: u32 = 4;
 
-/// What the primary tells beforehand, a line for each tablespace, is no longer than this.
-const INFO_BYTES_MAX: usize = 1 << 20;
+/// How soon it is looked at again.
+const STREAM_INTERVAL: Duration = Duration::from_millis(15);
 
 /// Why a standby's Postgres cannot be seeded.
 #[derive(Debug, thiserror::Error)]
@@ -161,23 +161,40 @@ enum Found {
 }
 
 impl PostgresReceiver {
+    /// Asks the primary what has to be known of its cluster; refuses one of another major version.
+    pub(super) async fn seed_info(&self, primary: &PeerClient) -> Result<SeedInfo, StoreFailure> {
+        let info = self.ask_primary(primary, Duration::from_secs(15)).await?;
+        let ours = self.cluster.program_version().await?;
+        if ours != info.version {
+            let theirs = info.version;
+            return Err(Box::new(SeedError::Version { theirs, ours }));
+        }
+        Ok(info)
+    }
+
+    /// Refuses a data directory of another cluster than the primary's.
+    pub(super) async fn is_same_cluster(&self, info: &SeedInfo) -> Result<(), StoreFailure> {
+        let control = self.cluster.control_data().await?;
+        if control.system_identifier == info.system_identifier {
+            return Ok(());
+        }
+        Err(Box::new(SeedError::OtherCluster {
+            data_dir: self.cluster.data_dir.clone(),
+            ours: control.system_identifier,
+            theirs: info.system_identifier,
+        }))
+    }
+
     pub(super) async fn seed_cluster(
         &self,
         primary: &PeerClient,
         progress: &dyn Progress,
     ) -> Result<(), StoreFailure> {
         let path = format!("/store/{}", self.id.name);
-        let info: SeedInfo = primary
-            .get_within(&format!("{path}/seed-info"), Duration::from_secs(15))
-            .await?
-            .json(INFO_BYTES_MAX)
-            .await?;
-        let ours = self.cluster.program_version().await?;
-        if ours != info.version {
-            let theirs = info.version;
-            return Err(Box::new(SeedError::Version { theirs, ours }));
-        }
+        let info = self.seed_info(primary).await?;
         let mut found = self.found(&info).await?;
+        self.cluster.remember_minimums(&info.minimums)?;
+        self.bring_configuration(primary, &info).await?;
         let before: SlotInfo = primary
             .get(&format!("{path}/slot"))
             .await?
@@ -259,14 +276,7 @@ impl PostgresReceiver {
         if !data_dir.join("PG_VERSION").exists() {
             return Err(Box::new(SeedError::NotEmpty { data_dir }));
         }
-        let control = self.cluster.control_data().await?;
-        if control.system_identifier != info.system_identifier {
-            return Err(Box::new(SeedError::OtherCluster {
-                data_dir,
-                ours: control.system_identifier,
-                theirs: info.system_identifier,
-            }));
-        }
+        self.is_same_cluster(info).await?;
         if !self.cluster.is_standby() {
             return Err(Box::new(SeedError::FormerPrimary { data_dir }));
         }
@@ -285,14 +295,14 @@ impl PostgresReceiver {
         }
     }
 
-    async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
+    pub(super) async fn wait_for_stream(&self) -> Result<(), StoreFailure> {
         let query = "SELECT max(pid) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
         let streams = async {
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
             // It says so for a moment even if the log that it asks for is gone: then another process asks next.
             let mut seen = (None::<i32>, 0);
             while seen.1 < STREAM_LOOKS {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(STREAM_INTERVAL).await;
                 let row = client.query_one(query, &[]).await;
                 let row = row.map_err(|source| PostgresError::Query {
                     what: "tell whether it streams",

@@ -29,6 +29,8 @@ pub struct Observation {
     pub has_services: bool,
     /// The operator answers for it that the old primary is off.
     pub is_forced: bool,
+    /// The roles are to be swapped while both nodes are well, and nothing is to be lost.
+    pub is_planned: bool,
 }
 
 /// A store, as the planner sees it.
@@ -44,6 +46,8 @@ pub struct StoreSeen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// Have the primary write down what it can while it still serves, and catch up with it.
+    Prepare(NodeName),
     /// Ask the old primary to fence itself, and wait until it has.
     Fence(NodeName),
     /// Receive what the fenced primary still had.
@@ -63,6 +67,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Prepare(node) => write!(f, "prepare {node}"),
             Self::Fence(node) => write!(f, "fence {node}"),
             Self::Drain => f.write_str("drain"),
             Self::Open(epoch) => write!(f, "open epoch {epoch}"),
@@ -170,9 +175,15 @@ pub fn plan(seen: &Observation) -> Plan {
         Role::Primary { .. } => {}
         Role::Promoting { .. } => rise(&mut steps),
         Role::Standby { .. } => {
+            if let (Some((node, Ok(()))), true) = (&seen.primary, seen.is_planned) {
+                steps.push(Step::Prepare(node.clone()));
+            }
             fence(&mut conditions, &mut steps);
             for store in &seen.stores {
                 conditions.extend(unfit(store));
+                if seen.is_planned {
+                    conditions.extend(unready(store));
+                }
             }
             steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
@@ -191,7 +202,7 @@ pub fn plan(seen: &Observation) -> Plan {
             steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
         }
-        Role::Fenced { epoch } => {
+        Role::Fenced { epoch, .. } => {
             // The node that superseded this one is to stop first, if it can be asked.
             fence(&mut conditions, &mut steps);
             conditions.push(Condition {
@@ -207,6 +218,15 @@ pub fn plan(seen: &Observation) -> Plan {
             });
             steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
+        }
+    }
+    if seen.is_planned {
+        // Whatever stands against it: while the roles can be swapped in peace, nothing is forced.
+        for condition in &mut conditions {
+            condition.can_be_forced = false;
+        }
+        if let Some((node, Err(_))) = &seen.primary {
+            conditions.insert(0, only_promotion(node));
         }
     }
     let (overridden, unmet) = conditions
@@ -227,6 +247,35 @@ pub fn plan(seen: &Observation) -> Plan {
             .collect(),
         cut: seen.cut,
     }
+}
+
+/// Tells that a switchover needs both nodes.
+fn only_promotion(primary: &NodeName) -> Condition {
+    Condition {
+        what: format!("a switchover needs the primary, and node {primary} does not answer"),
+        mend: format!(
+            "if {primary} is lost, run `understudy promote`; if not, look whether it runs, and at the \
+             network to it"
+        ),
+        can_be_forced: false,
+    }
+}
+
+/// Returns why a switchover would wait for a store's copy, or lose something of it, if so.
+fn unready(store: &StoreSeen) -> Option<Condition> {
+    let name = &store.id.name;
+    let lag = store.lag.as_ref()?;
+    let reason = match (&lag.stalled, &lag.unknown) {
+        (Some(reason), _) => reason.clone(),
+        (None, Some(unknown)) => unknown.reason.clone(),
+        (None, None) => return None,
+    };
+    Some(Condition {
+        what: format!("store {name} does not follow well enough to swap roles: {reason}"),
+        mend: "mend that first, see `understudy status`; the primary serves on meanwhile"
+            .to_owned(),
+        can_be_forced: false,
+    })
 }
 
 /// Returns why a store's copy must not be promoted, if so.
@@ -252,7 +301,7 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
     }
     lag.must_reseed.then(|| Condition {
         what: format!("the copy of store {name} could not follow any more: it is old"),
-        mend: "run `understudy join` again while the primary lives; `--force` promotes the old \
+        mend: "run `understudy rejoin` while the primary lives; `--force` promotes the old \
                copy"
             .to_owned(),
         can_be_forced: true,
@@ -309,6 +358,7 @@ mod tests {
             unknown: None,
             must_reseed: false,
             stalled: None,
+            stall_reason: None,
         };
         lag(&mut seen);
         StoreSeen {
@@ -331,6 +381,7 @@ mod tests {
             indexes: vec![name("search")],
             has_services: true,
             is_forced: false,
+            is_planned: false,
         }
     }
 
@@ -354,6 +405,22 @@ mod tests {
         );
         assert_eq!(plan(&standby()).unmet, []);
         assert_eq!(plan(&standby()).loss[0].amount, Some(100));
+    }
+
+    #[test]
+    fn a_switchover_prepares_the_primary_and_is_never_forced() {
+        let mut seen = standby();
+        seen.is_planned = true;
+        assert_eq!(steps(&seen)[..3], ["prepare a", "fence a", "drain"]);
+        assert_eq!(plan(&seen).unmet, []);
+        seen.is_forced = true;
+        seen.stores = vec![store(|lag| {
+            lag.stalled = Some("replay is paused".to_owned())
+        })];
+        assert!(!plan(&seen).unmet.is_empty());
+        seen.stores = vec![];
+        seen.primary = Some((name("a"), Err("no route to host".to_owned())));
+        assert!(plan(&seen).unmet[0].mend.contains("understudy promote"));
     }
 
     #[test]
@@ -412,7 +479,10 @@ mod tests {
             standbys: vec![],
         };
         assert_eq!(steps(&seen), Vec::<String>::new());
-        seen.role = Role::Fenced { epoch: name("3.a") };
+        seen.role = Role::Fenced {
+            epoch: name("3.a"),
+            follows: false,
+        };
         assert_eq!(plan(&seen).unmet.len(), 1);
         seen.is_forced = true;
         assert_eq!(steps(&seen)[..2], ["fence a", "open epoch 4.b"]);

@@ -32,6 +32,7 @@ impl Told {
             flushed: self.position,
             applied: self.position,
             stalled: self.refused.clone().or_else(|| self.trouble.clone()),
+            stall_reason: None,
             must_reseed: false,
             report: StoreReport {
                 problems: problems.into_iter().flatten().cloned().collect(),

@@ -13,7 +13,7 @@ mod waiting;
 
 pub(crate) use folder::Folder;
 pub(crate) use http::{Answer, http};
-pub(crate) use machine::{Machine, ended, postgres_program};
+pub(crate) use machine::{Ended, Machine, ended, os_user, postgres_program};
 pub(crate) use network::Network;
 pub(crate) use pair::{Pair, Plan};
 pub(crate) use places::free_ips;

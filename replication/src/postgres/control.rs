@@ -1,0 +1,251 @@
+//! Starting, stopping and promoting a cluster's server.
+//!
+//! `pg_ctl` looks ten times a second at what it waits for, and a switchover has no such tenths to give
+//! away: a stop signals the server itself and waits for its end, a promotion is the file and the signal
+//! that `pg_ctl promote` would send, and a start is over as soon as the server says so.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::cluster::Cluster;
+use super::error::PostgresError;
+use super::postmaster::{self, Held, Server};
+use crate::command::{Command, CommandError};
+
+/// Starting may take this long: a crash is recovered from first.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Stopping in peace may take this long: everything is sent to the standbys first.
+const FAST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Stopping at once, or being killed, may take this long.
+const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Recovering from a crash without serving anybody may take this long.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How often a server that starts is looked at.
+const START_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The server's own log is set aside at a start when it is larger.
+const SERVER_LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// The file that tells a server to leave recovery (Postgres' `xlog.h`, `PROMOTE_SIGNAL_FILE`).
+const PROMOTE: &str = "promote";
+
+impl Cluster {
+    /// Returns whether a server runs on the data directory. What cannot be found out counts as running:
+    /// fencing rests on this.
+    pub fn is_running(&self) -> bool {
+        match postmaster::find(&self.data_dir) {
+            Server::None => false,
+            Server::Unknown | Server::Runs { .. } => true,
+        }
+    }
+
+    /// Starts the server, if it does not run, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(&self) -> Result<(), PostgresError> {
+        if self.is_running() {
+            return Ok(());
+        }
+        if let Some(commands) = &self.commands {
+            return self.start_by(commands, START_PATIENCE).await;
+        }
+        let log = self.state.join("server.log");
+        if fs::metadata(&log).is_ok_and(|log| log.len() > SERVER_LOG_BYTES_MAX) {
+            let aside = self.state.join("server.log.1");
+            fs::rename(&log, &aside).map_err(|source| self.file("set aside", &log, source))?;
+        }
+        let cluster = self.clone();
+        // A task of its own: pg_ctl ends up to a tenth of a second after the server is there.
+        let mut starting = tokio::spawn(async move {
+            let log = log.display().to_string();
+            let seconds = START_PATIENCE.as_secs().to_string();
+            let arguments = ["-l", &log, "-w", "-t", &seconds, "start"];
+            cluster.pg_ctl(arguments, "start").await
+        });
+        let is_up = async {
+            while !postmaster::is_ready(&self.data_dir) {
+                tokio::time::sleep(START_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            started = &mut starting => match started {
+                Ok(started) => started.map_err(|error| self.with_server_log(error)),
+                Err(_) => Err(PostgresError::Late { what: "start" }),
+            },
+            () = is_up => Ok(()),
+        }
+    }
+
+    /// Stops the server, if it runs: in peace (which sends everything to the standbys), after a while at
+    /// once, and in the end by force. The operator's own command comes first, where there is one. What was
+    /// acknowledged is safe in any case: it is in the log.
+    ///
+    /// # Errors
+    /// When it still runs.
+    pub async fn stop(&self) -> Result<(), PostgresError> {
+        // Before anything: what is stopped must not be started again by somebody else.
+        self.disavow()?;
+        if let Some(commands) = &self.commands {
+            self.stop_by(commands, FAST_PATIENCE).await;
+        }
+        let fence = |source| self.file("stop the server of", &self.data_dir, source);
+        for (signal, patience) in [
+            (Signal::INT, FAST_PATIENCE),
+            (Signal::QUIT, IMMEDIATE_PATIENCE),
+            (Signal::KILL, IMMEDIATE_PATIENCE),
+        ] {
+            let Some(server) = Held::take(&self.data_dir).map_err(fence)? else {
+                break;
+            };
+            server.signal(signal).map_err(fence)?;
+            if server.ended(patience).await {
+                break;
+            }
+            tracing::warn!(
+                data_dir = %self.data_dir.display(),
+                seconds = patience.as_secs(),
+                ?signal,
+                "postgres did not stop in time"
+            );
+        }
+        if self.is_running() {
+            return Err(PostgresError::StillRuns {
+                data_dir: self.data_dir.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the server read its configuration again.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn reload(&self) -> Result<(), PostgresError> {
+        self.signal(Signal::HUP, "reload the server of")
+    }
+
+    /// Tells a standby server to become a primary; returns before it is one.
+    ///
+    /// # Errors
+    /// When it does not run, or cannot be told.
+    pub async fn promote(&self) -> Result<(), PostgresError> {
+        let path = self.data_dir.join(PROMOTE);
+        match fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+        {
+            Ok(_) => {}
+            // Of a promotion that a crash has cut short, perhaps; its presence is all that it says.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(self.file("write", &path, source)),
+        }
+        self.own(&path)?;
+        self.signal(Signal::USR1, "promote the server of")
+    }
+
+    /// Brings a cluster that was not shut down in peace to the end of its log, without serving anybody:
+    /// as a server for a single user that is asked nothing. Its fsync stays on.
+    ///
+    /// # Errors
+    /// When a server runs, or it cannot be recovered.
+    pub async fn recover(&self) -> Result<(), PostgresError> {
+        let data_dir = self.data_dir.display().to_string();
+        let argv = [self.bin("postgres").as_str(), "--single", "-D", &data_dir]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(
+                self.config_file()
+                    .map(|path| format!("--config_file={}", path.display())),
+            )
+            .chain(["template1".to_owned()]);
+        Command::new(argv)
+            .user(&self.user)
+            .input("")
+            .limit(RECOVERY_PATIENCE)
+            .run()
+            .await
+            .map_err(|source| self.control("recover", source))?;
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal, action: &'static str) -> Result<(), PostgresError> {
+        let failed = |source| self.file(action, &self.data_dir, source);
+        let server = Held::take(&self.data_dir).map_err(failed)?;
+        let Some(server) = server else {
+            return Err(PostgresError::NotRunning {
+                data_dir: self.data_dir.clone(),
+            });
+        };
+        server.signal(signal).map_err(failed)
+    }
+
+    async fn pg_ctl<const N: usize>(
+        &self,
+        arguments: [&str; N],
+        action: &'static str,
+    ) -> Result<(), PostgresError> {
+        let data_dir = self.data_dir.display().to_string();
+        let options = self.config_file().map(|path| {
+            // pg_ctl hands its options to a shell.
+            let path = path.display().to_string().replace('\'', r"'\''");
+            ["-o".to_owned(), format!("-c config_file='{path}'")]
+        });
+        let argv = [self.bin("pg_ctl"), "-D".to_owned(), data_dir]
+            .into_iter()
+            .chain(options.into_iter().flatten())
+            .chain(arguments.map(str::to_owned));
+        Command::new(argv)
+            .user(&self.user)
+            .limit(START_PATIENCE + Duration::from_secs(10))
+            .run()
+            .await
+            .map_err(|source| self.control(action, source))?;
+        Ok(())
+    }
+
+    /// Adds the server's own last words to a failed start: pg_ctl says only "examine the log".
+    fn with_server_log(&self, error: PostgresError) -> PostgresError {
+        let PostgresError::Control {
+            action,
+            data_dir,
+            source:
+                CommandError::Failed {
+                    program,
+                    status,
+                    output,
+                },
+        } = error
+        else {
+            return error;
+        };
+        let log = fs::read(self.state.join("server.log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let fatal = log
+            .lines()
+            .rev()
+            .take(50)
+            .find(|line| line.contains("FATAL"));
+        let output = match fatal {
+            Some(line) => format!("{output}\n{line}"),
+            None => output,
+        };
+        PostgresError::Control {
+            action,
+            data_dir,
+            source: CommandError::Failed {
+                program,
+                status,
+                output,
+            },
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `understudy rejoin`.
+
+use hyper::Method;
+use indicatif::HumanBytes;
+use understudy_replication::rejoin::{self, Salvaging};
+
+use crate::Place;
+use crate::failure::Failure;
+use crate::output::{print, print_json};
+
+use crate::returning::{Order, Report};
+use crate::serve::load_local;
+
+/// Make this former primary a standby again, or seed a standby anew that cannot follow
+#[derive(clap::Args, Debug)]
+pub(crate) struct Rejoin {
+    /// Go on although not all that only this node has can be kept aside: you give up the rest
+    #[arg(long)]
+    without_salvage: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Rejoin {
+    pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
+        let socket = load_local(place)?.socket();
+        let order = Order {
+            salvaging: if self.without_salvage {
+                Salvaging::AsFarAsPossible
+            } else {
+                Salvaging::Required
+            },
+        };
+        let report: Report = crate::admin::ask(&socket, Method::POST, "/rejoin", &order).await?;
+        if self.json {
+            return print_json(&report);
+        }
+        print(&text(&report));
+        Ok(())
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "Node {} follows node {} in epoch {}, after {:.2} s.\n",
+        report.node, report.primary, report.epoch, report.seconds
+    );
+    for store in &report.stores {
+        let method = match &store.rejoined.method {
+            rejoin::Method::Followed => "follows from where it was".to_owned(),
+            rejoin::Method::Rewound => "rewound to where it parted from the primary".to_owned(),
+            rejoin::Method::Compared { compared, copied } => format!(
+                "compared with the primary's: {} of {} travelled",
+                HumanBytes(*copied),
+                HumanBytes(*compared)
+            ),
+            rejoin::Method::Seeded => "equal to the primary's".to_owned(),
+        };
+        text += &format!("  {:20} {method}\n", store.id.name);
+        if let Some(salvaged) = &store.rejoined.salvaged {
+            let all = if salvaged.is_complete {
+                ""
+            } else {
+                " (NOT all of it)"
+            };
+            text += &format!(
+                "  {:20} kept aside in {}{all}: {}\n",
+                "",
+                salvaged.path.display(),
+                salvaged.summary
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,283 @@
+//! Makes a standby of a node whose copies cannot simply follow: one that was primary and has been
+//! superseded, or a standby that fell too far behind.
+//!
+//! Each store makes its copy equal to the primary's, having kept aside what only this side has. The role
+//! comes last: a crash anywhere before leaves a node that is fenced (or a standby) as before, and the same
+//! command goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use understudy_config::{NodeName, Rejoin};
+use understudy_replication::epoch::Epoch;
+use understudy_replication::error_chain;
+use understudy_replication::event::Severity;
+use understudy_replication::rejoin::{Rejoined, Salvaging};
+use understudy_replication::role::{Event, Role};
+use understudy_replication::status::RoleName;
+use understudy_replication::store::{NoProgress, Progress, StoreId};
+use understudy_replication::transport::PeerClient;
+
+use crate::failure::Failure;
+use crate::node::{Node, Stage};
+use crate::standby_run::StandbyRun;
+
+/// How soon a node that comes back by itself tries again, at first,
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// and at the latest.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// The primary has this long to take a node as its standby.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the operator asks.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// What to do with what only this node has.
+    pub(crate) salvaging: Salvaging,
+}
+
+/// How a node rejoined.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// The node.
+    pub(crate) node: NodeName,
+    /// Whom it follows now.
+    pub(crate) primary: NodeName,
+    /// In which epoch.
+    pub(crate) epoch: Epoch,
+    /// How long it took.
+    pub(crate) seconds: f64,
+    /// The stores, in order.
+    pub(crate) stores: Vec<StoreRejoined>,
+}
+
+/// How a store rejoined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoreRejoined {
+    /// Which store.
+    #[serde(flatten)]
+    pub(crate) id: StoreId,
+    /// How.
+    #[serde(flatten)]
+    pub(crate) rejoined: Rejoined,
+}
+
+/// Makes this node a standby of the node that is primary now.
+pub(crate) async fn rejoin(
+    node: &Arc<Node>,
+    order: Order,
+    progress: &dyn Progress,
+) -> Result<Report, Failure> {
+    let Ok(_alone) = node.promoting.try_lock() else {
+        return Err(
+            Failure::refused("a promotion or a rejoin is running on this node")
+                .hint("watch it with `understudy status`"),
+        );
+    };
+    let begun = Instant::now();
+    match node.role() {
+        Role::Fenced { .. } | Role::Standby { .. } => {}
+        role @ (Role::Primary { .. } | Role::Returning { .. } | Role::Promoting { .. }) => {
+            return Err(Failure::refused(format!(
+                "node {} is {}: only a node that has been superseded, or a standby, can rejoin",
+                node.me(),
+                role.name().as_str()
+            ))
+            .hint("see `understudy status` on every node"));
+        }
+    }
+    let primary = find_primary(node).await?;
+    // A fence may be under way still: what it heard already is heard again after it.
+    node.happen(Event::Heard(node.role().epoch().clone()))
+        .await?;
+    if node.is_fence_owed() || node.is_serving() {
+        return Err(Failure::refused(format!(
+            "something of node {} still serves, though it has been superseded",
+            node.me()
+        ))
+        .hint("see `understudy events`; it is stopped again every few seconds"));
+    }
+    node.events.record(
+        Severity::Info,
+        "rejoin_started",
+        format!(
+            "node {} becomes a standby of node {}",
+            node.me(),
+            primary.node()
+        ),
+    );
+    let rejoined = rejoin_stores(node, &primary, order, progress).await;
+    let (stores, epoch) = match rejoined {
+        Ok(rejoined) => rejoined,
+        Err(failure) => {
+            // A standby goes on as far as it can.
+            follow_again(node).await;
+            return Err(failure);
+        }
+    };
+    if matches!(node.role(), Role::Fenced { .. }) {
+        node.happen(Event::Rejoined {
+            primary: primary.node().clone(),
+            epoch: epoch.clone(),
+        })
+        .await?;
+    } else {
+        follow_again(node).await;
+    }
+    let report = Report {
+        node: node.me().clone(),
+        primary: primary.node().clone(),
+        epoch,
+        seconds: begun.elapsed().as_secs_f64(),
+        stores,
+    };
+    node.events.record(
+        Severity::Info,
+        "rejoined",
+        format!(
+            "node {} follows node {} after {:.1} s",
+            report.node, report.primary, report.seconds
+        ),
+    );
+    Ok(report)
+}
+
+/// Makes every store's copy equal to the primary's, and has the primary know its standby.
+async fn rejoin_stores(
+    node: &Arc<Node>,
+    primary: &PeerClient,
+    order: Order,
+    progress: &dyn Progress,
+) -> Result<(Vec<StoreRejoined>, Epoch), Failure> {
+    match node.set_stage(Stage::Idle) {
+        Stage::Primary(run) => run.stop().await,
+        Stage::Standby(run) => run.stop().await,
+        Stage::Idle => {}
+    }
+    crate::peer_api::refresh(node);
+    let client = known_client(node, primary.node())?;
+    // Its receivers follow nobody yet.
+    let run = StandbyRun::open(node, client)
+        .await
+        .map_err(Failure::failed)?;
+    let mut stores = Vec::new();
+    for receiver in &run.receivers {
+        let id = receiver.id().clone();
+        let rejoined = receiver
+            .rejoin(primary, order.salvaging, progress)
+            .await
+            .map_err(|error| {
+                let failure = Failure::of_store(&error);
+                Failure {
+                    message: format!("store {} cannot rejoin: {}", id.name, failure.message),
+                    hint: failure.hint.or_else(|| {
+                        Some(
+                            "mend the cause, then run `understudy rejoin` again: it goes on from here"
+                                .to_owned(),
+                        )
+                    }),
+                    ..failure
+                }
+            })?;
+        stores.push(StoreRejoined { id, rejoined });
+    }
+    // The primary remembers us before we call ourselves its standby: from then on we could be promoted,
+    // and it must ask after a restart.
+    let epoch: Epoch = primary.call("/peer/joined", &(), JOIN_PATIENCE).await?;
+    Ok((stores, epoch))
+}
+
+/// Has a standby follow again whose stores were taken for a rejoin.
+async fn follow_again(node: &Arc<Node>) {
+    if matches!(node.role(), Role::Standby { .. })
+        && let Err(error) = node.happen(Event::Started).await
+    {
+        tracing::warn!(%error, "the stores cannot be followed, which is tried again");
+    }
+}
+
+fn known_client(node: &Arc<Node>, name: &NodeName) -> Result<PeerClient, Failure> {
+    let unknown = || Failure::failed(format!("node {name} is not in the configuration"));
+    node.peer(name).ok_or_else(unknown)
+}
+
+/// Finds the node that is primary now, in an epoch that is not below ours.
+async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Failure> {
+    let mut reasons = Vec::new();
+    let ours = node.role().epoch().clone();
+    for peer in node.config().peers(node.me()) {
+        let Some(client) = node.client(&peer.name) else {
+            continue;
+        };
+        match crate::peer_api::hello(&client).await {
+            Ok(hello) if hello.role == RoleName::Primary && hello.epoch >= ours => {
+                return Ok(client);
+            }
+            Ok(hello) => reasons.push(format!(
+                "node {} is {} in epoch {}",
+                hello.node,
+                hello.role.as_str(),
+                hello.epoch
+            )),
+            Err(error) => reasons.push(error_chain(&error)),
+        }
+    }
+    if reasons.is_empty() {
+        reasons.push("there is no other node in the configuration".to_owned());
+    }
+    Err(Failure::failed(format!(
+        "there is no primary to follow: {}",
+        reasons.join("; ")
+    ))
+    .hint("promote a node with `understudy promote`, or start the one that is primary"))
+}
+
+/// Has a fenced node come back by itself, where it handed over in a switchover or the configuration says
+/// so. Harmless to call at any time.
+pub(crate) fn come_back(node: &Arc<Node>) {
+    let is_wanted = |node: &Node| match node.role() {
+        Role::Fenced { follows, .. } => {
+            follows || node.config().cluster.rejoin == Rejoin::Automatic
+        }
+        Role::Primary { .. }
+        | Role::Returning { .. }
+        | Role::Standby { .. }
+        | Role::Promoting { .. } => false,
+    };
+    if !is_wanted(node) || node.is_coming_back.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let node = Arc::downgrade(node);
+    tokio::spawn(async move {
+        let mut patience = RETRY_MIN;
+        let mut told = String::new();
+        while let Some(node) = node.upgrade().filter(|node| is_wanted(node)) {
+            match rejoin(&node, Order::default(), &NoProgress).await {
+                Ok(_) => break,
+                Err(failure) => {
+                    // Until the other side serves there is nobody to follow, which is no failure.
+                    let is_early = patience < Duration::from_secs(5);
+                    if failure.message == told || is_early {
+                        tracing::debug!(failure = failure.message, "cannot come back yet");
+                    } else {
+                        let hint = failure.hint.unwrap_or_default();
+                        let message =
+                            format!("cannot come back as a standby: {}; {hint}", failure.message);
+                        node.events
+                            .record(Severity::Warning, "rejoin_failed", message);
+                        told = failure.message;
+                    }
+                }
+            }
+            drop(node);
+            tokio::time::sleep(patience).await;
+            patience = (patience * 3 / 2).min(RETRY_MAX);
+        }
+        if let Some(node) = node.upgrade() {
+            node.is_coming_back.store(false, Ordering::SeqCst);
+        }
+    });
+}
