@@ -161,7 +161,26 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
         join.wait().unwrap();
     }
     assert!(was_killed >= 2, "the re-seeds were too quick to be killed");
-    // Half a copy is not started, and says so.
+    // Nobody can start half a copy, whatever becomes of its mark.
+    let control = pair.b.at("/data/pg/global/pg_control");
+    let mut join = pair.b.program().arg("join").spawn().unwrap();
+    until("its control file is gone", Pair::PATIENCE, || {
+        holds(!control.exists(), join.try_wait())
+    });
+    join.kill().unwrap();
+    join.wait().unwrap();
+    let server = crate::world::postgres_program("postgres");
+    let mut by_hand = if rustix::process::geteuid().is_root() {
+        let mut command = pair.b.command("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.arg(server);
+        command
+    } else {
+        pair.b.command(&server)
+    };
+    let started = ended(by_hand.arg("-D").arg(pair.b.at("/data/pg")));
+    assert!(started.stderr.contains("global/pg_control"), "{started:?}");
+    // Half a copy is not started by us, which says so.
     pair.b.spawn(&[], &[]);
     pair.b
         .wait_for_event_in_file("store_failed", "has not been seeded");

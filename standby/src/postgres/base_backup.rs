@@ -32,7 +32,7 @@ impl PostgresReceiver {
         let cluster = &self.cluster;
         let data_dir = cluster.data_dir.clone();
         let beside = self.beside(info)?;
-        if self.is_seeding() {
+        if self.half()?.is_some() {
             // The program first that may still be writing it.
             end_orphans(&data_dir);
             empty(&data_dir)?;

@@ -43,7 +43,7 @@ impl PostgresReceiver {
     /// Returns which directories the copy has beside its data directory; refuses those that are somebody
     /// else's. Changes nothing.
     pub(super) fn beside(&self, info: &SeedInfo) -> Result<Beside, SeedError> {
-        let ours = self.half().unwrap_or_default().beside;
+        let ours = self.half()?.unwrap_or_default().beside;
         let mut beside = Beside::default();
         for tablespace in &info.tablespaces {
             // On this machine's disk it is named by what the configuration says.
@@ -115,7 +115,7 @@ impl PostgresReceiver {
     /// Removes what an earlier attempt has left in them: of a tablespace only the folder of this version,
     /// which is all that a server of ours has there.
     pub(super) fn clear_beside(&self, beside: &Beside, info: &SeedInfo) -> Result<(), SeedError> {
-        let ours = self.half().unwrap_or_default().beside;
+        let ours = self.half()?.unwrap_or_default().beside;
         for place in beside
             .tablespaces
             .values()

@@ -63,7 +63,9 @@ impl LocalCopy {
             let path = &entry.path;
             let Some(size) = entry.size else { continue };
             self.check_wanted()?;
-            let (file, length) = self.open(path, size).map_err(failed("open", path))?;
+            let (file, length) = self
+                .open(&self.place_of(path), size)
+                .map_err(failed("open", path))?;
             let mut offset = 0;
             while offset < size {
                 let bytes = (size - offset).min(PIECE_BYTES);
@@ -114,7 +116,7 @@ impl LocalCopy {
             let Some(piece) = pieces.get(index) else {
                 continue;
             };
-            let path = &piece.path;
+            let path = &self.place_of(&piece.path);
             if let Change::Done { end: None, .. } = change {
                 // Dropped on the primary meanwhile: so says the log, too.
                 let removed = self.roots.remove(path, Found::File(0));

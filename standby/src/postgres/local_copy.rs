@@ -11,9 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Gid, Uid};
+use understudy_replication::durable;
 use understudy_replication::postgres::reseed::{ClusterPath, Entry, Found, Roots};
 
 use super::seed::SeedError;
+
+/// The file that says what all others mean.
+pub(super) const CONTROL: &str = "global/pg_control";
+
+/// What it is called until the copy is whole: no server starts without it.
+const CONTROL_ASIDE: &str = "global/pg_control.understudy";
 
 /// The directory of the write-ahead log: nothing of it is compared.
 const WAL: &str = "pg_wal";
@@ -62,6 +69,43 @@ impl LocalCopy {
             });
         }
         Ok(())
+    }
+
+    /// Returns where a file of the primary's is while the copy is half a one.
+    pub(super) fn place_of(&self, path: &ClusterPath) -> ClusterPath {
+        if path.as_str() == CONTROL {
+            CONTROL_ASIDE
+                .parse()
+                .expect("it lies beneath a data directory")
+        } else {
+            path.clone()
+        }
+    }
+
+    /// Takes the control file away, durably, so that nobody can start a server until the copy is complete.
+    pub(super) fn make_unstartable(&self) -> Result<(), SeedError> {
+        let control = self.data_dir.join(CONTROL);
+        match fs::remove_file(&control) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed_at("remove", &control)(error)),
+        }
+        match durable::sync_directory_of(&control) {
+            Ok(()) => Ok(()),
+            // A base backup that was cut short, perhaps: there is no `global` yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed_at("sync", &control)(error)),
+        }
+    }
+
+    /// Puts the control file in its place, durably: everything else is durable already.
+    pub(super) fn complete(&self) -> Result<(), SeedError> {
+        let (aside, control) = (
+            self.data_dir.join(CONTROL_ASIDE),
+            self.data_dir.join(CONTROL),
+        );
+        fs::rename(&aside, &control).map_err(failed_at("put into its place", &aside))?;
+        durable::sync_directory_of(&control).map_err(failed_at("sync", &control))
     }
 
     /// Makes room: removes what the primary does not have, empties the write-ahead log, makes the directories
@@ -228,6 +272,7 @@ fn is_wal_name(name: &str) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use understudy_replication::postgres::reseed::Change;
 
     #[test]
     fn only_write_ahead_log_is_emptied_out() {
@@ -275,6 +320,39 @@ pub(super) mod tests {
             path: path.parse().unwrap(),
             size,
         }
+    }
+
+    #[test]
+    fn half_a_copy_has_no_control_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join(CONTROL);
+        let copy = copy(folder.path());
+        copy.make_unstartable().unwrap();
+        fs::create_dir(folder.path().join("global")).unwrap();
+        fs::write(&control, "old").unwrap();
+        copy.make_unstartable().unwrap();
+        // What an earlier attempt has left is no part of the copy.
+        fs::write(folder.path().join(CONTROL_ASIDE), "older").unwrap();
+        let wanted = [entry("global", None), entry(CONTROL, Some(3))];
+        copy.prepare(&wanted).unwrap();
+        assert_eq!(fs::read_dir(control.parent().unwrap()).unwrap().count(), 0);
+        let pieces = std::sync::Mutex::default();
+        copy.questions(&wanted, |question| {
+            *pieces.lock().unwrap() = question.pieces;
+            true
+        })
+        .unwrap();
+        let pieces = pieces.into_inner().unwrap();
+        assert_eq!(pieces[0].path.as_str(), CONTROL, "so the primary calls it");
+        let new = Change::Bytes {
+            piece: 0,
+            offset: 0,
+            bytes: b"new".to_vec(),
+        };
+        copy.apply(&pieces, &[new]).unwrap();
+        assert!(!control.exists());
+        copy.complete().unwrap();
+        assert_eq!(fs::read(&control).unwrap(), b"new");
     }
 
     #[test]

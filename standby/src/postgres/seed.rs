@@ -21,6 +21,7 @@ use understudy_replication::postgres::{
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
+use super::half::Mark;
 use super::receiver::PostgresReceiver;
 
 /// How long after its start a seeded server may take to stream.
@@ -73,6 +74,27 @@ pub enum SeedError {
          away, and join again", data_dir.display()
     )]
     NotEmpty {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// Half a copy was there, and something else is now.
+    #[error(
+        "{} was half a copy when {} was written, and another directory has come to its place since; nothing was \
+         changed. If what is there now is whole, remove that file; if not, move it away; and run the same \
+         command again", data_dir.display(), mark.display()
+    )]
+    Replaced {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What says so.
+        mark: PathBuf,
+    },
+    /// Somebody has started a server on half a copy.
+    #[error(
+        "somebody has started a server on {}, or put back its control file, while it was half a copy; no server \
+         runs there any more. Leave it to Understudy, and run the same command again", data_dir.display()
+    )]
+    ServerRan {
         /// The data directory.
         data_dir: PathBuf,
     },
@@ -212,7 +234,7 @@ impl PostgresReceiver {
         }
         match found {
             Found::Standby => {}
-            Found::Half if self.can_complete(&info) => {
+            Found::Half if self.can_complete(&info)? => {
                 self.reseed(primary, &info, &slot, progress).await?;
             }
             Found::Half => {
@@ -255,7 +277,8 @@ impl PostgresReceiver {
     /// Looks at the data directory; refuses what is not ours.
     async fn found(&self, info: &SeedInfo) -> Result<Found, StoreFailure> {
         let data_dir = self.cluster.data_dir.clone();
-        if self.is_seeding() {
+        let mark = self.mark()?;
+        if let Mark::Half(_) = mark {
             return Ok(Found::Half);
         }
         match fs::read_dir(&data_dir) {
@@ -272,6 +295,10 @@ impl PostgresReceiver {
                     return Ok(Found::Nothing);
                 }
             }
+        }
+        if mark == Mark::OfAnother {
+            let mark = self.seeding_mark();
+            return Err(Box::new(SeedError::Replaced { data_dir, mark }));
         }
         if !data_dir.join("PG_VERSION").exists() {
             return Err(Box::new(SeedError::NotEmpty { data_dir }));
