@@ -12,7 +12,7 @@ use understudy_replication::postgres::{Duty, SeedInfo, SlotInfo};
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
-use super::beside::Beside;
+use super::beside::{Beside, Content};
 use super::half::empty;
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
@@ -31,10 +31,12 @@ impl PostgresReceiver {
     ) -> Result<(), StoreFailure> {
         let cluster = &self.cluster;
         let data_dir = cluster.data_dir.clone();
-        let beside = self.beside(info)?;
+        let beside = self.beside(info, Content::Goes)?;
         if self.half()?.is_some() {
             // The program first that may still be writing it.
             end_orphans(&data_dir);
+            // What its links lead to, which go first.
+            self.mark_half(info, &beside.all())?;
             empty(&data_dir)?;
             self.clear_beside(&beside, info)?;
         }

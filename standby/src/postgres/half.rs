@@ -18,6 +18,7 @@ use std::time::UNIX_EPOCH;
 use understudy_replication::durable;
 use understudy_replication::postgres::SeedInfo;
 
+use super::beside::link_target;
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
 
@@ -39,6 +40,8 @@ pub(super) struct Half {
     pub(super) of: Option<(u64, u32)>,
     /// Directories beside the data directory that belong to the copy.
     pub(super) beside: Vec<PathBuf>,
+    /// Where the link `pg_wal` led to, if it was one: its content is removed later than the link.
+    pub(super) wal: Option<PathBuf>,
 }
 
 impl Half {
@@ -94,6 +97,9 @@ impl Identity {
         for path in &half.beside {
             text += &format!("beside {}\n", path.display());
         }
+        if let Some(path) = &half.wal {
+            text += &format!("wal {}\n", path.display());
+        }
         text
     }
 
@@ -117,6 +123,7 @@ impl Identity {
                 "inode" => marked.inode = rest.parse().unwrap_or(0),
                 "born" => marked.born = rest.parse().ok(),
                 "beside" => half.beside.push(PathBuf::from(rest)),
+                "wal" => half.wal = Some(PathBuf::from(rest)),
                 "cluster" => {
                     let numbers = rest.split_once(' ');
                     half.of = numbers.and_then(|(system, version)| {
@@ -179,6 +186,7 @@ impl PostgresReceiver {
                 half.beside.push(path.clone());
             }
         }
+        half.wal = link_target(&self.cluster.data_dir.join("pg_wal")).or(half.wal);
         let mark = self.seeding_mark();
         let text = identity.mark(&half);
         durable::write(&mark, text.as_bytes(), 0o644).map_err(self.file("write", mark))
@@ -241,13 +249,14 @@ mod tests {
     fn a_mark_says_of_what_it_is_half_a_copy() {
         let half = Half {
             of: Some((7_316_584_213, 15)),
-            beside: vec!["/srv/wal".into(), "/srv/a space".into()],
+            beside: vec!["/srv/space".into(), "/srv/a space".into()],
+            wal: Some("/srv/wal".into()),
         };
         let text = identity().mark(&half);
         assert_eq!(
             text,
             "/data/pg\ninode 2\nborn 1700000000123456789\ncluster 7316584213 15\n\
-             beside /srv/wal\nbeside /srv/a space\n"
+             beside /srv/space\nbeside /srv/a space\nwal /srv/wal\n"
         );
         assert_eq!(identity().find_in(&text), Mark::Half(half));
     }

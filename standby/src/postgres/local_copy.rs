@@ -14,6 +14,7 @@ use rustix::fs::{Gid, Uid};
 use understudy_replication::durable;
 use understudy_replication::postgres::reseed::{ClusterPath, Entry, Found, Roots};
 
+use super::beside::link_target;
 use super::seed::SeedError;
 
 /// The file that says what all others mean.
@@ -116,7 +117,7 @@ impl LocalCopy {
             .map(|entry| (&entry.path, entry.size.is_none()))
             .collect();
         self.remove_extras(&by_path)?;
-        self.empty_wal()?;
+        empty_wal(&self.data_dir.join(WAL), &|| self.check_wanted())?;
         let mut directories: Vec<&ClusterPath> = by_path
             .iter()
             .filter_map(|(path, is_directory)| is_directory.then_some(*path))
@@ -131,7 +132,7 @@ impl LocalCopy {
         }
         for (oid, place) in &self.tablespaces {
             let link = self.data_dir.join("pg_tblspc").join(oid.to_string());
-            if fs::read_link(&link).is_ok_and(|target| target == *place) {
+            if link_target(&link).as_ref() == Some(place) {
                 continue;
             }
             symlink(place, &link).map_err(failed_at("make the link", &link))?;
@@ -211,33 +212,6 @@ impl LocalCopy {
         path.as_str() == WAL || path.as_str() == "standby.signal" || is_log || is_link_of_tablespace
     }
 
-    /// Removes the write-ahead log: that of the copy comes by the slot, and what is here may be of a history
-    /// that the primary does not share. The directory may be a link, and have other things in it.
-    fn empty_wal(&self) -> Result<(), SeedError> {
-        let wal = self.data_dir.join(WAL);
-        for folder in [
-            wal.join("archive_status"),
-            wal.join("summaries"),
-            wal.clone(),
-        ] {
-            let entries = match fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(failed_at("read", &folder)(source)),
-            };
-            for entry in entries {
-                self.check_wanted()?;
-                let entry = entry.map_err(failed_at("read", &folder))?;
-                let is_wal = entry.file_name().to_str().is_some_and(is_wal_name);
-                if is_wal && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                    let path = entry.path();
-                    fs::remove_file(&path).map_err(failed_at("remove", &path))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Makes everything durable.
     pub(super) fn sync(&self) -> Result<(), SeedError> {
         for root in self.roots.all() {
@@ -248,6 +222,36 @@ impl LocalCopy {
         let opened = File::open(&wal).map_err(failed_at("open", &wal))?;
         rustix::fs::syncfs(&opened).map_err(|error| failed_at("sync", &wal)(error.into()))
     }
+}
+
+/// Removes the write-ahead log: that of the copy comes by the slot, and what is here may be of a history that the
+/// primary does not share. The directory may be a link, and have other things in it. Goes on for as long as
+/// `check_wanted` allows it.
+pub(super) fn empty_wal(
+    wal: &Path,
+    check_wanted: &dyn Fn() -> Result<(), SeedError>,
+) -> Result<(), SeedError> {
+    for folder in [
+        wal.join("archive_status"),
+        wal.join("summaries"),
+        wal.to_owned(),
+    ] {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(failed_at("read", &folder)(source)),
+        };
+        for entry in entries {
+            check_wanted()?;
+            let entry = entry.map_err(failed_at("read", &folder))?;
+            let is_wal = entry.file_name().to_str().is_some_and(is_wal_name);
+            if is_wal && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(failed_at("remove", &path))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether Postgres makes files of this name among its write-ahead log: segments, histories of

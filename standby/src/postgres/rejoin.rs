@@ -77,6 +77,7 @@ impl PostgresReceiver {
                 let slot = self.make_slot(primary).await?;
                 if slot.is_lost || slot.oldest.is_some_and(|oldest| ours.end < oldest) {
                     // Nothing here is only here; but the log from here on is gone.
+                    self.check_beside(&info)?;
                     cluster.stop().await?;
                     self.mark_half(&info, &[])?;
                     return self.compare(primary, &info, &slot, None, progress).await;
@@ -144,6 +145,7 @@ impl PostgresReceiver {
     ) -> Result<Rejoined, StoreFailure> {
         let salvaged = self.salvage(forked, salvaging, progress).await?;
         let slot = self.make_slot(primary).await?;
+        self.check_beside(info)?;
         // From here on it is nobody's primary any more.
         self.mark_half(info, &[])?;
         if forked.ours.timeline == forked.theirs.timeline {

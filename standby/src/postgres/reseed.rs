@@ -30,6 +30,7 @@ use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient};
 
 use super::base_backup::end_orphans;
+use super::beside::Content;
 use super::local_blocks::Question;
 use super::local_copy::{CONTROL, LocalCopy};
 use super::receiver::PostgresReceiver;
@@ -89,11 +90,7 @@ impl PostgresReceiver {
         let data_dir = cluster.data_dir.clone();
         cluster.stop().await?;
         end_orphans(&data_dir);
-        let mut beside = self.beside(info)?;
-        if data_dir.join("pg_wal").symlink_metadata().is_ok() {
-            // It stays where it is, whatever the configuration says by now.
-            beside.wal = None;
-        }
+        let beside = self.beside(info, Content::Stays)?;
         cluster.install_certificates(&self.pki)?;
         self.mark_half(info, &beside.all())?;
         // Should somebody start the server by hand, it must at least not write on by itself.
@@ -192,15 +189,17 @@ impl PostgresReceiver {
         Ok(())
     }
 
-    /// Makes the directory of the write-ahead log, where there is none.
+    /// Makes the directory of the write-ahead log, or the link to it, where there is none.
     fn make_wal(&self, elsewhere: Option<&std::path::Path>) -> Result<(), StoreFailure> {
         let wal = self.cluster.data_dir.join("pg_wal");
+        if wal.symlink_metadata().is_ok() {
+            return Ok(());
+        }
         match elsewhere {
             Some(place) => {
                 std::os::unix::fs::symlink(place, &wal).map_err(self.file("make the link", wal))?;
             }
-            None if !wal.exists() => self.cluster.create_owned_directory(&wal, 0o700)?,
-            None => {}
+            None => self.cluster.create_owned_directory(&wal, 0o700)?,
         }
         Ok(())
     }

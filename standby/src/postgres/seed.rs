@@ -123,6 +123,17 @@ pub enum SeedError {
         /// The directory.
         directory: PathBuf,
     },
+    /// A link of the data directory leads to what is not Postgres' own.
+    #[error(
+        "a link of the data directory leads to {}, which is no directory of {user}'s apart from it; nothing was \
+         changed. Give it to {user}, or mend the link, and run the same command again", directory.display()
+    )]
+    NotTheirs {
+        /// Where it leads.
+        directory: PathBuf,
+        /// The OS user of the cluster.
+        user: String,
+    },
     /// A tablespace cannot be where the primary's is.
     #[error(
         "the primary has a tablespace at {}, where this machine can have none: within the data directory, \
@@ -267,6 +278,7 @@ impl PostgresReceiver {
         found: &mut Found,
     ) -> Result<(), StoreFailure> {
         if matches!(found, Found::Standby) {
+            self.check_beside(info)?;
             self.cluster.stop().await?;
             self.mark_half(info, &[])?;
             *found = Found::Half;
