@@ -6,7 +6,7 @@
 //! | half a copy of this cluster | compared, and what differs is fetched |
 //! | half a copy of something else, or none to speak of | removed; a base backup |
 //! | a standby | it follows |
-//! | a standby whose slot was lost | compared, and what differs is fetched |
+//! | a standby whose slot was lost, a beginning of the primary | compared, and what differs is fetched |
 //! | anything else | refused |
 
 use std::fs;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use understudy_replication::event::Severity;
 use understudy_replication::postgres::{
-    MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
+    MAINTENANCE_DATABASE, PostgresError, Relation, SeedInfo, SlotInfo, connect,
 };
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
@@ -67,6 +67,28 @@ pub enum SeedError {
     FormerPrimary {
         /// The data directory.
         data_dir: PathBuf,
+    },
+    /// A standby that cannot follow has parted from the primary.
+    #[error(
+        "{} is a standby whose slot was lost, and {relation}; nothing was changed. Run `understudy rejoin`, which \
+         keeps what only this node has", data_dir.display()
+    )]
+    Parted {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What its log is to the primary's.
+        relation: Relation,
+    },
+    /// A standby that cannot follow cannot tell what it has either.
+    #[error(
+        "{} is a standby whose slot was lost, and whether it has what the primary lacks cannot be told; nothing \
+         was changed. Mend its server, or run `understudy rejoin`", data_dir.display()
+    )]
+    Unasked {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Why.
+        source: StoreFailure,
     },
     /// There is something that is no cluster.
     #[error(
@@ -234,14 +256,14 @@ impl PostgresReceiver {
             .json(4096)
             .await?;
         if before.is_lost {
-            self.give_up_following(&info, &mut found).await?;
+            self.give_up_following(primary, &info, &mut found).await?;
         }
         let slot: SlotInfo = primary
             .call(&format!("{path}/slot"), &(), Duration::from_secs(15))
             .await?;
         if slot.is_lost {
             // Since then.
-            self.give_up_following(&info, &mut found).await?;
+            self.give_up_following(primary, &info, &mut found).await?;
         }
         match found {
             Found::Standby => {}
@@ -269,21 +291,38 @@ impl PostgresReceiver {
         Ok(())
     }
 
-    /// Makes half a copy of a standby that has lost its slot. A standby's copy holds nothing that the primary
-    /// lacks, so it may be made equal to it. That is marked before there is a new slot: afterwards nothing else
-    /// would tell that it cannot follow.
+    /// Makes half a copy of a standby that has lost its slot, and holds nothing that the primary lacks: so it may
+    /// be made equal to it. That is marked before there is a new slot: afterwards nothing else would tell that it
+    /// cannot follow.
     async fn give_up_following(
         &self,
+        primary: &PeerClient,
         info: &SeedInfo,
         found: &mut Found,
     ) -> Result<(), StoreFailure> {
         if matches!(found, Found::Standby) {
             self.check_beside(info)?;
+            let data_dir = self.cluster.data_dir.clone();
+            match self.relation_to(primary).await {
+                Ok(Relation::Beginning) => {}
+                Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. })) => {
+                    return Err(Box::new(SeedError::Parted { data_dir, relation }));
+                }
+                Err(source) => return Err(Box::new(SeedError::Unasked { data_dir, source })),
+            }
             self.cluster.stop().await?;
             self.mark_half(info, &[])?;
             *found = Found::Half;
         }
         Ok(())
+    }
+
+    /// Returns what a standby's log is to the primary's. Only the server itself knows how far it goes.
+    async fn relation_to(&self, primary: &PeerClient) -> Result<Relation, StoreFailure> {
+        self.follow(primary).await?;
+        let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+        let (ours, theirs) = self.histories(primary, &client).await?;
+        Ok(ours.relation_to(&theirs))
     }
 
     /// Looks at the data directory; refuses what is not ours.
