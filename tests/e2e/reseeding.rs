@@ -216,8 +216,12 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
         .wait_for_event_in_file("store_failed", "has not been seeded");
     assert_eq!(pair.b.postmaster(), None);
     pair.b.kill_daemon();
+    // What was noted of another copy is not believed of this one.
+    let origins = pair.b.state().join("postgres/timelines.json");
+    fs::write(&origins, "of another copy").unwrap();
     let mut join = pair.b.program().arg("join").spawn().unwrap();
     let last = write_while(&pair, 2000, &mut join);
+    assert_eq!(fs::read_to_string(&origins).unwrap(), "{}");
     assert!(!pair.b.state().join("postgres/seeding").exists());
     pair.b.serve();
     pair.wait();

@@ -122,6 +122,7 @@ impl PostgresReceiver {
         let signal = data_dir.join("standby.signal");
         durable::write(&signal, b"", 0o600).map_err(self.file("write", signal.clone()))?;
         cluster.own(&signal)?;
+        self.renew_origins(primary).await?;
         self.unmark_half()?;
         progress.end("postgres is copied");
         Ok(())

@@ -143,6 +143,7 @@ impl PostgresReceiver {
             // A whole copy has come to no harm by that, but our settings are not the server's.
             cluster.stop().await?;
         }
+        self.renew_origins(primary).await?;
         self.unmark_half()?;
         let saved = Saved {
             compared: asking.compared.into_inner(),

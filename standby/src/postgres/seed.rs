@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use understudy_replication::event::Severity;
 use understudy_replication::postgres::{
-    MAINTENANCE_DATABASE, PostgresError, Relation, SeedInfo, SlotInfo, connect,
+    MAINTENANCE_DATABASE, Origins, PostgresError, Relation, SeedInfo, SlotInfo, connect,
 };
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
@@ -323,6 +323,15 @@ impl PostgresReceiver {
         let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
         let (ours, theirs) = self.histories(primary, &client).await?;
         Ok(ours.relation_to(&theirs))
+    }
+
+    /// Notes which epochs opened the timelines of a new copy: those that were noted before are of what was there
+    /// before, and a copy that has them would seem to have parted from its primary.
+    pub(super) async fn renew_origins(&self, primary: &PeerClient) -> Result<(), PostgresError> {
+        if self.take_origins(primary).await {
+            return Ok(());
+        }
+        self.cluster.set_origins(&Origins::default())
     }
 
     /// Looks at the data directory; refuses what is not ours.
