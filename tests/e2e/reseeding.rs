@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::world::{Machine, Pair, Plan, ended, holds, until};
+use crate::world::{Machine, Pair, Plan, Signal, ended, holds, signal, until};
 
 /// A slot that is lost after some megabytes.
 fn small_slot() -> Plan {
@@ -29,6 +29,10 @@ fn fill(machine: &Machine) {
 fn lose_the_slot(pair: &mut Pair) {
     pair.b.stop();
     pair.b.power_off();
+    write_until_lost(pair);
+}
+
+fn write_until_lost(pair: &Pair) {
     until("the slot is lost", Pair::PATIENCE, || {
         pair.a.sql(
             "CREATE TABLE IF NOT EXISTS noise (text text); \
@@ -135,6 +139,32 @@ fn a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_se
 }
 
 #[test]
+fn a_standby_that_has_lost_its_slot_and_has_written_on_its_own_is_not_made_anew_by_join() {
+    let mut pair = Pair::new(small_slot());
+    pair.write(1);
+    pair.wait();
+    pair.b.kill_daemon();
+    pair.b.sql("SELECT pg_promote()");
+    pair.b.sql("INSERT INTO change VALUES (100)");
+    let postmaster = pair.b.postmaster().unwrap();
+    signal(postmaster, Signal::INT);
+    until("the server has stopped", Pair::PATIENCE, || {
+        let process = format!("/proc/{postmaster}");
+        holds(!Path::new(&process).exists(), "it runs")
+    });
+    fs::write(pair.b.at("/data/pg/standby.signal"), "").unwrap();
+    write_until_lost(&pair);
+    let refused = pair.b.try_understudy(&["join"]);
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    for part in ["in a history of its own", "Run `understudy rejoin`"] {
+        assert!(refused.stderr.contains(part), "{refused:?}");
+    }
+    assert!(!pair.b.state().join("postgres/seeding").exists());
+    let kept = "SELECT count(*) FROM change WHERE number = 100";
+    assert_eq!(pair.b.sql(kept), "1");
+}
+
+#[test]
 fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
     let plan = Plan {
         // Slow enough to be killed in the middle.
@@ -161,14 +191,37 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
         join.wait().unwrap();
     }
     assert!(was_killed >= 2, "the re-seeds were too quick to be killed");
-    // Half a copy is not started, and says so.
+    // Nobody can start half a copy, whatever becomes of its mark.
+    let control = pair.b.at("/data/pg/global/pg_control");
+    let mut join = pair.b.program().arg("join").spawn().unwrap();
+    until("its control file is gone", Pair::PATIENCE, || {
+        holds(!control.exists(), join.try_wait())
+    });
+    join.kill().unwrap();
+    join.wait().unwrap();
+    let server = crate::world::postgres_program("postgres");
+    let mut by_hand = if rustix::process::geteuid().is_root() {
+        let mut command = pair.b.command("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.arg(server);
+        command
+    } else {
+        pair.b.command(&server)
+    };
+    let started = ended(by_hand.arg("-D").arg(pair.b.at("/data/pg")));
+    assert!(started.stderr.contains("global/pg_control"), "{started:?}");
+    // Half a copy is not started by us, which says so.
     pair.b.spawn(&[], &[]);
     pair.b
         .wait_for_event_in_file("store_failed", "has not been seeded");
     assert_eq!(pair.b.postmaster(), None);
     pair.b.kill_daemon();
+    // What was noted of another copy is not believed of this one.
+    let origins = pair.b.state().join("postgres/timelines.json");
+    fs::write(&origins, "of another copy").unwrap();
     let mut join = pair.b.program().arg("join").spawn().unwrap();
     let last = write_while(&pair, 2000, &mut join);
+    assert_eq!(fs::read_to_string(&origins).unwrap(), "{}");
     assert!(!pair.b.state().join("postgres/seeding").exists());
     pair.b.serve();
     pair.wait();
@@ -266,6 +319,27 @@ fn a_pair_with_a_tablespace_and_its_log_on_another_disk_is_seeded_and_promoted()
         lose_the_slot(&mut pair);
         pair.a
             .sql("UPDATE ballast SET text = 'x' || text WHERE i % 1000 = 0");
+        // And after a crash in the middle, with the disk of the log made anew.
+        let mark = pair.b.state().join("postgres/seeding");
+        let mut join = pair.b.program().arg("join").spawn().unwrap();
+        until("it has begun", Pair::PATIENCE, || {
+            holds(mark.exists(), join.try_wait())
+        });
+        join.kill().unwrap();
+        join.wait().unwrap();
+        assert!(mark.exists());
+        fs::remove_dir_all(&wal).unwrap();
+        if rustix::process::geteuid().is_root() {
+            // Where the link leads is never taken from somebody.
+            fs::create_dir(&wal).unwrap();
+            let refused = pair.b.try_understudy(&["join"]);
+            assert!(
+                refused.stderr.contains("Give it to postgres"),
+                "{refused:?}"
+            );
+            assert_eq!(fs::metadata(&wal).unwrap().uid(), 0);
+            fs::remove_dir(&wal).unwrap();
+        }
         pair.b.understudy(&["join"]);
         pair.b.serve();
         pair.wait();

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use understudy_replication::postgres::reseed::{
     BLOCK_BYTES, Change, ClusterPath, Entry, Found, Piece, digest, is_copied, is_relation_of,
+    read_at,
 };
 
 use super::backups::Backup;
@@ -163,21 +163,6 @@ pub(super) fn compare(sender: &mut Sender, number: u32, piece: &Piece) -> Result
         Some(piece_end)
     };
     sender.change(Change::Done { piece: number, end })
-}
-
-/// Reads as much as there is, up to the length of `buffer`.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-        match file.read_at(rest, at) {
-            Ok(0) => break,
-            Ok(read) => done = done.saturating_add(read),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }
 
 /// Reads a small file that may be overwritten meanwhile, until two readings are equal.

@@ -12,7 +12,7 @@ use understudy_replication::postgres::{Duty, SeedInfo, SlotInfo};
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
-use super::beside::Beside;
+use super::beside::{Beside, Content};
 use super::half::empty;
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
@@ -31,10 +31,12 @@ impl PostgresReceiver {
     ) -> Result<(), StoreFailure> {
         let cluster = &self.cluster;
         let data_dir = cluster.data_dir.clone();
-        let beside = self.beside(info)?;
-        if self.is_seeding() {
+        let beside = self.beside(info, Content::Goes)?;
+        if self.half()?.is_some() {
             // The program first that may still be writing it.
             end_orphans(&data_dir);
+            // What its links lead to, which go first.
+            self.mark_half(info, &beside.all())?;
             empty(&data_dir)?;
             self.clear_beside(&beside, info)?;
         }
@@ -120,6 +122,7 @@ impl PostgresReceiver {
         let signal = data_dir.join("standby.signal");
         durable::write(&signal, b"", 0o600).map_err(self.file("write", signal.clone()))?;
         cluster.own(&signal)?;
+        self.renew_origins(primary).await?;
         self.unmark_half()?;
         progress.end("postgres is copied");
         Ok(())

@@ -1,21 +1,37 @@
 //! The mark of half a copy.
 //!
-//! Invariant: the file `seeding` in the store's state names the data directory, by path and inode, from
-//! before the first byte is written into it until the last one is durable. A data directory that is
-//! named there is half a copy of ours, and may be removed or completed; any other belongs to somebody, and
-//! is never touched. It also names the directories beside the data directory that the copy writes into, and
-//! the cluster that it is a copy of.
+//! Invariant: the file `seeding` in the store's state names the data directory from before the first byte is
+//! written into it until the last one is durable. It also names the directories beside the data directory that
+//! the copy writes into, and the cluster that it is a copy of.
+//!
+//! It is asked two things, and both fail to the safe side. Whether a server may be started or promoted: not
+//! while the path is named there, nor while the mark cannot be read. Whether what is there may be removed or
+//! completed: only if it is the very directory that was marked, which its inode and its birth tell. (Its device
+//! does not: that number may change with every boot.) Any other belongs to somebody, and is never touched.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use understudy_replication::durable;
 use understudy_replication::postgres::SeedInfo;
 
+use super::beside::link_target;
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
+
+/// What the mark says of the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// Nothing: it is no half copy of ours.
+    Absent,
+    /// It is half a copy of ours.
+    Half(Half),
+    /// It names this path, but another directory was there then.
+    OfAnother,
+}
 
 /// What the mark says of half a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +40,8 @@ pub(super) struct Half {
     pub(super) of: Option<(u64, u32)>,
     /// Directories beside the data directory that belong to the copy.
     pub(super) beside: Vec<PathBuf>,
+    /// Where the link `pg_wal` led to, if it was one: its content is removed later than the link.
+    pub(super) wal: Option<PathBuf>,
 }
 
 impl Half {
@@ -31,77 +49,146 @@ impl Half {
     pub(super) fn is_of(&self, info: &SeedInfo) -> bool {
         self.of == Some((info.system_identifier, info.version))
     }
+}
 
-    fn to_text(&self, identity: &str) -> String {
-        let mut text = identity.to_owned();
-        if let Some((system, version)) = self.of {
+/// What tells a directory from any other that may come into its place, across a boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    path: PathBuf,
+    inode: u64,
+    /// When it was made, in nanoseconds, where its file system tells. The top of every file system of a kind
+    /// has the same inode.
+    born: Option<u128>,
+}
+
+impl Identity {
+    /// Returns that of a directory; `None` if there is none.
+    fn of(directory: &Path) -> io::Result<Option<Self>> {
+        let looked = directory.canonicalize().and_then(|path| {
+            let metadata = fs::metadata(&path)?;
+            let born = metadata.created().ok();
+            let born = born.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            Ok(Self {
+                path,
+                inode: metadata.ino(),
+                born: born.map(|since| since.as_nanos()),
+            })
+        });
+        match looked {
+            Ok(identity) => Ok(Some(identity)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let is_born_apart = self.born.zip(other.born).is_some_and(|(a, b)| a != b);
+        self.path == other.path && self.inode == other.inode && !is_born_apart
+    }
+
+    fn mark(&self, half: &Half) -> String {
+        let mut text = format!("{}\ninode {}\n", self.path.display(), self.inode);
+        if let Some(born) = self.born {
+            text += &format!("born {born}\n");
+        }
+        if let Some((system, version)) = half.of {
             text += &format!("cluster {system} {version}\n");
         }
-        for path in &self.beside {
+        for path in &half.beside {
             text += &format!("beside {}\n", path.display());
+        }
+        if let Some(path) = &half.wal {
+            text += &format!("wal {}\n", path.display());
         }
         text
     }
 
-    /// Reads a mark; `None` if it is of something else.
-    fn parse(text: &str, identity: &str) -> Option<Self> {
-        let mut half = Self::default();
-        for line in text.strip_prefix(identity)?.lines() {
-            if let Some(path) = line.strip_prefix("beside ") {
-                half.beside.push(PathBuf::from(path));
-            } else if let Some((system, version)) = line
-                .strip_prefix("cluster ")
-                .and_then(|it| it.split_once(' '))
-            {
-                half.of = system.parse().ok().zip(version.parse().ok());
+    /// Reads what a mark says of this directory.
+    fn find_in(&self, text: &str) -> Mark {
+        let mut lines = text.lines();
+        let path = lines.next().unwrap_or_default();
+        // A mark that names nothing was not written by us: who knows what it was to say.
+        if !path.is_empty() && Path::new(path) != self.path {
+            return Mark::Absent;
+        }
+        let mut half = Half::default();
+        let mut marked = Self {
+            path: path.into(),
+            inode: 0,
+            born: None,
+        };
+        for line in lines {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            match word {
+                "inode" => marked.inode = rest.parse().unwrap_or(0),
+                "born" => marked.born = rest.parse().ok(),
+                "beside" => half.beside.push(PathBuf::from(rest)),
+                "wal" => half.wal = Some(PathBuf::from(rest)),
+                "cluster" => {
+                    let numbers = rest.split_once(' ');
+                    half.of = numbers.and_then(|(system, version)| {
+                        system.parse().ok().zip(version.parse().ok())
+                    });
+                }
+                _ => {}
             }
         }
-        Some(half)
+        if self.is_same(&marked) {
+            Mark::Half(half)
+        } else {
+            Mark::OfAnother
+        }
     }
 }
 
 impl PostgresReceiver {
-    fn seeding_mark(&self) -> PathBuf {
+    pub(super) fn seeding_mark(&self) -> PathBuf {
         self.cluster.state.join("seeding")
     }
 
-    /// Returns whether the data directory is half a copy.
+    /// Returns what the mark says of the data directory.
+    pub(super) fn mark(&self) -> Result<Mark, SeedError> {
+        let mark = self.seeding_mark();
+        let text = match fs::read_to_string(&mark) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Mark::Absent),
+            Err(error) => return Err(self.file("read", mark)(error)),
+        };
+        let data_dir = &self.cluster.data_dir;
+        let identity = Identity::of(data_dir).map_err(self.file("look at", data_dir.clone()))?;
+        Ok(identity.map_or(Mark::Absent, |identity| identity.find_in(&text)))
+    }
+
+    /// Returns whether the data directory is half a copy, or may be one: nobody starts or promotes it then.
     pub(super) fn is_seeding(&self) -> bool {
-        self.half().is_some()
+        !matches!(self.mark(), Ok(Mark::Absent))
     }
 
-    /// Returns what is known of the half copy that the data directory is, if it is one.
-    pub(super) fn half(&self) -> Option<Half> {
-        let text = fs::read_to_string(self.seeding_mark()).ok()?;
-        Half::parse(&text, &self.identity().ok()?)
-    }
-
-    /// Returns what tells the data directory from any other that may come into its place.
-    fn identity(&self) -> io::Result<String> {
-        let path = self.cluster.data_dir.canonicalize()?;
-        let metadata = fs::metadata(&path)?;
-        Ok(format!(
-            "{}\n{}:{}\n",
-            path.display(),
-            metadata.dev(),
-            metadata.ino()
-        ))
+    /// Returns what is known of the half copy that the data directory is, if it is one of ours for certain.
+    pub(super) fn half(&self) -> Result<Option<Half>, SeedError> {
+        Ok(match self.mark()? {
+            Mark::Half(half) => Some(half),
+            Mark::Absent | Mark::OfAnother => None,
+        })
     }
 
     /// Says that the data directory, and these directories beside it, are half a copy, before they are.
     pub(super) fn mark_half(&self, info: &SeedInfo, beside: &[PathBuf]) -> Result<(), SeedError> {
         let data_dir = self.cluster.data_dir.clone();
-        let identity = self.identity().map_err(self.file("look at", data_dir))?;
+        let identity = Identity::of(&data_dir)
+            .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
+            .map_err(self.file("look at", data_dir))?;
         // What an earlier attempt has begun beside it is ours for as long as the copy is not whole.
-        let mut half = self.half().unwrap_or_default();
+        let mut half = self.half()?.unwrap_or_default();
         half.of = Some((info.system_identifier, info.version));
         for path in beside {
             if !half.beside.contains(path) {
                 half.beside.push(path.clone());
             }
         }
+        half.wal = link_target(&self.cluster.data_dir.join("pg_wal")).or(half.wal);
         let mark = self.seeding_mark();
-        let text = half.to_text(&identity);
+        let text = identity.mark(&half);
         durable::write(&mark, text.as_bytes(), 0o644).map_err(self.file("write", mark))
     }
 
@@ -150,20 +237,45 @@ pub(super) fn empty(directory: &Path) -> Result<(), SeedError> {
 mod tests {
     use super::*;
 
+    fn identity() -> Identity {
+        Identity {
+            path: "/data/pg".into(),
+            inode: 2,
+            born: Some(1_700_000_000_123_456_789),
+        }
+    }
+
     #[test]
     fn a_mark_says_of_what_it_is_half_a_copy() {
         let half = Half {
             of: Some((7_316_584_213, 15)),
-            beside: vec!["/srv/wal".into(), "/srv/a space".into()],
+            beside: vec!["/srv/space".into(), "/srv/a space".into()],
+            wal: Some("/srv/wal".into()),
         };
-        let text = half.to_text("/data/pg\n1:2\n");
-        assert_eq!(Half::parse(&text, "/data/pg\n1:2\n"), Some(half));
+        let text = identity().mark(&half);
         assert_eq!(
-            Half::parse(&text, "/data/pg\n1:3\n"),
-            None,
-            "another directory"
+            text,
+            "/data/pg\ninode 2\nborn 1700000000123456789\ncluster 7316584213 15\n\
+             beside /srv/space\nbeside /srv/a space\nwal /srv/wal\n"
         );
-        let old = Half::parse("/data/pg\n1:2\n", "/data/pg\n1:2\n");
-        assert_eq!(old, Some(Half::default()), "one that says no more");
+        assert_eq!(identity().find_in(&text), Mark::Half(half));
+    }
+
+    #[test]
+    fn only_the_directory_that_was_marked_is_half_a_copy_and_no_other_at_its_path_is_started() {
+        let text = identity().mark(&Half::default());
+        let other = |change: fn(&mut Identity)| {
+            let mut identity = identity();
+            change(&mut identity);
+            identity.find_in(&text)
+        };
+        assert_eq!(other(|it| it.path = "/data/other".into()), Mark::Absent);
+        assert_eq!(other(|it| it.inode = 3), Mark::OfAnother);
+        assert_eq!(other(|it| it.born = Some(1)), Mark::OfAnother);
+        // A file system that does not tell.
+        assert_eq!(other(|it| it.born = None), Mark::Half(Half::default()));
+        for damaged in ["", "\n", "/data/pg", "/data/pg\ninode", "\ninode 2\n"] {
+            assert_eq!(identity().find_in(damaged), Mark::OfAnother, "{damaged:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::OFlags;
 use understudy_replication::postgres::reseed::{
-    BLOCK_BYTES, Change, ClusterPath, Entry, Found, Piece, digest,
+    BLOCK_BYTES, Change, ClusterPath, Entry, Found, Piece, digest, is_of_relation, read_at,
 };
 
 use super::local_copy::{LocalCopy, failed};
@@ -63,9 +63,17 @@ impl LocalCopy {
             let path = &entry.path;
             let Some(size) = entry.size else { continue };
             self.check_wanted()?;
-            let (file, length) = self.open(path, size).map_err(failed("open", path))?;
+            let (file, length) = self
+                .open(&self.place_of(path), size)
+                .map_err(failed("open", path))?;
+            // One that is no relation may have been replaced by a longer one since it was listed, and no log
+            // tells of it: so it is asked for beyond its end, and if it was empty too.
+            let is_replaced = !is_of_relation(path.name());
+            if size == 0 && !is_replaced {
+                continue;
+            }
             let mut offset = 0;
-            while offset < size {
+            loop {
                 let bytes = (size - offset).min(PIECE_BYTES);
                 let mut digests = Vec::new();
                 let mut at = offset;
@@ -73,8 +81,11 @@ impl LocalCopy {
                 while at < end {
                     let count = usize::try_from((end - at).min(BLOCK_BYTES)).unwrap_or(usize::MAX);
                     let content = block.get_mut(..count).unwrap_or_default();
-                    file.read_exact_at(content, at)
-                        .map_err(failed("read", path))?;
+                    let read = read_at(&file, content, at).map_err(failed("read", path))?;
+                    if read < count {
+                        // An answer has shortened it meanwhile: what is not there is asked for.
+                        break;
+                    }
                     digests.push(digest(content));
                     at = at.saturating_add(BLOCK_BYTES);
                 }
@@ -90,10 +101,13 @@ impl LocalCopy {
                 question.pieces.push(Piece {
                     path: path.clone(),
                     offset,
-                    bytes,
+                    bytes: if is_replaced { PIECE_BYTES } else { bytes },
                     digests,
                 });
                 offset = offset.saturating_add(bytes);
+                if offset >= size {
+                    break;
+                }
             }
         }
         if !question.pieces.is_empty() {
@@ -114,7 +128,7 @@ impl LocalCopy {
             let Some(piece) = pieces.get(index) else {
                 continue;
             };
-            let path = &piece.path;
+            let path = &self.place_of(&piece.path);
             if let Change::Done { end: None, .. } = change {
                 // Dropped on the primary meanwhile: so says the log, too.
                 let removed = self.roots.remove(path, Found::File(0));
@@ -201,5 +215,85 @@ mod tests {
         let expected = [vec![1; 8192], vec![2; 8192], vec![1; 20_000 - 16_384]].concat();
         assert_eq!(fs::read(&path).unwrap(), expected);
         assert!(!folder.path().join("base/2").exists());
+    }
+
+    fn pieces_of(copy: &LocalCopy, wanted: &[Entry]) -> Vec<(String, u64, u64, usize)> {
+        let asked = std::sync::Mutex::new(Vec::new());
+        copy.questions(wanted, |question| {
+            let pieces = question.pieces.into_iter().map(|piece| {
+                let path = String::from(piece.path);
+                (path, piece.offset, piece.bytes, piece.digests.len())
+            });
+            asked.lock().unwrap().extend(pieces);
+            true
+        })
+        .unwrap();
+        asked.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_may_have_been_replaced_by_a_longer_one_is_asked_for_beyond_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("pg_hba.conf");
+        fs::write(&conf, "local\nhost\n").unwrap();
+        fs::write(folder.path().join("1249"), vec![1; 20_000]).unwrap();
+        let copy = copy(folder.path());
+        let wanted = [
+            entry("pg_hba.conf", Some(6)),
+            entry("postgresql.auto.conf", Some(0)),
+            entry("1249", Some(10_000)),
+            entry("1250", Some(0)),
+        ];
+        assert_eq!(
+            pieces_of(&copy, &wanted),
+            [
+                ("pg_hba.conf".to_owned(), 0, PIECE_BYTES, 1),
+                ("postgresql.auto.conf".to_owned(), 0, PIECE_BYTES, 0),
+                ("1249".to_owned(), 0, 10_000, 2),
+            ]
+        );
+        let piece = Piece {
+            path: "pg_hba.conf".parse().unwrap(),
+            offset: 0,
+            bytes: PIECE_BYTES,
+            digests: Vec::new(),
+        };
+        let changes = [
+            Change::Bytes {
+                piece: 0,
+                offset: 0,
+                bytes: b"hostssl all\n".to_vec(),
+            },
+            Change::Done {
+                piece: 0,
+                end: Some(12),
+            },
+        ];
+        copy.apply(&[piece], &changes).unwrap();
+        assert_eq!(fs::read(&conf).unwrap(), b"hostssl all\n");
+    }
+
+    #[test]
+    fn a_file_that_an_answer_shortens_is_read_as_far_as_it_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = 4 * PIECE_BYTES;
+        let file = File::create(folder.path().join("1249")).unwrap();
+        file.set_len(size).unwrap();
+        let copy = copy(folder.path());
+        let asked = std::sync::Mutex::new(Vec::new());
+        copy.questions(&[entry("1249", Some(size))], |question| {
+            // It was truncated on the primary meanwhile.
+            let done = Change::Done {
+                piece: 0,
+                end: Some(100),
+            };
+            copy.apply(&question.pieces, &[done]).unwrap();
+            let blocks = question.pieces.into_iter().map(|it| it.digests.len());
+            asked.lock().unwrap().extend(blocks);
+            true
+        })
+        .unwrap();
+        // The third was read before the first two were answered.
+        assert_eq!(asked.into_inner().unwrap(), [2048, 2048, 2048, 0]);
     }
 }

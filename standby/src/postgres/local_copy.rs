@@ -11,9 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Gid, Uid};
+use understudy_replication::durable;
 use understudy_replication::postgres::reseed::{ClusterPath, Entry, Found, Roots};
 
+use super::beside::link_target;
 use super::seed::SeedError;
+
+/// The file that says what all others mean.
+pub(super) const CONTROL: &str = "global/pg_control";
+
+/// What it is called until the copy is whole: no server starts without it.
+const CONTROL_ASIDE: &str = "global/pg_control.understudy";
 
 /// The directory of the write-ahead log: nothing of it is compared.
 const WAL: &str = "pg_wal";
@@ -64,6 +72,43 @@ impl LocalCopy {
         Ok(())
     }
 
+    /// Returns where a file of the primary's is while the copy is half a one.
+    pub(super) fn place_of(&self, path: &ClusterPath) -> ClusterPath {
+        if path.as_str() == CONTROL {
+            CONTROL_ASIDE
+                .parse()
+                .expect("it lies beneath a data directory")
+        } else {
+            path.clone()
+        }
+    }
+
+    /// Takes the control file away, durably, so that nobody can start a server until the copy is complete.
+    pub(super) fn make_unstartable(&self) -> Result<(), SeedError> {
+        let control = self.data_dir.join(CONTROL);
+        match fs::remove_file(&control) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed_at("remove", &control)(error)),
+        }
+        match durable::sync_directory_of(&control) {
+            Ok(()) => Ok(()),
+            // A base backup that was cut short, perhaps: there is no `global` yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed_at("sync", &control)(error)),
+        }
+    }
+
+    /// Puts the control file in its place, durably: everything else is durable already.
+    pub(super) fn complete(&self) -> Result<(), SeedError> {
+        let (aside, control) = (
+            self.data_dir.join(CONTROL_ASIDE),
+            self.data_dir.join(CONTROL),
+        );
+        fs::rename(&aside, &control).map_err(failed_at("put into its place", &aside))?;
+        durable::sync_directory_of(&control).map_err(failed_at("sync", &control))
+    }
+
     /// Makes room: removes what the primary does not have, empties the write-ahead log, makes the directories
     /// and the links of the tablespaces.
     pub(super) fn prepare(&self, wanted: &[Entry]) -> Result<(), SeedError> {
@@ -72,7 +117,7 @@ impl LocalCopy {
             .map(|entry| (&entry.path, entry.size.is_none()))
             .collect();
         self.remove_extras(&by_path)?;
-        self.empty_wal()?;
+        empty_wal(&self.data_dir.join(WAL), &|| self.check_wanted())?;
         let mut directories: Vec<&ClusterPath> = by_path
             .iter()
             .filter_map(|(path, is_directory)| is_directory.then_some(*path))
@@ -87,7 +132,7 @@ impl LocalCopy {
         }
         for (oid, place) in &self.tablespaces {
             let link = self.data_dir.join("pg_tblspc").join(oid.to_string());
-            if fs::read_link(&link).is_ok_and(|target| target == *place) {
+            if link_target(&link).as_ref() == Some(place) {
                 continue;
             }
             symlink(place, &link).map_err(failed_at("make the link", &link))?;
@@ -167,33 +212,6 @@ impl LocalCopy {
         path.as_str() == WAL || path.as_str() == "standby.signal" || is_log || is_link_of_tablespace
     }
 
-    /// Removes the write-ahead log: that of the copy comes by the slot, and what is here may be of a history
-    /// that the primary does not share. The directory may be a link, and have other things in it.
-    fn empty_wal(&self) -> Result<(), SeedError> {
-        let wal = self.data_dir.join(WAL);
-        for folder in [
-            wal.join("archive_status"),
-            wal.join("summaries"),
-            wal.clone(),
-        ] {
-            let entries = match fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(failed_at("read", &folder)(source)),
-            };
-            for entry in entries {
-                self.check_wanted()?;
-                let entry = entry.map_err(failed_at("read", &folder))?;
-                let is_wal = entry.file_name().to_str().is_some_and(is_wal_name);
-                if is_wal && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                    let path = entry.path();
-                    fs::remove_file(&path).map_err(failed_at("remove", &path))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Makes everything durable.
     pub(super) fn sync(&self) -> Result<(), SeedError> {
         for root in self.roots.all() {
@@ -204,6 +222,36 @@ impl LocalCopy {
         let opened = File::open(&wal).map_err(failed_at("open", &wal))?;
         rustix::fs::syncfs(&opened).map_err(|error| failed_at("sync", &wal)(error.into()))
     }
+}
+
+/// Removes the write-ahead log: that of the copy comes by the slot, and what is here may be of a history that the
+/// primary does not share. The directory may be a link, and have other things in it. Goes on for as long as
+/// `check_wanted` allows it.
+pub(super) fn empty_wal(
+    wal: &Path,
+    check_wanted: &dyn Fn() -> Result<(), SeedError>,
+) -> Result<(), SeedError> {
+    for folder in [
+        wal.join("archive_status"),
+        wal.join("summaries"),
+        wal.to_owned(),
+    ] {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(failed_at("read", &folder)(source)),
+        };
+        for entry in entries {
+            check_wanted()?;
+            let entry = entry.map_err(failed_at("read", &folder))?;
+            let is_wal = entry.file_name().to_str().is_some_and(is_wal_name);
+            if is_wal && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(failed_at("remove", &path))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether Postgres makes files of this name among its write-ahead log: segments, histories of
@@ -228,6 +276,7 @@ fn is_wal_name(name: &str) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use understudy_replication::postgres::reseed::Change;
 
     #[test]
     fn only_write_ahead_log_is_emptied_out() {
@@ -275,6 +324,39 @@ pub(super) mod tests {
             path: path.parse().unwrap(),
             size,
         }
+    }
+
+    #[test]
+    fn half_a_copy_has_no_control_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join(CONTROL);
+        let copy = copy(folder.path());
+        copy.make_unstartable().unwrap();
+        fs::create_dir(folder.path().join("global")).unwrap();
+        fs::write(&control, "old").unwrap();
+        copy.make_unstartable().unwrap();
+        // What an earlier attempt has left is no part of the copy.
+        fs::write(folder.path().join(CONTROL_ASIDE), "older").unwrap();
+        let wanted = [entry("global", None), entry(CONTROL, Some(3))];
+        copy.prepare(&wanted).unwrap();
+        assert_eq!(fs::read_dir(control.parent().unwrap()).unwrap().count(), 0);
+        let pieces = std::sync::Mutex::default();
+        copy.questions(&wanted, |question| {
+            *pieces.lock().unwrap() = question.pieces;
+            true
+        })
+        .unwrap();
+        let pieces = pieces.into_inner().unwrap();
+        assert_eq!(pieces[0].path.as_str(), CONTROL, "so the primary calls it");
+        let new = Change::Bytes {
+            piece: 0,
+            offset: 0,
+            bytes: b"new".to_vec(),
+        };
+        copy.apply(&pieces, &[new]).unwrap();
+        assert!(!control.exists());
+        copy.complete().unwrap();
+        assert_eq!(fs::read(&control).unwrap(), b"new");
     }
 
     #[test]

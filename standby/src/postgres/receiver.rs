@@ -54,7 +54,7 @@ const HISTORY_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// It has not been seeded.
-    #[error("{} has not been seeded; run `understudy join`", data_dir.display())]
+    #[error("{} has not been seeded; run `understudy rejoin`", data_dir.display())]
     NotSeeded {
         /// The data directory.
         data_dir: PathBuf,

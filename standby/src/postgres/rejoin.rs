@@ -81,6 +81,7 @@ impl PostgresReceiver {
                 let slot = self.make_slot(primary).await?;
                 if !reaches(&slot, ours.end) {
                     // Nothing here is only here; but the log from here on is gone.
+                    self.check_beside(&info)?;
                     cluster.stop().await?;
                     return self.compare(primary, &info, &slot, None, progress).await;
                 }
@@ -208,6 +209,7 @@ impl PostgresReceiver {
     ) -> Result<Rejoined, StoreFailure> {
         let salvaged = self.salvage(forked, salvaging, progress).await?;
         let slot = self.make_slot(primary).await?;
+        self.check_beside(info)?;
         if !forked.is_seen_by_pg_rewind() {
             self.events.record(
                 Severity::Warning,

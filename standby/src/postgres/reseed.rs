@@ -2,13 +2,15 @@
 //! fetched.
 //!
 //! ```text
-//! mark ─▶ begin a backup ─▶ list ─▶ remove what is too much ─▶ compare, three questions at a time
-//!      ─▶ pg_control ─▶ end of the backup ─▶ backup_label ─▶ sync ─▶ settings of a standby ─▶ no mark
+//! mark ─▶ begin a backup ─▶ list ─▶ no pg_control ─▶ remove what is too much
+//!      ─▶ compare, three questions at a time ─▶ fetch pg_control, under another name
+//!      ─▶ end of the backup ─▶ backup_label ─▶ sync ─▶ pg_control ─▶ settings of a standby ─▶ no mark
 //! ```
 //! Invariant: from the first change until the last one is durable the data directory is marked as half a copy,
-//! which no server of ours is started on. A crash anywhere leaves half a copy; it is compared again, and what
-//! has been fetched is equal by then. The control file comes last, and the label after it: the server then
-//! replays from where the backup began, whatever is in the control file.
+//! which no server of ours is started on, and has no control file, without which Postgres starts for nobody.
+//! A crash anywhere leaves half a copy; it is compared again, and what has been fetched is equal by then. The
+//! control file comes to its place when the label is there: the server then replays from where the backup
+//! began, whatever is in the control file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,8 +30,9 @@ use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient};
 
 use super::base_backup::end_orphans;
+use super::beside::Content;
 use super::local_blocks::Question;
-use super::local_copy::LocalCopy;
+use super::local_copy::{CONTROL, LocalCopy};
 use super::receiver::PostgresReceiver;
 use super::seed::SeedError;
 
@@ -44,9 +47,6 @@ const END_PATIENCE: Duration = Duration::from_secs(70);
 
 /// How many questions wait to be asked.
 const QUESTIONS_WAITING: usize = 3;
-
-/// The file that says what all others mean.
-const CONTROL: &str = "global/pg_control";
 
 /// What a re-seed has spared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,11 +90,7 @@ impl PostgresReceiver {
         let data_dir = cluster.data_dir.clone();
         cluster.stop().await?;
         end_orphans(&data_dir);
-        let mut beside = self.beside(info)?;
-        if data_dir.join("pg_wal").symlink_metadata().is_ok() {
-            // It stays where it is, whatever the configuration says by now.
-            beside.wal = None;
-        }
+        let beside = self.beside(info, Content::Stays)?;
         cluster.install_certificates(&self.pki)?;
         self.mark_half(info, &beside.all())?;
         // Should somebody start the server by hand, it must at least not write on by itself.
@@ -130,15 +126,24 @@ impl PostgresReceiver {
         });
         let pause = Duration::from_secs((begun.silence_seconds / 6).clamp(1, 60));
         let ended: Ended = tokio::select! {
-            ended = asking.work(&copy) => ended?,
+            ended = self.make_equal(&asking, &copy) => ended?,
             never = asking.keep_alive(pause) => match never {},
         };
+        self.nobody_has_run().await?;
         let label = data_dir.join("backup_label");
         durable::write(&label, ended.label.as_bytes(), 0o600)
             .map_err(self.file("write", label.clone()))?;
         cluster.own(&label)?;
-        tokio::task::spawn_blocking(move || copy.sync()).await??;
+        let ours = copy.clone();
+        tokio::task::spawn_blocking(move || ours.sync()).await??;
+        self.nobody_has_run().await?;
+        copy.complete()?;
         cluster.configure(&self.pki, Duty::Standby(&self.upstream(primary)))?;
+        if cluster.is_running() {
+            // A whole copy has come to no harm by that, but our settings are not the server's.
+            cluster.stop().await?;
+        }
+        self.renew_origins(primary).await?;
         self.unmark_half()?;
         let saved = Saved {
             compared: asking.compared.into_inner(),
@@ -158,25 +163,54 @@ impl PostgresReceiver {
         Ok(saved)
     }
 
-    /// Makes the directory of the write-ahead log, where there is none.
+    async fn make_equal(
+        &self,
+        asking: &Asking<'_>,
+        copy: &Arc<LocalCopy>,
+    ) -> Result<Ended, StoreFailure> {
+        let entries = asking.list().await?;
+        copy.make_unstartable()?;
+        // One that was started since the first stop still runs; after this one none can be started.
+        self.cluster.stop().await?;
+        asking.work(copy, entries).await
+    }
+
+    /// Refuses a copy that a server has worked on meanwhile. Without a control file none can have been started:
+    /// who has put one back is found by it.
+    async fn nobody_has_run(&self) -> Result<(), StoreFailure> {
+        let cluster = &self.cluster;
+        let is_running = cluster.is_running();
+        if is_running {
+            cluster.stop().await?;
+        }
+        if is_running || cluster.data_dir.join(CONTROL).symlink_metadata().is_ok() {
+            let data_dir = cluster.data_dir.clone();
+            return Err(Box::new(SeedError::ServerRan { data_dir }));
+        }
+        Ok(())
+    }
+
+    /// Makes the directory of the write-ahead log, or the link to it, where there is none.
     fn make_wal(&self, elsewhere: Option<&std::path::Path>) -> Result<(), StoreFailure> {
         let wal = self.cluster.data_dir.join("pg_wal");
+        if wal.symlink_metadata().is_ok() {
+            return Ok(());
+        }
         match elsewhere {
             Some(place) => {
                 std::os::unix::fs::symlink(place, &wal).map_err(self.file("make the link", wal))?;
             }
-            None if !wal.exists() => self.cluster.create_owned_directory(&wal, 0o700)?,
-            None => {}
+            None => self.cluster.create_owned_directory(&wal, 0o700)?,
         }
         Ok(())
     }
 
     /// Returns whether half a copy can be completed: it is of this cluster, and has got so far that there is
     /// something to compare.
-    pub(super) fn can_complete(&self, info: &SeedInfo) -> bool {
+    pub(super) fn can_complete(&self, info: &SeedInfo) -> Result<bool, SeedError> {
         let version = fs::read_to_string(self.cluster.data_dir.join("PG_VERSION"));
-        self.half().is_some_and(|half| half.is_of(info))
-            && version.is_ok_and(|version| version.trim().parse() == Ok(info.version))
+        let is_of = self.half()?.is_some_and(|half| half.is_of(info));
+        Ok(is_of && version.is_ok_and(|version| version.trim().parse() == Ok(info.version)))
     }
 }
 
@@ -218,8 +252,12 @@ impl Asking<'_> {
         }
     }
 
-    async fn work(&self, copy: &Arc<LocalCopy>) -> Result<Ended, StoreFailure> {
-        let entries = Arc::new(self.list().await?);
+    async fn work(
+        &self,
+        copy: &Arc<LocalCopy>,
+        entries: Vec<Entry>,
+    ) -> Result<Ended, StoreFailure> {
+        let entries = Arc::new(entries);
         let (ours, wanted) = (copy.clone(), entries.clone());
         tokio::task::spawn_blocking(move || ours.prepare(&wanted)).await??;
         let total = entries.iter().filter_map(|entry| entry.size).sum();

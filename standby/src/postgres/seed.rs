@@ -6,7 +6,7 @@
 //! | half a copy of this cluster | compared, and what differs is fetched |
 //! | half a copy of something else, or none to speak of | removed; a base backup |
 //! | a standby | it follows |
-//! | a standby whose slot was lost | compared, and what differs is fetched |
+//! | a standby whose slot was lost, a beginning of the primary | compared, and what differs is fetched |
 //! | anything else | refused |
 
 use std::fs;
@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use understudy_replication::event::Severity;
 use understudy_replication::postgres::{
-    MAINTENANCE_DATABASE, PostgresError, SeedInfo, SlotInfo, connect,
+    MAINTENANCE_DATABASE, Origins, PostgresError, Relation, SeedInfo, SlotInfo, connect,
 };
 use understudy_replication::store::{Progress, StoreFailure, Unit};
 use understudy_replication::transport::PeerClient;
 
+use super::half::Mark;
 use super::receiver::PostgresReceiver;
 
 /// How long after its start a seeded server may take to stream.
@@ -67,12 +68,55 @@ pub enum SeedError {
         /// The data directory.
         data_dir: PathBuf,
     },
+    /// A standby that cannot follow has parted from the primary.
+    #[error(
+        "{} is a standby whose slot was lost, and {relation}; nothing was changed. Run `understudy rejoin`, which \
+         keeps what only this node has", data_dir.display()
+    )]
+    Parted {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What its log is to the primary's.
+        relation: Relation,
+    },
+    /// A standby that cannot follow cannot tell what it has either.
+    #[error(
+        "{} is a standby whose slot was lost, and whether it has what the primary lacks cannot be told; nothing \
+         was changed. Mend its server, or run `understudy rejoin`", data_dir.display()
+    )]
+    Unasked {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Why.
+        source: StoreFailure,
+    },
     /// There is something that is no cluster.
     #[error(
         "{} is not empty, and not a Postgres data directory; nothing was changed. Move its content \
          away, and join again", data_dir.display()
     )]
     NotEmpty {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// Half a copy was there, and something else is now.
+    #[error(
+        "{} was half a copy when {} was written, and another directory has come to its place since; nothing was \
+         changed. If what is there now is whole, remove that file; if not, move it away; and run the same \
+         command again", data_dir.display(), mark.display()
+    )]
+    Replaced {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What says so.
+        mark: PathBuf,
+    },
+    /// Somebody has started a server on half a copy.
+    #[error(
+        "somebody has started a server on {}, or put back its control file, while it was half a copy; no server \
+         runs there any more. Leave it to Understudy, and run the same command again", data_dir.display()
+    )]
+    ServerRan {
         /// The data directory.
         data_dir: PathBuf,
     },
@@ -100,6 +144,17 @@ pub enum SeedError {
     Occupied {
         /// The directory.
         directory: PathBuf,
+    },
+    /// A link of the data directory leads to what is not Postgres' own.
+    #[error(
+        "a link of the data directory leads to {}, which is no directory of {user}'s apart from it; nothing was \
+         changed. Give it to {user}, or mend the link, and run the same command again", directory.display()
+    )]
+    NotTheirs {
+        /// Where it leads.
+        directory: PathBuf,
+        /// The OS user of the cluster.
+        user: String,
     },
     /// A tablespace cannot be where the primary's is.
     #[error(
@@ -201,18 +256,18 @@ impl PostgresReceiver {
             .json(4096)
             .await?;
         if before.is_lost {
-            self.give_up_following(&info, &mut found).await?;
+            self.give_up_following(primary, &info, &mut found).await?;
         }
         let slot: SlotInfo = primary
             .call(&format!("{path}/slot"), &(), Duration::from_secs(15))
             .await?;
         if slot.is_lost {
             // Since then.
-            self.give_up_following(&info, &mut found).await?;
+            self.give_up_following(primary, &info, &mut found).await?;
         }
         match found {
             Found::Standby => {}
-            Found::Half if self.can_complete(&info) => {
+            Found::Half if self.can_complete(&info)? => {
                 self.reseed(primary, &info, &slot, progress).await?;
             }
             Found::Half => {
@@ -236,15 +291,25 @@ impl PostgresReceiver {
         Ok(())
     }
 
-    /// Makes half a copy of a standby that has lost its slot. A standby's copy holds nothing that the primary
-    /// lacks, so it may be made equal to it. That is marked before there is a new slot: afterwards nothing else
-    /// would tell that it cannot follow.
+    /// Makes half a copy of a standby that has lost its slot, and holds nothing that the primary lacks: so it may
+    /// be made equal to it. That is marked before there is a new slot: afterwards nothing else would tell that it
+    /// cannot follow.
     async fn give_up_following(
         &self,
+        primary: &PeerClient,
         info: &SeedInfo,
         found: &mut Found,
     ) -> Result<(), StoreFailure> {
         if matches!(found, Found::Standby) {
+            self.check_beside(info)?;
+            let data_dir = self.cluster.data_dir.clone();
+            match self.relation_to(primary).await {
+                Ok(Relation::Beginning) => {}
+                Ok(relation @ (Relation::Forked { .. } | Relation::Foreign { .. })) => {
+                    return Err(Box::new(SeedError::Parted { data_dir, relation }));
+                }
+                Err(source) => return Err(Box::new(SeedError::Unasked { data_dir, source })),
+            }
             self.cluster.stop().await?;
             self.mark_half(info, &[])?;
             *found = Found::Half;
@@ -252,10 +317,28 @@ impl PostgresReceiver {
         Ok(())
     }
 
+    /// Returns what a standby's log is to the primary's. Only the server itself knows how far it goes.
+    async fn relation_to(&self, primary: &PeerClient) -> Result<Relation, StoreFailure> {
+        self.follow(primary).await?;
+        let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
+        let (ours, theirs) = self.histories(primary, &client).await?;
+        Ok(ours.relation_to(&theirs))
+    }
+
+    /// Notes which epochs opened the timelines of a new copy: those that were noted before are of what was there
+    /// before, and a copy that has them would seem to have parted from its primary.
+    pub(super) async fn renew_origins(&self, primary: &PeerClient) -> Result<(), PostgresError> {
+        if self.take_origins(primary).await {
+            return Ok(());
+        }
+        self.cluster.set_origins(&Origins::default())
+    }
+
     /// Looks at the data directory; refuses what is not ours.
     async fn found(&self, info: &SeedInfo) -> Result<Found, StoreFailure> {
         let data_dir = self.cluster.data_dir.clone();
-        if self.is_seeding() {
+        let mark = self.mark()?;
+        if let Mark::Half(_) = mark {
             return Ok(Found::Half);
         }
         match fs::read_dir(&data_dir) {
@@ -272,6 +355,10 @@ impl PostgresReceiver {
                     return Ok(Found::Nothing);
                 }
             }
+        }
+        if mark == Mark::OfAnother {
+            let mark = self.seeding_mark();
+            return Err(Box::new(SeedError::Replaced { data_dir, mark }));
         }
         if !data_dir.join("PG_VERSION").exists() {
             return Err(Box::new(SeedError::NotEmpty { data_dir }));

@@ -67,6 +67,12 @@ pub fn is_relation_of(name: &str) -> Option<&str> {
     (fork != Some("init")).then_some(number)
 }
 
+/// Returns whether `name` is of a relation, or of anything else that is named by a number, as the commit log.
+/// Such files are changed in their place, which the write-ahead log tells; others are replaced.
+pub fn is_of_relation(name: &str) -> bool {
+    relation(name).is_some()
+}
+
 /// Parses `NUMBER[_FORK][.SEGMENT]`.
 fn relation(name: &str) -> Option<(&str, Option<&str>)> {
     let name = match name.split_once('.') {

@@ -92,6 +92,7 @@ pub enum Change {
         /// Where in the file.
         offset: u64,
         /// What is there on the primary.
+        #[serde(with = "at_once")]
         bytes: Vec<u8>,
     },
     /// Nothing more comes of a piece.
@@ -102,6 +103,37 @@ pub enum Change {
         /// the piece. `None` if there is no such file any more.
         end: Option<u64>,
     },
+}
+
+/// Encodes bytes as one piece: a list is encoded and decoded a byte at a time.
+mod at_once {
+    use std::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            // Borrowed from the frame: what is allocated is no longer than what has come.
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+
+        from.deserialize_bytes(Bytes)
+    }
 }
 
 /// Something that was sent cannot be meant so.
