@@ -9,7 +9,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use understudy_replication::postgres::{MAINTENANCE_DATABASE, PostgresError, connect};
 
-use super::{PostgresShipper, failed, query};
+use super::routes::failed;
+use super::{PostgresShipper, query};
 
 /// A checkpoint may take this long: all of the shared buffers may have to be written.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);

@@ -5,41 +5,38 @@ mod backups;
 mod checkpoint;
 mod compare;
 mod durability;
+mod info;
 mod look;
+mod opening;
 mod reseed;
 mod restart;
 mod retention;
+mod routes;
 mod seen;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::Router;
 use tokio_postgres::Client;
-use understudy_config::{NodeName, PostgresDurability, StoreName};
+use understudy_config::{NodeName, StoreName};
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::position::{Lsn, Position};
-use understudy_replication::postgres::reseed::Tablespace;
+use understudy_replication::position::Position;
 use understudy_replication::postgres::{
-    Cluster, Configuration, Duty, History, MAINTENANCE_DATABASE, MINIMUM_SETTINGS, Minimums,
-    PostgresError, SeedInfo, SlotInfo, connect, lsn, one_lsn, parse_segment, slot_name,
+    Cluster, Duty, MAINTENANCE_DATABASE, PostgresError, connect, one_lsn,
 };
 use understudy_replication::store::{
     BoxFuture, Durability, Observed, Shipper, Stop, StoreFailure, StoreId, StoreKind, StoreReport,
 };
-use understudy_replication::transport::Caller;
 
 pub use restart::permit_restart;
 
 use backups::Backups;
-use durability::{Action, Waiting};
-use look::{IS_LOST, Look};
+use durability::Action;
+use look::Look;
 use seen::Seen;
 
 /// How often the streams are looked at.
@@ -108,78 +105,6 @@ impl PostgresShipper {
 
     fn ended(&self) -> std::sync::MutexGuard<'_, Option<Position>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn open_cluster(&self) -> Result<(), StoreFailure> {
-        let cluster = &self.cluster;
-        *self.ended() = None;
-        cluster.check_exists()?;
-        if cluster.is_standby() {
-            return Err(Box::new(ShipError::IsStandby {
-                data_dir: cluster.data_dir.clone(),
-            }));
-        }
-        // Before our settings are written: they depend on it.
-        cluster.control_data().await?;
-        let was_running = cluster.is_running();
-        cluster.vouch()?;
-        // As it was left: commits that wait go on waiting until the machine has seen enough.
-        let waits =
-            matches!(cluster.durability, PostgresDurability::Sync { .. }) && cluster.waits();
-        let waits_for = if waits { self.waits_for() } else { Vec::new() };
-        cluster.configure(&self.pki, Duty::Primary(&waits_for))?;
-        // Who has joined since the configuration was read streams on after a crash of the server.
-        cluster.allow(&self.waits_for())?;
-        if was_running {
-            cluster.reload().await?;
-        } else {
-            cluster.start().await?;
-            self.events.record(
-                Severity::Info,
-                "postgres_started",
-                format!("postgres in {} started", cluster.data_dir.display()),
-            );
-        }
-        if was_running {
-            restart::if_permitted(cluster, &self.events).await?;
-        } else {
-            restart::forget_permission(cluster)?;
-        }
-        cluster.create_roles().await?;
-        let client = connect(cluster, MAINTENANCE_DATABASE).await?;
-        let row = client
-            .query_one("SELECT pg_is_in_recovery()", &[])
-            .await
-            .map_err(|source| query("tell whether it is in recovery", source))?;
-        if row.get::<_, bool>(0) {
-            return Err(Box::new(ShipError::InRecovery {
-                data_dir: cluster.data_dir.clone(),
-            }));
-        }
-        let look = Look::take(&client, cluster.ip).await?;
-        if !look.needs_restart.is_empty() {
-            self.events.record(
-                Severity::Warning,
-                "postgres_needs_restart",
-                format!(
-                    "postgres must be restarted for: {}; it is not restarted under its \
-                     application, do so when it suits",
-                    restart::told(&look.needs_restart)
-                ),
-            );
-        }
-        let now = Instant::now();
-        let mut seen = Seen::default();
-        seen.waiting = match cluster.durability {
-            PostgresDurability::Async => None,
-            PostgresDurability::Sync { degrade_after } => {
-                Some(Waiting::new(degrade_after, waits, now))
-            }
-        };
-        seen.take(look, now);
-        *self.seen() = seen;
-        *self.client.lock().await = Some(client);
-        Ok(())
     }
 
     /// Runs `work` with the kept connection, which is given up when the work fails.
@@ -270,165 +195,6 @@ impl PostgresShipper {
             .configure(&self.pki, Duty::Primary(waits_for))?;
         self.cluster.allow(&allowed)?;
         self.cluster.reload().await
-    }
-
-    async fn seed_info(&self) -> Result<SeedInfo, PostgresError> {
-        self.with_client(async |client| {
-            let row = client
-                .query_one(
-                    "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
-                     current_setting('server_version_num')::int / 10000, \
-                     (SELECT sum(pg_database_size(oid))::int8 FROM pg_database), \
-                     (SELECT json_object_agg(name, setting::int8) FROM pg_settings \
-                      WHERE name = ANY ($1))::text, \
-                     (SELECT catalog_version_no FROM pg_control_system())",
-                    &[&MINIMUM_SETTINGS.as_slice()],
-                )
-                .await
-                .map_err(|source| query("tell what a standby must know", source))?;
-            let identifier: String = row.get(0);
-            let tablespaces = client
-                .query(
-                    "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace \
-                     WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY 1",
-                    &[],
-                )
-                .await
-                .map_err(|source| query("tell its tablespaces", source))?;
-            let tablespace = |row: &tokio_postgres::Row| {
-                let path = PathBuf::from(row.get::<_, String>(1));
-                Tablespace {
-                    oid: row.get(0),
-                    location: self.cluster.in_configuration(&path),
-                    path,
-                }
-            };
-            let minimums =
-                Minimums::parse(row.get(3)).map_err(|source| PostgresError::Settings { source })?;
-            Ok(SeedInfo {
-                minimums,
-                config_dir: self
-                    .cluster
-                    .is_split()
-                    .then(|| self.cluster.config_dir.clone()),
-                system_identifier: identifier.parse().unwrap_or(0),
-                version: u32::try_from(row.get::<_, i32>(1)).unwrap_or(0),
-                bytes: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
-                catalog_version: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
-                tablespaces: tablespaces.iter().map(tablespace).collect(),
-            })
-        })
-        .await
-    }
-
-    /// Returns the history of the server's log, for a standby to tell whether it can follow.
-    async fn history(&self) -> Result<History, PostgresError> {
-        let (identifier, timeline, end) = self
-            .with_client(async |client| {
-                let row = client
-                    .query_one(
-                        "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
-                         substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8), \
-                         pg_current_wal_flush_lsn()::text",
-                        &[],
-                    )
-                    .await
-                    .map_err(|source| query("tell its timeline", source))?;
-                let identifier: String = row.get(0);
-                let timeline: String = row.get(1);
-                Ok((identifier, timeline, lsn(&row, 2)?))
-            })
-            .await?;
-        let Ok(timeline) = u32::from_str_radix(&timeline, 16) else {
-            return Err(PostgresError::Timeline { text: timeline });
-        };
-        Ok(History {
-            system_identifier: identifier.parse().unwrap_or(0),
-            ended: self.cluster.ended_timelines(timeline)?,
-            timeline,
-            end: end.unwrap_or_default(),
-            origins: self.cluster.origins()?,
-        })
-    }
-
-    /// Returns what is known of `node`'s slot now.
-    async fn show_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
-        let name = slot_name(node);
-        // Asked anew: a standby that came in the second after the loss would try in vain to follow.
-        let row = self
-            .with_client(async |client| {
-                let is_lost = format!(
-                    "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND {IS_LOST})"
-                );
-                client
-                    .query_one(&is_lost, &[&name])
-                    .await
-                    .map_err(|source| query("tell whether a slot is lost", source))
-            })
-            .await?;
-        Ok(SlotInfo {
-            name,
-            is_lost: row.get(0),
-            oldest: self.oldest().await?,
-        })
-    }
-
-    /// Makes `node`'s slot, anew if it has lost what the standby would need; tells whether it had.
-    async fn make_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
-        let name = slot_name(node);
-        let joined = {
-            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-            allowed.insert(node.clone()).then(|| allowed.clone())
-        };
-        if let Some(allowed) = joined {
-            self.cluster.allow(&allowed)?;
-            self.cluster.reload().await?;
-        }
-        let dropped = self
-            .with_client(async |client| {
-                let dropped = client
-                    .execute(
-                        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-                     WHERE slot_name = $1 AND wal_status = 'lost' AND NOT active",
-                        &[&name],
-                    )
-                    .await
-                    .map_err(|source| query("drop a lost slot", source))?;
-                client
-                    .execute(
-                        "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS \
-                     (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
-                        &[&name],
-                    )
-                    .await
-                    .map_err(|source| query("make a slot", source))?;
-                Ok(dropped)
-            })
-            .await?;
-        Ok(SlotInfo {
-            name,
-            is_lost: dropped > 0,
-            oldest: self.oldest().await?,
-        })
-    }
-
-    /// Returns the oldest place that the log still has.
-    async fn oldest(&self) -> Result<Option<Lsn>, PostgresError> {
-        self.with_client(async |client| {
-            let row = client
-                .query_one(
-                    "SELECT min('00000001' || substr(name, 9)), \
-                     (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size') \
-                     FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'",
-                    &[],
-                )
-                .await
-                .map_err(|source| query("tell how far back its log goes", source))?;
-            let (name, bytes): (Option<String>, i64) = (row.get(0), row.get(1));
-            let bytes = u64::try_from(bytes).unwrap_or(0);
-            Ok(name.and_then(|name| Some(parse_segment(&name, bytes)?.1)))
-        })
-        .await
     }
 }
 
@@ -552,14 +318,7 @@ impl Shipper for PostgresShipper {
     }
 
     fn routes(self: Arc<Self>) -> Router {
-        Router::new()
-            .route("/seed-info", get(seed_info))
-            .route("/configuration", get(configuration))
-            .route("/history", get(history))
-            .route("/checkpoint", post(checkpoint::write))
-            .route("/slot", post(make_slot).get(show_slot))
-            .merge(reseed::routes())
-            .with_state(self)
+        routes::routes().with_state(self)
     }
 
     fn report(&self) -> StoreReport {
@@ -568,59 +327,5 @@ impl Shipper for PostgresShipper {
 
     fn observed(&self, standby: &NodeName) -> Observed {
         self.seen().observed(standby, Instant::now())
-    }
-}
-
-fn failed(error: &PostgresError) -> Response {
-    let reason = understudy_replication::error_chain(error);
-    (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-}
-
-async fn seed_info(State(shipper): State<Arc<PostgresShipper>>) -> Response {
-    match shipper.seed_info().await {
-        Ok(info) => Json(info).into_response(),
-        Err(error) => failed(&error),
-    }
-}
-
-/// Sends the folder of the configuration, for a standby that has none.
-async fn configuration(State(shipper): State<Arc<PostgresShipper>>) -> Response {
-    if !shipper.cluster.is_split() {
-        let reason = "the configuration is in the data directory, and comes with a base backup";
-        return (StatusCode::CONFLICT, reason).into_response();
-    }
-    match Configuration::read(&shipper.cluster.config_dir) {
-        Ok(configuration) => Json(configuration).into_response(),
-        Err(error) => {
-            let reason = understudy_replication::error_chain(&error);
-            (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-        }
-    }
-}
-
-async fn history(State(shipper): State<Arc<PostgresShipper>>) -> Response {
-    match shipper.history().await {
-        Ok(history) => Json(history).into_response(),
-        Err(error) => failed(&error),
-    }
-}
-
-async fn make_slot(
-    State(shipper): State<Arc<PostgresShipper>>,
-    Extension(caller): Extension<Caller>,
-) -> Response {
-    match shipper.make_slot(&caller.node).await {
-        Ok(slot) => Json(slot).into_response(),
-        Err(error) => failed(&error),
-    }
-}
-
-async fn show_slot(
-    State(shipper): State<Arc<PostgresShipper>>,
-    Extension(caller): Extension<Caller>,
-) -> Response {
-    match shipper.show_slot(&caller.node).await {
-        Ok(slot) => Json(slot).into_response(),
-        Err(error) => failed(&error),
     }
 }
