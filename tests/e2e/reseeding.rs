@@ -162,6 +162,11 @@ fn a_standby_that_has_lost_its_slot_and_has_written_on_its_own_is_not_made_anew_
     assert!(!pair.b.state().join("postgres/seeding").exists());
     let kept = "SELECT count(*) FROM change WHERE number = 100";
     assert_eq!(pair.b.sql(kept), "1");
+    // What it says to do helps.
+    pair.b.serve();
+    pair.b.understudy(&["rejoin"]);
+    pair.wait();
+    pair.assert_equal();
 }
 
 #[test]
