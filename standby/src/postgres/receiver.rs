@@ -346,7 +346,11 @@ impl Receiver for PostgresReceiver {
                     data_dir: self.cluster.data_dir.clone(),
                 }) as StoreFailure);
             }
-            self.follow(&primary).await?;
+            tokio::select! {
+                followed = self.follow(&primary) => followed?,
+                // A server that starts may have to replay for long first.
+                () = stop.wait() => return Ok(()),
+            }
             let client = connect(&self.cluster, MAINTENANCE_DATABASE).await?;
             slots::drop_left(&client).await;
             let mut knows_origins = false;
