@@ -275,8 +275,13 @@ impl StandbyRun {
                     .is_some_and(|heard| heard.elapsed() < MARK_SILENCE_MAX)
             };
             // Without a link the stream of marks says what is wrong.
-            if is_connected && self.report().await.is_ok() {
-                reported = Some(now);
+            if !is_connected {
+                continue;
+            }
+            tokio::select! {
+                told = self.report() => if told.is_ok() { reported = Some(now) },
+                // A primary that is gone must not make a promotion wait for its answer.
+                () = stop.wait() => return,
             }
         }
     }

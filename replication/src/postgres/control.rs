@@ -312,6 +312,7 @@ mod tests {
             data_dir: folder.path().to_owned(),
             ..Cluster::example(false)
         };
+        cluster.settle();
         let link = folder.path().join(PROMOTE);
         std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
         let error = cluster.promote().await.unwrap_err();

@@ -259,6 +259,24 @@ impl PostgresReceiver {
         Ok((ours, theirs))
     }
 
+    /// Asks the primary why nothing streams: `None` if the slot here is lost, else what the log here is to
+    /// that of the primary.
+    async fn why_no_stream(
+        &self,
+        primary: &PeerClient,
+        client: &Client,
+    ) -> Option<Result<Relation, StoreFailure>> {
+        let path = format!("/store/{}/slot", self.id.name);
+        if let Ok(answer) = primary.get(&path).await
+            && let Ok(slot) = answer.json::<SlotInfo>(4096).await
+            && slot.is_lost
+        {
+            return None;
+        }
+        let histories = self.histories(primary, client).await;
+        Some(histories.map(|(ours, theirs)| ours.relation_to(&theirs)))
+    }
+
     /// Notes which epochs opened the timelines of the primary, which are this server's while it streams from
     /// it. Returns whether they are noted.
     pub(super) async fn take_origins(&self, primary: &PeerClient) -> bool {
@@ -371,25 +389,28 @@ impl Receiver for PostgresReceiver {
                 let is_streaming = looked.unwrap_or(Err(PostgresError::Late { what: "answer" }))?;
                 self.tell();
                 if is_streaming && !knows_origins {
-                    knows_origins = self.take_origins(&primary).await;
+                    // A primary that is gone must not make a promotion wait for its answer.
+                    tokio::select! {
+                        taken = self.take_origins(&primary) => knows_origins = taken,
+                        () = stop.wait() => continue,
+                    }
                 }
                 knows_origins &= is_streaming;
                 if is_streaming || asked.is_some_and(|at| at.elapsed() < SLOT_INTERVAL) {
                     continue;
                 }
                 asked = Some(tokio::time::Instant::now());
-                let path = format!("/store/{}/slot", self.id.name);
-                if let Ok(answer) = primary.get(&path).await
-                    && let Ok(slot) = answer.json::<SlotInfo>(4096).await
-                    && slot.is_lost
-                {
+                let why = tokio::select! {
+                    why = self.why_no_stream(&primary, &client) => why,
+                    () = stop.wait() => continue,
+                };
+                let Some(relation) = why else {
                     self.stall(StallReason::MustReseed, SLOT_LOST.to_owned());
                     // Said once; the server itself keeps trying.
                     asked = asked.map(|at| at + Duration::from_secs(3600));
                     continue;
-                }
-                let histories = self.histories(&primary, &client).await;
-                match histories.map(|(ours, theirs)| ours.relation_to(&theirs)) {
+                };
+                match relation {
                     Ok(Relation::Beginning) => {
                         parted = None;
                         self.update(|state| {
