@@ -49,7 +49,17 @@ fn text(report: &Report) -> String {
     for store in &report.stores {
         let method = match &store.rejoined.method {
             rejoin::Method::Followed => "follows from where it was".to_owned(),
-            rejoin::Method::Rewound => "rewound to where it parted from the primary".to_owned(),
+            rejoin::Method::Rewound {
+                copied: Some(copied),
+                total: Some(total),
+            } => format!(
+                "rewound to where it parted from the primary: {} of {} travelled",
+                HumanBytes(*copied),
+                HumanBytes(*total)
+            ),
+            rejoin::Method::Rewound { .. } => {
+                "rewound to where it parted from the primary".to_owned()
+            }
             rejoin::Method::Compared { compared, copied } => format!(
                 "compared with the primary's: {} of {} travelled",
                 HumanBytes(*copied),

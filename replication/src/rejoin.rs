@@ -22,7 +22,14 @@ pub enum Method {
     /// Nothing of it had to change: it was a beginning of what the primary has.
     Followed,
     /// What had diverged was taken back (`pg_rewind`).
-    Rewound,
+    Rewound {
+        /// How much travelled, in bytes, as far as `pg_rewind` has told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        copied: Option<u64>,
+        /// Of how much, in bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        total: Option<u64>,
+    },
     /// It was compared with the primary's, and what differed was copied.
     Compared {
         /// How much was compared, in bytes.

@@ -148,6 +148,9 @@ fn what_only_a_former_primary_has_is_kept_aside_and_it_follows_again() {
     let report = pair.a.json(&["rejoin"]);
     let postgres = method(&report, "postgres");
     assert_eq!(postgres["method"], "rewound", "{report}");
+    // It says what that has spared.
+    let figure = |key: &str| postgres[key].as_u64().unwrap();
+    assert!(figure("copied") <= figure("total"), "{report}");
     let salvaged = &postgres["salvaged"];
     assert_eq!(salvaged["is_complete"], true, "{report}");
     let folder = std::path::Path::new(salvaged["path"].as_str().unwrap());

@@ -74,7 +74,8 @@ class Plug:
                 try:
                     if os.readlink(entry / "ns/net") == mine:
                         found.append(int(entry.name))
-                except (FileNotFoundError, ProcessLookupError):
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
+                    # It has ended, or is just ending: then not even root may look.
                     pass
         return found
 

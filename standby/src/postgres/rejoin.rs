@@ -235,10 +235,11 @@ impl PostgresReceiver {
         // From here on it is nobody's primary any more; until here it could be one again.
         self.mark_half(info, &[])?;
         match self.rewind(primary, progress).await {
-            Ok(()) => {
+            Ok(said) => {
                 self.become_standby(primary, progress).await?;
+                let (copied, total) = need_to_copy(&said).unzip();
                 Ok(Rejoined {
-                    method: Method::Rewound,
+                    method: Method::Rewound { copied, total },
                     salvaged,
                 })
             }
@@ -293,12 +294,12 @@ impl PostgresReceiver {
         state.parent().unwrap_or(state).join("salvage")
     }
 
-    /// Takes back what the primary does not have.
+    /// Takes back what the primary does not have; returns what the program said.
     async fn rewind(
         &self,
         primary: &PeerClient,
         progress: &dyn Progress,
-    ) -> Result<(), PostgresError> {
+    ) -> Result<String, PostgresError> {
         let cluster = &self.cluster;
         cluster.install_certificates(&self.pki)?;
         let source = self.upstream(primary).rewind_conninfo(&cluster.tls_dir());
@@ -306,6 +307,8 @@ impl PostgresReceiver {
             cluster.bin("pg_rewind"),
             format!("--target-pgdata={}", cluster.data_dir.display()),
             format!("--source-server={source}"),
+            // Without it, it does not say how much travels.
+            "--progress".to_owned(),
         ]
         .into_iter()
         .chain(
@@ -315,7 +318,7 @@ impl PostgresReceiver {
                 .map(|path| format!("--config-file={}", path.display())),
         );
         progress.start("rewind postgres", None, Unit::Items);
-        Command::new(argv)
+        let said = Command::new(argv)
             .user(&cluster.user)
             .limit(REWIND_PATIENCE)
             .run()
@@ -325,8 +328,15 @@ impl PostgresReceiver {
                 data_dir: cluster.data_dir.clone(),
                 source,
             })?;
-        progress.end("postgres is rewound");
-        Ok(())
+        progress.end(&match need_to_copy(&said) {
+            Some((copied, total)) => format!(
+                "postgres is rewound: {} MB of {} MB travelled",
+                copied >> 20,
+                total >> 20
+            ),
+            None => "postgres is rewound".to_owned(),
+        });
+        Ok(said)
     }
 
     async fn compare(
@@ -369,6 +379,17 @@ impl PostgresReceiver {
         progress.end("postgres is streaming");
         Ok(())
     }
+}
+
+/// Finds how much `pg_rewind` copies, and of how much, in bytes, in what it says: `need to copy 33 MB (total
+/// source directory size is 60 MB)`.
+fn need_to_copy(said: &str) -> Option<(u64, u64)> {
+    let (_, rest) = said.split_once("need to copy ")?;
+    let (copied, rest) = rest.split_once(" MB")?;
+    let (_, rest) = rest.split_once("size is ")?;
+    let (total, _) = rest.split_once(" MB")?;
+    let bytes = |megabytes: &str| megabytes.trim().parse::<u64>().ok()?.checked_shl(20);
+    Some((bytes(copied)?, bytes(total)?))
 }
 
 /// Returns whether the log that the primary still has reaches back to `from`.
@@ -483,6 +504,14 @@ mod tests {
         let crashed = history(&[], 1, 150, &[]);
         let theirs = history(&[(1, 100)], 2, 400, &[(2, "2.b")]);
         assert!(forked(crashed, theirs).is_seen_by_pg_rewind());
+    }
+
+    #[test]
+    fn what_pg_rewind_says_of_its_work_is_understood() {
+        let said = "pg_rewind: connected to server\npg_rewind: need to copy 33 MB (total source directory \
+            size is 60 MB)\n    0/34604 kB (0%) copied\r34604/34604 kB (100%) copied\n";
+        assert_eq!(need_to_copy(said), Some((33 << 20, 60 << 20)));
+        assert_eq!(need_to_copy("pg_rewind: no rewind required\n"), None);
     }
 
     #[test]
