@@ -6,6 +6,7 @@ mod configuration;
 mod half;
 mod local_blocks;
 mod local_copy;
+mod parted;
 mod receiver;
 mod rejoin;
 mod reseed;
