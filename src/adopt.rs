@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use understudy_config::Local;
 use understudy_config::template::PostgresAnswers;
 use understudy_replication::command::OsUser;
-use understudy_replication::postgres::{Cluster, Listening, Need, is_at_work, listening};
+use understudy_replication::postgres::{
+    Cluster, Listening, Need, configured_listening, is_at_work, listening,
+};
 
 use crate::failure::Failure;
 
@@ -59,6 +61,7 @@ pub(crate) fn answers(data_dir: &Path, local: &Local) -> Result<PostgresAnswers,
             ))
             .hint("wait until it has started, or has ended, and run the same command again"));
         }
+        take_configured(&place, &mut answers, local)?;
         return Ok(answers);
     };
     answers.port = serving.port;
@@ -73,6 +76,21 @@ pub(crate) fn answers(data_dir: &Path, local: &Local) -> Result<PostgresAnswers,
         }
     };
     Ok(answers)
+}
+
+/// Takes where a server that does not run will serve, as its configuration in `config_dir` says: its
+/// application looks for it there.
+pub(crate) fn take_configured(
+    config_dir: &Path,
+    answers: &mut PostgresAnswers,
+    local: &Local,
+) -> Result<(), Failure> {
+    let (port, folder) = configured_listening(config_dir);
+    answers.port = port.unwrap_or(answers.port);
+    if let Some(folder) = folder {
+        answers.socket_dir = socket_dir(&folder, local)?;
+    }
+    Ok(())
 }
 
 /// Returns the folder of a socket as the configuration has it; `None` is what Postgres does by itself.
@@ -198,6 +216,10 @@ mod tests {
         std::fs::write(folder.path().join("pg/PG_VERSION"), "15\n").unwrap();
         let known = ask().unwrap();
         assert_eq!((known.port, known.socket_dir), (5432, None));
+        let conf = "port = 5544\nunix_socket_directories = '/run/postgresql, /tmp'\n";
+        std::fs::write(folder.path().join("pg/postgresql.conf"), conf).unwrap();
+        let known = ask().unwrap();
+        assert_eq!((known.port, known.socket_dir), (5544, None));
         std::fs::write(folder.path().join("pg/standby.signal"), "").unwrap();
         assert_eq!(ask(), Err(3));
     }

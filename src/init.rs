@@ -132,6 +132,9 @@ impl Init {
         {
             // Said, and not left to be found: a standby has nothing yet to find it by.
             answers.config_dir = adopt::within(&cluster.config_dir, &local);
+            if !cluster.is_running() {
+                adopt::take_configured(&cluster.config_dir, answers, &local)?;
+            }
             (cluster_toml, config) = self.configuration(postgres.clone())?;
         }
         let cluster = serve::cluster(&config, &local, None)?;

@@ -24,6 +24,13 @@ struct Left {
     depth: usize,
 }
 
+/// Returns the port and the first folder for sockets that the configuration in `config_dir` says, for a server
+/// that does not run. What cannot be read says nothing.
+pub fn configured_listening(config_dir: &Path) -> (Option<u16>, Option<PathBuf>) {
+    let conf = OperatorsConf::read(config_dir);
+    conf.map_or((None, None), |conf| conf.listening())
+}
+
 /// The settings that an operator has written down, each with its last value.
 ///
 /// What `ALTER SYSTEM` has set is not among them: it wins over every file, ours too.
@@ -46,6 +53,19 @@ impl OperatorsConf {
         let text = content(&path)?;
         conf.take(&text, config_dir, &mut left);
         Ok(conf)
+    }
+
+    /// Returns the port and the first folder for sockets, where they are written down.
+    fn listening(&self) -> (Option<u16>, Option<PathBuf>) {
+        let folders = self.get("unix_socket_directories").unwrap_or_default();
+        let first = folders
+            .split(',')
+            .map(str::trim)
+            .find(|it| it.starts_with('/'));
+        (
+            self.get("port").and_then(|port| port.parse().ok()),
+            first.map(PathBuf::from),
+        )
     }
 
     /// Reads the settings of a text that includes nothing.

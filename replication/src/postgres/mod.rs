@@ -40,6 +40,7 @@ mod vouch;
 mod wal;
 
 pub use cluster::Cluster;
+pub use conf_file::configured_listening;
 pub use configuration::{CONFIGURATION_MESSAGE_BYTES_MAX, Configuration, ConfigurationError};
 pub use control_data::{ControlData, ParseControlDataError};
 pub use error::{PostgresError, VERSION_MIN};
