@@ -17,6 +17,7 @@ use super::error::{PostgresError, VERSION_MIN};
 use super::history::{Ended, History, parse_history};
 use super::requirements::{PRESENT_QUERY, Present};
 use super::settings::{self, Circumstances, Duty, Minimums};
+use super::wal;
 use crate::command::{Command, CommandError, OsUser};
 use crate::durable;
 use crate::event::Events;
@@ -227,6 +228,27 @@ impl Cluster {
             .join(format!("{timeline:08X}.history"));
         let content = self.read(&path)?;
         parse_history(&content).map_err(|source| PostgresError::History { path, source })
+    }
+
+    /// Returns the newest timeline that the log here has a segment of: what a standby that has followed a
+    /// promotion is on, which its control file tells only after a checkpoint.
+    pub fn newest_timeline(&self) -> u32 {
+        wal::newest_segment(self.log_files()).unwrap_or(0)
+    }
+
+    /// Returns the timeline that a promotion of this standby opens: the one after all that it has heard of.
+    pub fn next_timeline(&self) -> u32 {
+        let heard = wal::newest_history(self.log_files()).unwrap_or(0);
+        heard.max(self.newest_timeline()).saturating_add(1)
+    }
+
+    fn log_files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.data_dir.join("pg_wal"))
+            .into_iter()
+            .flatten();
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect()
     }
 
     /// Returns the history of a cluster whose server does not run and was shut down in peace, up to its

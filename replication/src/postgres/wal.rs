@@ -46,6 +46,21 @@ pub fn parse_segment(name: &str, segment_bytes: u64) -> Option<(u32, Lsn)> {
     Some((part(0)?, Lsn(number.checked_mul(segment_bytes)?)))
 }
 
+/// Returns the newest timeline of which the folder of a log has a segment.
+pub(super) fn newest_segment(names: impl IntoIterator<Item = String>) -> Option<u32> {
+    // How large they are does not matter to the timeline.
+    let timelines = names
+        .into_iter()
+        .filter_map(|name| Some(parse_segment(&name, 16 << 20)?.0));
+    timelines.max()
+}
+
+/// Returns the newest timeline of which the folder of a log has a history.
+pub(super) fn newest_history(names: impl IntoIterator<Item = String>) -> Option<u32> {
+    let timeline = |name: String| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok();
+    names.into_iter().filter_map(timeline).max()
+}
+
 impl History {
     /// Returns what this server has written from `at` on, where it was on `timeline`.
     pub fn beyond(&self, at: Lsn, timeline: u32) -> Vec<WalRange> {
@@ -85,6 +100,22 @@ mod tests {
             let expected = expected.map(|(timeline, at)| (timeline, Lsn(at)));
             assert_eq!(parse_segment(name, SEGMENT), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_newest_timeline_is_found_by_the_names_of_files() {
+        let names = || {
+            [
+                "000000010000000000000003",
+                "0000000A0000000000000003",
+                "00000010.history",
+                "archive_status",
+            ]
+            .map(str::to_owned)
+        };
+        assert_eq!(newest_segment(names()), Some(10));
+        assert_eq!(newest_history(names()), Some(16));
+        assert_eq!(newest_segment([]), None);
     }
 
     #[test]

@@ -246,7 +246,9 @@ impl PostgresReceiver {
         let identifier: String = row.get(0);
         let timeline = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
         // Without a stream the server tells of the one that it has received from only after a checkpoint.
-        let timeline = timeline.max(self.timeline.load(Ordering::Relaxed));
+        let timeline = timeline
+            .max(self.timeline.load(Ordering::Relaxed))
+            .max(self.cluster.newest_timeline());
         let ours = History {
             system_identifier: identifier.parse().unwrap_or(0),
             ended: self.cluster.ended_timelines(timeline)?,

@@ -49,8 +49,7 @@ impl PostgresReceiver {
         let was_in_recovery = is_in_recovery(&client).await?;
         if was_in_recovery {
             // Noted before it exists: a crash must not leave a timeline of which nobody knows who opened it.
-            let next = timeline(&client).await?.saturating_add(1);
-            note_origin(cluster, next, epoch)?;
+            note_origin(cluster, cluster.next_timeline(), epoch)?;
             cluster.promote().await?;
         }
         let limit = PROMOTE_PATIENCE;
@@ -95,21 +94,6 @@ fn note_origin(cluster: &Cluster, timeline: u32, epoch: &Epoch) -> Result<(), Po
     let mut origins = cluster.origins()?;
     origins.insert(timeline, epoch.clone());
     cluster.set_origins(&origins)
-}
-
-/// Returns the timeline that a standby's server is on.
-async fn timeline(client: &Client) -> Result<u32, PostgresError> {
-    let query = "SELECT greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
-         (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
-         (SELECT max(received_tli) FROM pg_stat_wal_receiver))";
-    let row = client
-        .query_one(query, &[])
-        .await
-        .map_err(|source| PostgresError::Query {
-            what: "tell its timeline",
-            source,
-        })?;
-    Ok(u32::try_from(row.get::<_, i32>(0)).unwrap_or(0))
 }
 
 /// Returns the timeline that a primary's server writes on.

@@ -1,5 +1,6 @@
 """What happens to a pair now and then, and how it ends."""
 
+import errno
 import os
 import random
 import signal
@@ -114,7 +115,12 @@ class DiskFull(Fault):
         self._fill = self.pair.standby.root / "fill"
         free = os.statvfs(self.pair.standby.root)
         with open(self._fill, "wb") as out:
-            os.posix_fallocate(out.fileno(), 0, max(1, (free.f_bavail - 1) * free.f_frsize))
+            try:
+                os.posix_fallocate(out.fileno(), 0, max(1, (free.f_bavail - 1) * free.f_frsize))
+            except OSError as error:
+                # Somebody else took the rest: it is full.
+                if error.errno != errno.ENOSPC:
+                    raise
 
     def heal(self) -> None:
         Path(self._fill).unlink(missing_ok=True)
