@@ -28,7 +28,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write_for(path, content, mode, None)
 }
 
-/// Replaces a file as [`write`] does, by one that belongs to `owner`; without one, to this process.
+/// Replaces a file as [`write()`] does, by one that belongs to `owner`; without one, to this process.
 ///
 /// It is given away before it has its name: whoever may write in the directory can put a link there, and
 /// nothing is ever given away through a name.
