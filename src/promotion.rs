@@ -163,15 +163,19 @@ pub(crate) async fn promote(
 /// Waits until every store has told where its copy is: a daemon that has just started may have to
 /// start Postgres first. A store that has none makes the plan say so.
 async fn wait_for_stores(node: &Arc<Node>) {
-    let Stage::Standby(run) = node.stage() else {
+    if !matches!(node.role(), Role::Standby { .. }) {
         return;
+    }
+    let have_told = || match node.stage() {
+        Stage::Standby(run) => {
+            let mut receivers = run.receivers.iter();
+            receivers.all(|receiver| receiver.received().applied.is_some())
+        }
+        // Just being opened.
+        Stage::Idle | Stage::Primary(_) => false,
     };
     let told = async {
-        while run
-            .receivers
-            .iter()
-            .any(|receiver| receiver.received().applied.is_none())
-        {
+        while !have_told() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -249,7 +249,7 @@ pub fn plan(seen: &Observation) -> Plan {
         loss: seen
             .stores
             .iter()
-            .filter_map(loss)
+            .filter_map(|store| loss(store, seen.role.name()))
             .map(|loss| match &seen.primary {
                 Some((node, Err(_))) => loss.uncertain(node),
                 Some((_, Ok(()))) | None => loss,
@@ -318,8 +318,18 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
     })
 }
 
-fn loss(store: &StoreSeen) -> Option<Loss> {
-    let lag = store.lag.as_ref()?;
+fn loss(store: &StoreSeen, role: RoleName) -> Option<Loss> {
+    let Some(lag) = &store.lag else {
+        let unknown = "where its copy was is not known".to_owned();
+        return (role == RoleName::Standby).then(|| Loss {
+            id: store.id.clone(),
+            unit: store.id.kind.unit().to_owned(),
+            amount: None,
+            amount_at_least: None,
+            seconds: None,
+            unknown: Some(unknown),
+        });
+    };
     // What is durable here will be applied before the store is taken over, so it is not lost.
     let at_least = match (lag.current, lag.flushed) {
         (Some(current), Some(flushed)) => Some(current.ahead_of(flushed)),
@@ -459,6 +469,15 @@ mod tests {
             lag.flushed = None;
         })];
         assert_eq!(plan(&seen).unmet.len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_store_is_not_called_nothing() {
+        let mut seen = standby();
+        seen.is_forced = true;
+        seen.stores[0].lag = None;
+        let [loss] = plan(&seen).loss.try_into().unwrap();
+        assert_eq!((loss.amount, loss.unknown.is_some()), (None, true));
     }
 
     #[test]
