@@ -33,28 +33,41 @@ impl Promote {
             planned: false,
         };
         let outcome: Outcome = crate::admin::ask(&socket, Method::POST, "/promote", &order).await?;
-        let refusal = match &outcome {
-            Outcome::Plan(plan) if !plan.unmet.is_empty() => {
-                Err(Failure::refused("this node cannot be promoted now"))
-            }
-            Outcome::Plan(_) | Outcome::AlreadyPrimary(_) | Outcome::Promoted(_) => Ok(()),
-        };
-        if self.json {
-            print_json(&outcome)?;
-            return refusal;
-        }
-        print(&match &outcome {
-            Outcome::Plan(plan) => plan_text(plan),
-            Outcome::AlreadyPrimary(epoch) => {
-                format!("This node is primary already, in epoch {epoch}.")
-            }
-            Outcome::Promoted(report) => report_text(report),
-        });
-        refusal
+        show(
+            &outcome,
+            self.json,
+            "this node cannot be promoted now",
+            "This node",
+        )
     }
 }
 
-pub(crate) fn plan_text(plan: &Plan) -> String {
+/// Prints how a promotion or a switchover ended; fails with `refused` for a plan that could not be carried
+/// out. `who` is the node that would be primary.
+pub(crate) fn show(
+    outcome: &Outcome,
+    is_json: bool,
+    refused: &str,
+    who: &str,
+) -> Result<(), Failure> {
+    if is_json {
+        print_json(outcome)?;
+    } else {
+        print(&match outcome {
+            Outcome::Plan(plan) => plan_text(plan),
+            Outcome::AlreadyPrimary(epoch) => {
+                format!("{who} is primary already, in epoch {epoch}.")
+            }
+            Outcome::Promoted(report) => report_text(report),
+        });
+    }
+    match outcome {
+        Outcome::Plan(plan) if !plan.unmet.is_empty() => Err(Failure::refused(refused)),
+        Outcome::Plan(_) | Outcome::AlreadyPrimary(_) | Outcome::Promoted(_) => Ok(()),
+    }
+}
+
+fn plan_text(plan: &Plan) -> String {
     let mut text = String::new();
     for condition in &plan.unmet {
         let force = if condition.can_be_forced {
@@ -81,7 +94,7 @@ pub(crate) fn plan_text(plan: &Plan) -> String {
     text + &loss_text("would be lost", &plan.loss, plan.cut)
 }
 
-pub(crate) fn report_text(report: &Report) -> String {
+fn report_text(report: &Report) -> String {
     let mut text = format!(
         "Node {} is primary in epoch {}, after {:.2} s.\n",
         report.node, report.epoch, report.seconds

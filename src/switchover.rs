@@ -16,9 +16,8 @@ use understudy_replication::store::Stopper;
 use crate::Place;
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
-use crate::output::{print, print_json};
 use crate::progress::Sender;
-use crate::promote::{plan_text, report_text};
+use crate::promote::show;
 use crate::promotion::{self, Outcome};
 use crate::serve::load_local;
 
@@ -52,24 +51,12 @@ impl Switchover {
         };
         let outcome: Outcome =
             crate::admin::ask(&socket, Method::POST, "/switchover", &order).await?;
-        let refusal = match &outcome {
-            Outcome::Plan(plan) if !plan.unmet.is_empty() => {
-                Err(Failure::refused("the roles cannot be swapped now"))
-            }
-            Outcome::Plan(_) | Outcome::AlreadyPrimary(_) | Outcome::Promoted(_) => Ok(()),
-        };
-        if self.json {
-            print_json(&outcome)?;
-            return refusal;
-        }
-        print(&match &outcome {
-            Outcome::Plan(plan) => plan_text(plan),
-            Outcome::AlreadyPrimary(epoch) => {
-                format!("That node is primary already, in epoch {epoch}.")
-            }
-            Outcome::Promoted(report) => report_text(report),
-        });
-        refusal
+        show(
+            &outcome,
+            self.json,
+            "the roles cannot be swapped now",
+            "That node",
+        )
     }
 }
 
