@@ -1,0 +1,17 @@
+//! The key-value store: what both roles share of it.
+//!
+//! ```text
+//! client ──RESP──▶ server ──▶ command ──▶ Space (visible Table + Draft of what waits)
+//!                                              │ operations
+//!                                              ▼
+//!                             entry ─▶ Log (durable)  ∥  followers (durable there)
+//!                                              │ by the rules of `protocol`
+//!                                              ▼
+//!                                       committed: applied to the Table, acknowledged
+//! ```
+//! The log of entries is the truth; a snapshot of the table at a point of it lets its older part go. The
+//! [`table::Table`] is what they build, and holds committed operations only, on either side.
+
+pub mod keyspace;
+pub mod operation;
+pub mod point;
