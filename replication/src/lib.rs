@@ -9,7 +9,7 @@
 //!            Shipper, Receiver            store (what a store offers its role)
 //!            Log, Table                   log, table (durable forms)
 //! tells      Status, Events, Checked      status, event, check
-//! per store  files, postgres, settings    the model that both sides share
+//! per store  files, kv, postgres, settings the model that both sides share
 //! ```
 //! Read first: [`epoch::Epoch`], [`mark::Marks`], [`store::Shipper`] and [`store::Receiver`].
 
@@ -34,6 +34,8 @@ pub mod trust;
 pub mod wall_time;
 
 pub mod files;
+
+pub mod kv;
 pub mod log;
 pub mod postgres;
 pub mod settings;
