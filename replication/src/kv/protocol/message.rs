@@ -71,6 +71,7 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// The newest point that both logs share; the stream begins behind it.
     pub from: Point,
-    /// The end of the leader's log: of what it has handed to its links, durable or not.
+    /// The end of the leader's log, for the lag. Nothing is decided by it: a surplus of the follower's parts from
+    /// the leader's log at the opening of its run at the latest, and is cut there.
     pub end: Position,
 }

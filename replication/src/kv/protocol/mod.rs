@@ -18,14 +18,16 @@
 //! [`Follower`], [`meet`]; for promotions [`survey`]. The rules and their reasons:
 //! `docs/decisions/0015-a-primary-opens-each-run-with-an-entry.md`.
 
+mod durability;
 mod follower;
 mod leader;
 mod meeting;
 mod message;
 mod survey;
 
+pub use durability::{Durability, LeaderAction, Mode, Policy, Start};
 pub use follower::{Follower, FollowerAction, Kept};
-pub use leader::{Durability, FollowerSeen, Leader, LeaderAction, Mode, Policy, Start};
+pub use leader::{FollowerSeen, Leader};
 pub use meeting::{MEETING_POINTS_MAX, Meeting, Sketch, SketchError, meet};
 pub use message::{Attempt, EntryHead, Session, Welcome};
 pub use survey::{Outlook, Tail, survey};
