@@ -360,16 +360,18 @@ fn a_single_node_may_say_how_many_standbys_it_will_have() {
 
 /// Loads a node whose `understudy.toml` has `kv` in its `[kv]`.
 fn loaded_with_kv(kv: &str, node: &str) -> Local {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory");
     let [cluster_file, node_file] =
         ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
     std::fs::write(
         &cluster_file,
         SAMPLE.replace("[kv]\n", &format!("[kv]\n{kv}")),
     )
-    .unwrap();
-    std::fs::write(&node_file, format!("name = \"a\"\n{node}")).unwrap();
-    load(&cluster_file, &node_file).unwrap().local
+    .expect("it is written");
+    std::fs::write(&node_file, format!("name = \"a\"\n{node}")).expect("it is written");
+    load(&cluster_file, &node_file)
+        .expect("both are valid")
+        .local
 }
 
 #[test]
