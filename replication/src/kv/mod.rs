@@ -14,3 +14,4 @@
 
 pub mod operation;
 pub mod point;
+pub mod salvage;
