@@ -15,3 +15,4 @@
 pub mod operation;
 pub mod point;
 pub mod salvage;
+pub mod shown;

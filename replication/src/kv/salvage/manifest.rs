@@ -124,13 +124,16 @@ impl Serialize for Acknowledged {
 
 impl<'de> Deserialize<'de> for Acknowledged {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::Bool(true) => Ok(Self::Yes),
-            serde_json::Value::Bool(false) => Ok(Self::No),
-            serde_json::Value::String(word) if word == "unknown" => Ok(Self::Unknown),
-            other => Err(serde::de::Error::custom(format!(
-                "{other} is not true, false or \"unknown\""
-            ))),
+        let written = serde_json::Value::deserialize(deserializer)?;
+        if written == true {
+            Ok(Self::Yes)
+        } else if written == false {
+            Ok(Self::No)
+        } else if written == "unknown" {
+            Ok(Self::Unknown)
+        } else {
+            let reason = format!("{written} is not true, false or \"unknown\"");
+            Err(serde::de::Error::custom(reason))
         }
     }
 }

@@ -9,12 +9,14 @@
 
 mod bundle;
 mod manifest;
+mod wish;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use bundle::{Bundle, Entries, Listed, list, write};
 pub use manifest::{Acknowledged, Manifest, Place, SALVAGE_VERSION, Superseded};
+pub use wish::{Part, Wish, Wishes};
 
 use crate::log::LOG_PAYLOAD_BYTES_MAX;
 
