@@ -12,7 +12,11 @@
 //! The log of entries is the truth; a snapshot of the table at a point of it lets its older part go. The
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
+pub mod draft;
+pub mod keyspace;
 pub mod operation;
 pub mod point;
 pub mod salvage;
 pub mod shown;
+pub mod space;
+pub mod table;
