@@ -152,7 +152,12 @@ mod tests {
 
     #[test]
     fn the_word_for_every_kind_is_a_valid_name() {
-        for kind in [StoreKind::Postgres, StoreKind::Files, StoreKind::Settings] {
+        for kind in [
+            StoreKind::Postgres,
+            StoreKind::Files,
+            StoreKind::Kv,
+            StoreKind::Settings,
+        ] {
             assert_eq!(name_of(kind).as_str(), kind.as_str());
         }
     }

@@ -21,6 +21,8 @@ mod points;
 pub mod protocol;
 pub mod slot;
 pub mod snapshot;
+pub mod salvage;
+pub mod shown;
 pub mod space;
 pub mod storage;
 pub mod table;
