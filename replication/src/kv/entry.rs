@@ -21,7 +21,9 @@ const VERSION: u8 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
     /// It is of a version that this program does not know.
-    #[error("an entry of version {version}, where this program knows {VERSION}; run the same version on all nodes")]
+    #[error(
+        "an entry of version {version}, where this program knows {VERSION}; run the same version on all nodes"
+    )]
     Version {
         /// Its version.
         version: u8,
@@ -270,13 +272,19 @@ mod tests {
         let mut other = made.payload().to_vec();
         other[0] = 9;
         let error = Entry::decode(other.into()).unwrap_err();
-        assert!(matches!(error, EntryError::Version { version: 9 }), "{error}");
+        assert!(
+            matches!(error, EntryError::Version { version: 9 }),
+            "{error}"
+        );
         let mut head = made.head.clone();
         head.end = Position(2);
         let mut payload = postcard::to_extend(&head, vec![VERSION]).unwrap();
         payload.extend_from_slice(&made.payload()[made.operations_at..]);
         let error = Entry::decode(payload.into()).unwrap().operations();
-        assert!(matches!(error, Err(EntryError::Miscounted { .. })), "{error:?}");
+        assert!(
+            matches!(error, Err(EntryError::Miscounted { .. })),
+            "{error:?}"
+        );
     }
 
     proptest! {

@@ -17,7 +17,7 @@ const RECENT_MAX: usize = 512;
 
 /// The points of a log that are known.
 #[derive(Clone, Debug)]
-pub struct Points {
+pub(super) struct Points {
     marks: BTreeMap<Position, Point>,
     recent: VecDeque<Point>,
     tail: Point,
@@ -25,7 +25,7 @@ pub struct Points {
 
 impl Points {
     /// Returns those of a log that begins, and ends, at `first`.
-    pub fn new(first: Point) -> Self {
+    pub(super) fn new(first: Point) -> Self {
         Self {
             marks: BTreeMap::from([(first.position, first.clone())]),
             recent: VecDeque::new(),
@@ -34,12 +34,12 @@ impl Points {
     }
 
     /// Returns the point at the end.
-    pub fn tail(&self) -> &Point {
+    pub(super) fn tail(&self) -> &Point {
         &self.tail
     }
 
     /// Notes the point behind one more entry.
-    pub fn push(&mut self, point: Point) {
+    pub(super) fn push(&mut self, point: Point) {
         if point.position.0 / DISTANCE > self.tail.position.0 / DISTANCE {
             self.marks.insert(point.position, point.clone());
         }
@@ -51,25 +51,25 @@ impl Points {
     }
 
     /// Forgets what lies behind `to`, which is a point of the log.
-    pub fn truncate(&mut self, to: Point) {
+    pub(super) fn truncate(&mut self, to: Point) {
         self.marks.retain(|position, _| *position <= to.position);
         self.recent.retain(|point| point.position <= to.position);
         self.tail = to;
     }
 
     /// Forgets what lies before `first`, where the log begins now.
-    pub fn release(&mut self, first: Position) {
+    pub(super) fn release(&mut self, first: Position) {
         self.marks.retain(|position, _| *position >= first);
         self.recent.retain(|point| point.position >= first);
     }
 
     /// Returns the digest of the entry that ends at `position`, if that is known.
-    pub fn digest_at(&self, position: Position) -> Option<EntryDigest> {
+    pub(super) fn digest_at(&self, position: Position) -> Option<EntryDigest> {
         self.at(position).map(|point| point.digest)
     }
 
     /// Returns the point at `position`, if it is known.
-    pub fn at(&self, position: Position) -> Option<&Point> {
+    pub(super) fn at(&self, position: Position) -> Option<&Point> {
         if self.tail.position == position {
             return Some(&self.tail);
         }
@@ -83,9 +83,11 @@ impl Points {
     }
 
     /// Returns the oldest point that is known and not before `position`.
-    pub fn at_or_after(&self, position: Position) -> Option<&Point> {
+    pub(super) fn at_or_after(&self, position: Position) -> Option<&Point> {
         let mark = self.marks.range(position..).next().map(|mark| mark.1);
-        let before = self.recent.partition_point(|point| point.position < position);
+        let before = self
+            .recent
+            .partition_point(|point| point.position < position);
         let recent = self.recent.get(before);
         let tail = Some(&self.tail).filter(|tail| tail.position >= position);
         [mark, recent, tail]
@@ -95,7 +97,7 @@ impl Points {
     }
 
     /// Returns the newest point that is known and not behind `position`.
-    pub fn at_or_before(&self, position: Position) -> Option<&Point> {
+    pub(super) fn at_or_before(&self, position: Position) -> Option<&Point> {
         if self.tail.position <= position {
             return Some(&self.tail);
         }

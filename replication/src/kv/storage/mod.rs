@@ -17,6 +17,7 @@ mod error;
 mod open;
 mod snapshots;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -136,6 +137,20 @@ impl Storage {
         self.view.bytes()
     }
 
+    /// Returns the figures that both roles tell of it, by their names in metrics.
+    pub fn gauges(&self) -> BTreeMap<String, u64> {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let log_bytes = self.log_bytes();
+        let visible = self.visible();
+        let table = &visible.table;
+        BTreeMap::from([
+            ("keys".to_owned(), count(table.len())),
+            ("table_bytes".to_owned(), count(table.bytes())),
+            ("live_bytes".to_owned(), count(table.live_bytes())),
+            ("log_bytes".to_owned(), log_bytes),
+        ])
+    }
+
     /// Returns up to which position the copy is not yet whole: a snapshot was taken, and the log does not
     /// reach its end yet. Until then the table is none that ever was.
     pub fn whole_from(&self) -> Option<Position> {
@@ -144,13 +159,22 @@ impl Storage {
         (position < end).then_some(end)
     }
 
+    /// Returns the oldest position that the table can be taken back to.
+    pub fn base(&self) -> Position {
+        let kept = self.chain().kept.as_ref().map(|kept| kept.end);
+        kept.unwrap_or_default()
+    }
+
     /// Returns points of the log for the peer to find one that both share: none that is older than the end of
     /// the snapshot, since the table could not be taken back to it.
     pub fn sketch(&self) -> Sketch {
         let chain = self.chain();
         let points = &chain.points;
         let (first, _) = self.view.bounds();
-        let base = chain.kept.as_ref().map_or(first, |kept| kept.end.max(first));
+        let base = chain
+            .kept
+            .as_ref()
+            .map_or(first, |kept| kept.end.max(first));
         let base = base.min(points.tail().position);
         // Where nothing is known of the very place, the next point behind it is as good.
         let oldest = points.at_or_after(base).unwrap_or(points.tail());

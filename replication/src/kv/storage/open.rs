@@ -13,7 +13,9 @@ use super::super::point::{EntryDigest, Point};
 use super::super::points::Points;
 use super::super::snapshot::{End, Part, SnapshotReader};
 use super::super::table::Table;
-use super::{Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, Storage, StorageError, Visible};
+use super::{
+    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, Storage, StorageError, Visible,
+};
 
 /// What was found at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -183,7 +185,11 @@ impl Storage {
 
     /// Finds in which run the last entry was made, after some were cut off.
     fn find_run(&self, first: Position, to: &Point) -> Result<(), StorageError> {
-        let mark = self.chain().points.at_or_before(Position(to.position.0.saturating_sub(1))).cloned();
+        let mark = self
+            .chain()
+            .points
+            .at_or_before(Position(to.position.0.saturating_sub(1)))
+            .cloned();
         let from = mark.map_or(first, |mark| mark.position.max(first));
         let mut reader = self.reader(from)?;
         while let Some(entry) = reader.next()? {
@@ -227,7 +233,9 @@ pub(super) fn load(reader: &mut SnapshotReader, table: &mut Table) -> Result<End
     loop {
         match reader.part()? {
             Part::Operations(operations) => {
-                operations.iter().for_each(|operation| table.apply(operation));
+                operations
+                    .iter()
+                    .for_each(|operation| table.apply(operation));
             }
             Part::End(end) => return Ok(end),
             // A second beginning changes nothing.
@@ -298,13 +306,19 @@ fn replay(
         Points::new(Point {
             position: first,
             epoch: None,
-            digest: if first == start.position { start.digest } else { EntryDigest::NONE },
+            digest: if first == start.position {
+                start.digest
+            } else {
+                EntryDigest::NONE
+            },
         })
     }))
 }
 
 fn apply(table: &mut Table, entry: &Entry) -> Result<(), StorageError> {
     let operations = entry.operations().map_err(super::of(entry.head.start))?;
-    operations.iter().for_each(|operation| table.apply(operation));
+    operations
+        .iter()
+        .for_each(|operation| table.apply(operation));
     Ok(())
 }

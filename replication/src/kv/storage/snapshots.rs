@@ -55,7 +55,10 @@ impl Storage {
         if walk.is_over {
             return None;
         }
-        let (operations, next) = self.visible().table.walk(walk.at.as_ref(), SNAPSHOT_PART_BYTES);
+        let (operations, next) = self
+            .visible()
+            .table
+            .walk(walk.at.as_ref(), SNAPSHOT_PART_BYTES);
         walk.is_over = next.is_none();
         walk.at = next;
         Some(operations)
@@ -147,7 +150,8 @@ impl Storage {
         let mut visible = self.visible.write().unwrap_or_else(PoisonError::into_inner);
         let mut chain = self.chain();
         let place = self.folder.join("snapshot");
-        let renamed = std::fs::rename(&path, &place).and_then(|()| durable::sync_directory_of(&place));
+        let renamed =
+            std::fs::rename(&path, &place).and_then(|()| durable::sync_directory_of(&place));
         renamed.map_err(|source| LogError::File {
             action: "rename",
             path,
