@@ -221,7 +221,7 @@ impl Following<'_> {
         }
         let mut session = Session::new(welcome);
         session.act(self, duplex, actions)?;
-        while !self.is_there(welcome) {
+        while !self.is_there(welcome)? {
             let Some(frame) = self.next(duplex, SILENCE_MAX)? else {
                 return Ok(());
             };
@@ -234,13 +234,15 @@ impl Following<'_> {
     }
 
     /// Returns whether what was to be reached is.
-    fn is_there(&self, welcome: &Welcome) -> bool {
+    fn is_there(&self, welcome: &Welcome) -> Result<bool, KvError> {
         let goal = self.goal.unwrap_or(welcome.end);
         let verified = self.follower.verified();
-        self.until == Until::CaughtUp
-            && verified.is_some_and(|point| point.position >= goal)
-            && self.storage.bounds().1 >= goal
-            && self.storage.whole_from().is_none()
+        let is_reached =
+            verified.is_some_and(|point| point.position >= goal) && self.storage.bounds().1 >= goal;
+        if is_reached {
+            self.storage.seeded()?;
+        }
+        Ok(self.until == Until::CaughtUp && is_reached && self.storage.whole_from().is_none())
     }
 
     /// Takes the table; returns whether it came whole.

@@ -14,7 +14,7 @@ use super::super::points::Points;
 use super::super::snapshot::{End, Part, SnapshotReader};
 use super::super::table::Table;
 use super::{
-    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, Storage, StorageError, Visible,
+    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, Storage, StorageError, UNSEEDED, Visible,
 };
 
 /// What was found at the start.
@@ -76,6 +76,7 @@ impl Storage {
     /// When a file cannot be read or written, is damaged, or does not belong to the others.
     pub fn open(folder: &Path) -> Result<(Self, Opened), StorageError> {
         let log_folder = folder.join("log");
+        let is_unseeded = folder.join(UNSEEDED).exists();
         durable::create_directory(folder, 0o700).map_err(|source| LogError::File {
             action: "create",
             path: folder.to_owned(),
@@ -149,6 +150,7 @@ impl Storage {
                 log,
                 points,
                 kept,
+                is_unseeded,
             }),
             view,
             snapshot: Mutex::new(()),
@@ -224,7 +226,7 @@ impl Storage {
 }
 
 /// Opens the log, of which nothing goes by itself: what the snapshot needs stays, whatever its size.
-fn open_log(folder: &Path, first: Position) -> Result<Log, LogError> {
+pub(super) fn open_log(folder: &Path, first: Position) -> Result<Log, LogError> {
     Log::open_bounded(folder, LOG_NAME, first, SEGMENT_BYTES_MAX, u64::MAX)
 }
 
