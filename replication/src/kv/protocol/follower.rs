@@ -103,7 +103,7 @@ impl Follower {
     ///
     /// The rim has recorded the epoch, durably, before. An answer that is not accepted changes nothing.
     pub fn welcomed(&mut self, welcome: &Welcome, own: Option<EntryDigest>) -> Vec<FollowerAction> {
-        let is_known = |it: &Stream| it.epoch == welcome.epoch && it.session >= welcome.session;
+        let is_known = |it: &Stream| it.session == welcome.session;
         if !self.accepts(welcome.attempt, &welcome.epoch)
             || self.stream.as_ref().is_some_and(is_known)
         {
