@@ -26,7 +26,7 @@ use crate::world::World;
 const SCHEDULES: u64 = 20_000;
 
 /// Within how many schedules a broken rule has to be caught.
-const CAUGHT_WITHIN: u64 = 20_000;
+const CAUGHT_WITHIN: u64 = 200_000;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     let text = std::env::var(name).ok();

@@ -22,6 +22,10 @@ impl World {
                 self.start(node);
             }
         }
+        // Links that have lost something are no links.
+        for node in 0..self.nodes.len() {
+            self.connect(node);
+        }
         let mut is_written = false;
         for round in 0..ROUNDS_MAX {
             self.mend_round(round);

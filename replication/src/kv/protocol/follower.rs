@@ -154,6 +154,11 @@ impl Follower {
             actions.push(FollowerAction::Have);
         } else {
             if self.tail > head.start {
+                // A snapshot of the own table may have been taken since the sketch.
+                if stream.verified.position < self.base {
+                    self.stream = None;
+                    return vec![FollowerAction::NeedSnapshot];
+                }
                 let to = stream.verified.clone();
                 self.tail = to.position;
                 self.durable = self.durable.min(to.position);
