@@ -13,7 +13,10 @@
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
 pub mod draft;
+pub mod glob;
 pub mod keyspace;
+#[doc(hidden)]
+pub mod memory;
 pub mod operation;
 pub mod point;
 pub mod salvage;
