@@ -13,13 +13,20 @@
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
 pub mod draft;
+pub mod entry;
 pub mod glob;
 pub mod keyspace;
 #[doc(hidden)]
 pub mod memory;
 pub mod operation;
 pub mod point;
+mod points;
+pub mod protocol;
 pub mod salvage;
 pub mod shown;
+pub mod slot;
+pub mod snapshot;
 pub mod space;
+pub mod storage;
 pub mod table;
+pub mod wire;

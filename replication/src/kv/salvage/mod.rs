@@ -20,7 +20,7 @@ pub use bundle::{Bundle, Entries, Listed, list, write};
 pub use manifest::{Acknowledged, Manifest, Place, SALVAGE_VERSION, Superseded};
 pub use replay::{CONFLICTS_LISTED_MAX, Conflict, Replayed, Verdict, apply, judge};
 pub use run::{
-    Decode, ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show,
+    ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show,
 };
 pub use wish::{Part, Wish, Wishes};
 

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::replay::{Replayed, Verdict, apply, judge};
 use super::wish::{Part, Wish, Wishes};
 use super::{Bundle, Manifest, SalvageError};
+use crate::kv::entry::{Entry, EntryError};
 use crate::kv::keyspace::{Keyspace, Refusal};
-use crate::kv::operation::Operation;
 use crate::kv::shown::{Content, Field, Shown};
 use crate::kv::space::SpaceError;
 use crate::store::{Progress, Unit};
@@ -27,9 +27,6 @@ const VALUE_SHOWN_BYTES_MAX: usize = 256;
 /// Of all that is shown so much at most, in bytes.
 const SHOWN_BYTES_MAX: usize = 2 << 20;
 
-/// Reads the operations of an entry.
-pub type Decode = fn(Bytes) -> Result<Vec<Operation>, Box<dyn std::error::Error + Send + Sync>>;
-
 /// Why a bundle is not shown or replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
@@ -44,7 +41,7 @@ pub enum ReplayError {
         /// Which entry, from 1.
         number: u64,
         /// What happened.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: EntryError,
     },
     /// The store refuses now.
     #[error("the store does not take it now, after {} of its keys: {refusal}", done.keys)]
@@ -146,12 +143,11 @@ pub enum ShownWished {
 pub async fn show(
     keyspace: &dyn Keyspace,
     bundle: &Arc<Bundle>,
-    decode: Decode,
     limit: usize,
 ) -> Result<ShownBundle, ReplayError> {
     let (mut would, mut shown, mut bytes) = (Replayed::default(), Vec::new(), 0_usize);
     for part in parts(&bundle.manifest) {
-        let wishes = wishes(bundle.clone(), decode, part).await?;
+        let wishes = wishes(bundle.clone(), part).await?;
         would.has_clear |= wishes.has_clear;
         let all: Vec<_> = wishes.keys.into_iter().collect();
         for keys in all.chunks(KEYS_AT_ONCE) {
@@ -197,7 +193,6 @@ pub async fn show(
 pub async fn replay(
     keyspace: &dyn Keyspace,
     bundle: &Arc<Bundle>,
-    decode: Decode,
     order: ReplayOrder,
     progress: &dyn Progress,
 ) -> Result<Replayed, ReplayError> {
@@ -205,7 +200,7 @@ pub async fn replay(
     let what = format!("replaying {}", bundle.name);
     progress.start(&what, None, Unit::Items);
     for part in parts(&bundle.manifest) {
-        let wishes = wishes(bundle.clone(), decode, part).await?;
+        let wishes = wishes(bundle.clone(), part).await?;
         done.has_clear |= wishes.has_clear;
         let all: Vec<_> = wishes.keys.into_iter().collect();
         for keys in all.chunks(KEYS_AT_ONCE) {
@@ -275,11 +270,13 @@ fn parts(manifest: &Manifest) -> impl Iterator<Item = Part> + use<> {
     (0..of).map(move |index| Part { index, of })
 }
 
-async fn wishes(bundle: Arc<Bundle>, decode: Decode, part: Part) -> Result<Wishes, ReplayError> {
+async fn wishes(bundle: Arc<Bundle>, part: Part) -> Result<Wishes, ReplayError> {
     tokio::task::spawn_blocking(move || {
         let mut wishes = Wishes::default();
         for (entry, number) in bundle.entries()?.zip(1_u64..) {
-            let operations = decode(entry?).map_err(|source| ReplayError::Entry {
+            let entry = entry?;
+            let read = Entry::decode(entry).and_then(|entry| entry.operations());
+            let operations = read.map_err(|source| ReplayError::Entry {
                 bundle: bundle.name.clone(),
                 number,
                 source,
