@@ -14,6 +14,7 @@ use understudy_primary::settings::SettingsShipper;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
+use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::{Evidence, Now, lag, silence};
 use understudy_replication::link::StandbyReport;
 use understudy_replication::mark::{MARK_INTERVAL, MARK_SILENCE_MAX, Mark, Marks};
@@ -37,6 +38,7 @@ pub(crate) struct PrimaryRun {
     pub(crate) epoch: Epoch,
     pub(crate) shippers: Vec<Arc<dyn Shipper>>,
     pub(crate) settings: Option<Arc<SettingsShipper>>,
+    pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
@@ -76,6 +78,7 @@ impl PrimaryRun {
             epoch,
             shippers: shippers.all,
             settings: shippers.settings,
+            keyspace: shippers.keyspace,
             marks: Mutex::new(Marks::default()),
             newest: watch::Sender::new(None),
             reports: Mutex::new(BTreeMap::new()),

@@ -49,7 +49,9 @@ pub enum KvError {
         epoch: understudy_replication::epoch::Epoch,
     },
     /// A link of another version.
-    #[error("the standby's link is of version {version}; run the same version of understudy on both")]
+    #[error(
+        "the standby's link is of version {version}; run the same version of understudy on both"
+    )]
     Version {
         /// Its version.
         version: u32,

@@ -38,7 +38,7 @@ impl Shared {
             .or_else(|| (!has_room).then_some(Refusal::Busy))
     }
 
-    fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
+    pub(super) fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
         let mut guard = self.core();
         let Some(core) = guard.as_mut() else {
             return Err(self.refuses_read().unwrap_or(Refusal::Loading));

@@ -105,7 +105,11 @@ async fn serve(
         )
     };
     let from = match meeting {
-        Meeting::Stream { from } => from,
+        Meeting::Stream { from } if !hello.wants_snapshot => from,
+        Meeting::Stream { from } => {
+            drop(pin);
+            return send_snapshot(shared, Some(from), outgoing).await;
+        }
         Meeting::Snapshot { shared: point } => {
             drop(pin);
             return send_snapshot(shared, point, outgoing).await;
@@ -257,7 +261,11 @@ fn add(outgoing: &mut FramesOut, session: Session, committed: Position, entries:
     let head = wire::entries_head(session, committed);
     let lengths: Vec<[u8; 4]> = entries
         .iter()
-        .map(|entry| u32::try_from(entry.payload().len()).unwrap_or(u32::MAX).to_le_bytes())
+        .map(|entry| {
+            u32::try_from(entry.payload().len())
+                .unwrap_or(u32::MAX)
+                .to_le_bytes()
+        })
         .collect();
     let mut parts: Vec<&[u8]> = Vec::with_capacity(1 + 2 * entries.len());
     parts.push(&head);
@@ -316,7 +324,10 @@ async fn send_snapshot(
     let begin = storage.begin_snapshot();
     // What the log holds from there on makes it whole.
     let _pin = shared.pin(begin.start.position);
-    tracing::info!(keys = begin.keys, "a standby takes a snapshot of the key-value store");
+    tracing::info!(
+        keys = begin.keys,
+        "a standby takes a snapshot of the key-value store"
+    );
     let says = LeaderSays::Snapshot {
         begin,
         shared: point,
@@ -324,7 +335,9 @@ async fn send_snapshot(
     outgoing.add(&[&wire::encode(&says)?]);
     let mut walk = Walk::default();
     while let Some(operations) = storage.walk(&mut walk) {
-        outgoing.add(&[&wire::encode(&LeaderSays::Part(Part::Operations(operations)))?]);
+        outgoing.add(&[&wire::encode(&LeaderSays::Part(Part::Operations(
+            operations,
+        )))?]);
         outgoing.flush(SEND_PATIENCE).await?;
     }
     let end = Part::End(storage.end_snapshot());

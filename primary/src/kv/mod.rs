@@ -143,7 +143,11 @@ impl Shared {
                 State::Fenced | State::Closed | State::Failed(_) => true,
                 State::Opening | State::Open | State::Refusing => false,
             };
-            let state = if is_final { settled.state.clone() } else { state };
+            let state = if is_final {
+                settled.state.clone()
+            } else {
+                state
+            };
             let is_news = settled.position != position || settled.state != state;
             *settled = Settled { position, state };
             is_news
@@ -429,7 +433,11 @@ struct Pin {
 impl Pin {
     /// Lets the log go before `position`.
     fn move_to(&self, position: Position) {
-        let mut pins = self.shared.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self
+            .shared
+            .pins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for (number, pinned) in pins.iter_mut() {
             if *number == self.number {
                 *pinned = position;
@@ -440,7 +448,11 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut pins = self.shared.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self
+            .shared
+            .pins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         pins.retain(|(number, _)| *number != self.number);
     }
 }

@@ -1,6 +1,5 @@
 //! What goes on beside the clients and the links: time passes, keys expire, snapshots let the log go.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -50,7 +49,9 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &Stop) -> Result<(), KvError
         }
         pass(shared)?;
         ticks = ticks.wrapping_add(1);
-        let is_free = snapshot.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
+        let is_free = snapshot
+            .as_ref()
+            .is_none_or(tokio::task::JoinHandle::is_finished);
         if ticks.is_multiple_of(TICKS_PER_LOOK) && is_free {
             snapshot = shared.storage().map(|storage| {
                 let shared = shared.clone();
@@ -90,13 +91,17 @@ fn expire(shared: &Shared) {
     let Some(storage) = shared.storage() else {
         return;
     };
-    let due = storage.visible().table.due(WallTime::now(), EXPIRED_AT_ONCE);
+    let due = storage
+        .visible()
+        .table
+        .due(WallTime::now(), EXPIRED_AT_ONCE);
     if due.is_empty() {
         return;
     }
     let purged = shared.write(&mut |space| {
         for key in &due {
-            space.purge(key);
+            // A key that was changed since has not expired any more.
+            let _purged = space.purge(key).is_ok();
             space.end_atom();
         }
     });
@@ -111,7 +116,10 @@ fn tidy(shared: &Shared, storage: &Storage) {
         && let Err(error) = storage.make_snapshot()
     {
         let error = understudy_replication::error_chain(&error);
-        tracing::warn!(error, "no snapshot of the key-value store could be made; its log grows");
+        tracing::warn!(
+            error,
+            "no snapshot of the key-value store could be made; its log grows"
+        );
         return;
     }
     let needed = needed(shared);
@@ -167,7 +175,7 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
         }),
         Promise::Async | Promise::Standalone => None,
     };
-    let mut gauges = table_gauges(&storage);
+    let mut gauges = storage.gauges();
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     gauges.extend([
         (AT_RISK_OPERATIONS.to_owned(), at_risk),
@@ -202,17 +210,4 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
         gauges,
         durability,
     }
-}
-
-/// Returns the figures that both roles tell.
-pub fn table_gauges(storage: &Storage) -> BTreeMap<String, u64> {
-    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-    let visible = storage.visible();
-    let table = &visible.table;
-    BTreeMap::from([
-        ("keys".to_owned(), count(table.len())),
-        ("table_bytes".to_owned(), count(table.bytes())),
-        ("live_bytes".to_owned(), count(table.live_bytes())),
-        ("log_bytes".to_owned(), storage.log_bytes()),
-    ])
 }

@@ -33,6 +33,8 @@ pub struct Hello {
     pub promised: Epoch,
     /// Its log.
     pub sketch: Sketch,
+    /// It cannot go back to what both share, and needs the table in any case.
+    pub wants_snapshot: bool,
 }
 
 /// What a follower says.

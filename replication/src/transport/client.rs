@@ -162,6 +162,11 @@ impl PeerClient {
         self.address
     }
 
+    /// Returns the highest epoch that this node has made durable.
+    pub fn epoch(&self) -> Epoch {
+        self.lineage.epoch()
+    }
+
     /// Asks for `path` (with its query). The body of the answer is read by the caller.
     ///
     /// # Errors
