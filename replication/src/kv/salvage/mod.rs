@@ -19,9 +19,7 @@ use std::path::{Path, PathBuf};
 pub use bundle::{Bundle, Entries, Listed, list, write};
 pub use manifest::{Acknowledged, Manifest, Place, SALVAGE_VERSION, Superseded};
 pub use replay::{CONFLICTS_LISTED_MAX, Conflict, Replayed, Verdict, apply, judge};
-pub use run::{
-    ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show,
-};
+pub use run::{ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show};
 pub use wish::{Part, Wish, Wishes};
 
 use crate::log::LOG_PAYLOAD_BYTES_MAX;

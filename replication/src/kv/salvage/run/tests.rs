@@ -359,7 +359,9 @@ async fn an_entry_that_cannot_be_read_is_named_before_anything_is_changed() {
         .await
         .unwrap_err();
     assert!(
-        error.to_string().starts_with("cannot read entry 2 of bundle kv-"),
+        error
+            .to_string()
+            .starts_with("cannot read entry 2 of bundle kv-"),
         "{error}"
     );
     assert!(all(&keyspace).is_empty());
