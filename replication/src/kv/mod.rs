@@ -14,7 +14,10 @@
 
 pub mod draft;
 pub mod entry;
+pub mod glob;
 pub mod keyspace;
+#[doc(hidden)]
+pub mod memory;
 pub mod operation;
 pub mod point;
 mod points;
