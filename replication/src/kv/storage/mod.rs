@@ -41,6 +41,9 @@ pub use snapshots::{Incoming, Walk};
 /// The file that says that the store was begun empty in the place of a damaged one.
 const UNSEEDED: &str = "unseeded";
 
+/// The file in which a primary that stops says that everything was committed.
+const SETTLED: &str = "settled";
+
 /// The name that the log's segments carry.
 const LOG_NAME: &str = "kv";
 
@@ -169,6 +172,21 @@ impl Storage {
         }
         let end = chain.kept.as_ref().map(|kept| kept.end)?;
         (position < end).then_some(end)
+    }
+
+    /// Notes, durably, that everything in the log is committed, so that the next start need not ask a standby.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_settled(&self) -> Result<(), StorageError> {
+        let point = self.visible().point.clone();
+        if point != self.tail() {
+            return Ok(());
+        }
+        let path = self.folder.join(SETTLED);
+        let text =
+            serde_json::to_vec(&point).map_err(|error| failed("write", &path)(error.into()))?;
+        durable::write(&path, &text, 0o600).map_err(failed("write", &path))
     }
 
     /// Notes, durably, that the copy has been made equal to the primary's.
