@@ -12,9 +12,12 @@
 //! The log of entries is the truth; a snapshot of the table at a point of it lets its older part go. The
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
+mod command;
 pub mod draft;
 pub mod keyspace;
 pub mod operation;
 pub mod point;
+pub mod resp;
+pub mod server;
 pub mod space;
 pub mod table;
