@@ -370,7 +370,23 @@ mod tests {
                     scrub_rate: 52428800,
                 },
             ],
-            kv: None,
+            kv: Some(
+                Kv {
+                    durability: StandbyFirst {
+                        degrade_after: Some(
+                            5s,
+                        ),
+                    },
+                    write_timeout: 5s,
+                    acknowledge: 1,
+                    standby_reads: false,
+                    allow_flush: false,
+                    view: false,
+                    memory_bytes: 1073741824,
+                    log_bytes: 1073741824,
+                    password_file: None,
+                },
+            ),
             settings: Some(
                 Settings {
                     schedule: Schedule(
