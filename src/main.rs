@@ -21,6 +21,7 @@ mod join;
 mod join_api;
 mod kv;
 mod kv_api;
+mod kv_bundles;
 mod manual;
 mod node;
 mod output;

@@ -208,7 +208,9 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         indexes,
         Arc::new(move || crate::admin_api::acting_primary(&serving)),
     );
-    let router = understudy_monitor::router(node.clone()).merge(search);
+    let router = understudy_monitor::router(node.clone())
+        .merge(understudy_monitor::kv_router(node.clone()))
+        .merge(search);
     tasks.spawn(understudy_monitor::serve(monitor, router, stop.clone()));
     let (admin_node, admin_stop) = (node.clone(), stop.clone());
     let socket = node.local.socket();
