@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::places::{MONITOR, PEERS, POSTGRES};
+use super::places::{KV, MONITOR, PEERS, POSTGRES};
 use super::{Answer, Network, Signal, kill_beneath, signal, until};
 
 /// A node may take this long to be what it should be.
