@@ -43,7 +43,7 @@ fn ask(machine: &Machine, command: &str) -> String {
 
 /// Returns the value of a string as a Redis client gets it.
 fn value(machine: &Machine, key: &str) -> Option<String> {
-    let ended = machine.json(&["kv", "get", key, "--json"]);
+    let ended = machine.json(&["kv", "get", key]);
     ended["value"].as_str().map(str::to_owned)
 }
 
@@ -158,7 +158,7 @@ fn what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvaged()
     pair.assert_a_is_fenced();
     pair.a.understudy(&["rejoin"]);
     pair.a.wait_for_event("kv_salvaged", "only this node has");
-    let bundles = pair.a.json(&["kv", "salvage", "list", "--json"]);
+    let bundles = pair.a.json(&["kv", "salvage", "list"]);
     let bundles = bundles["bundles"]
         .as_array()
         .unwrap_or_else(|| panic!("{bundles}"));

@@ -45,8 +45,17 @@ const NEAR_OPERATIONS: u64 = 2000;
 /// How long a fence waits for what was written to become durable here.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many standbys this node has now.
-pub type Standbys = Arc<dyn Fn() -> usize + Send + Sync>;
+/// Who could have a copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// How many standbys follow this node, linked or not.
+    pub joined: usize,
+    /// How many other nodes the configuration names.
+    pub named: usize,
+}
+
+/// Tells who could have a copy now.
+pub type Standbys = Arc<dyn Fn() -> Others + Send + Sync>;
 
 /// In which state clients are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +125,20 @@ impl Shared {
                 write_timeout: self.config.write_timeout,
             },
         };
+        let others = (self.standbys)();
+        // A primary that was just promoted has no standby yet, and serves all the same; but one that may never
+        // go on alone waits for the first.
+        let is_strict = self.config.durability
+            == KvDurability::StandbyFirst {
+                degrade_after: None,
+            };
         Policy {
             mode,
-            standbys: (self.standbys)(),
+            standbys: if is_strict {
+                others.named.max(others.joined)
+            } else {
+                others.joined
+            },
             near: NEAR_OPERATIONS,
         }
     }
