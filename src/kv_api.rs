@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::event::Severity;
-use understudy_replication::kv::glob;
+use understudy_replication::kv::is_match;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
 use understudy_replication::kv::salvage::{
     self, Bundle, ReplayError, ReplayOrder, Replayed, ShownBundle,
@@ -224,7 +224,7 @@ pub(crate) async fn scan(node: &Node, asked: &Scan, stop: &Stop) -> Result<Scann
             .read(&mut |space| {
                 let mut seen: Vec<(Vec<u8>, String)> = Vec::new();
                 cursor = space.scan(cursor, KEYS_AT_ONCE, &mut |key, kind| {
-                    if pattern.is_none_or(|pattern| glob::matches(pattern, key)) {
+                    if pattern.is_none_or(|pattern| is_match(pattern, key)) {
                         seen.push((key.to_vec(), kind.to_string()));
                     }
                 });
