@@ -209,7 +209,7 @@ async fn a_superseded_primary_keeps_aside_what_only_it_had_and_follows() {
     let successor = b.lead(2, &none).await;
     put(&*successor.end, "k", "b").await.unwrap();
     primary.end.fence().await.unwrap();
-    assert_eq!(write(&*primary.end, "k", "late"), Err(Refusal::Closed));
+    assert_eq!(write(&*primary.end, "k", "late"), Err(Refusal::ReadOnly));
     primary.stop().await;
     a.seed(&b).await;
     let follower = a.follow(&b);
