@@ -146,10 +146,10 @@ fn kv_routes() -> Router<Arc<Node>> {
         stream_while_heard(move |_, stop| async move { kv_api::scan(&node, &asked, &stop).await })
     };
     let show = |(State(node), Json(asked)): Asked<kv_api::ShowBundle>| async move {
-        stream(move |_| async move { kv_api::show(&node, &asked).await })
+        stream(move |progress| async move { kv_api::show(&node, asked, &progress).await })
     };
     let replay = |(State(node), Json(asked)): Asked<kv_api::ReplayBundle>| async move {
-        stream(move |progress| async move { kv_api::replay(&node, &asked, &progress).await })
+        stream(move |progress| async move { kv_api::replay(&node, asked, &progress).await })
     };
     Router::new()
         .route("/kv/get", post(get))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::event::Severity;
-use understudy_replication::kv::glob;
+use understudy_replication::kv::is_match;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
 use understudy_replication::kv::salvage::{
     self, Bundle, ReplayError, ReplayOrder, Replayed, ShownBundle,
@@ -13,11 +13,12 @@ use understudy_replication::kv::salvage::{
 use understudy_replication::kv::shown::{Content, Shown};
 use understudy_replication::kv::space::SpaceError;
 use understudy_replication::position::Position;
-use understudy_replication::store::Stop;
+use understudy_replication::role::Role;
+use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
 use crate::admin_api::acting_primary;
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::kv_bundles;
 use crate::node::Node;
 use crate::progress::Sender;
@@ -224,7 +225,7 @@ pub(crate) async fn scan(node: &Node, asked: &Scan, stop: &Stop) -> Result<Scann
             .read(&mut |space| {
                 let mut seen: Vec<(Vec<u8>, String)> = Vec::new();
                 cursor = space.scan(cursor, KEYS_AT_ONCE, &mut |key, kind| {
-                    if pattern.is_none_or(|pattern| glob::matches(pattern, key)) {
+                    if pattern.is_none_or(|pattern| is_match(pattern, key)) {
                         seen.push((key.to_vec(), kind.to_string()));
                     }
                 });
@@ -269,17 +270,6 @@ async fn open(
     Ok(Arc::new(opened?))
 }
 
-/// Says where a bundle can be shown and replayed: where the store is, and not where the bundle is.
-fn elsewhere(node: &Node, failure: Failure, verb: &str, bundle: &str) -> Failure {
-    match (failure.kind, node.role().primary(node.me())) {
-        (Kind::Refused, Some(primary)) => failure.hint(format!(
-            "run it on node {primary}: `understudy kv salvage {verb} {bundle} --from {}`",
-            node.me()
-        )),
-        (Kind::Refused, None) | (Kind::Failed | Kind::Usage | Kind::NoDaemon, _) => failure,
-    }
-}
-
 fn not_replayed(node: &Node, error: ReplayError) -> Failure {
     match error {
         ReplayError::Refused { refusal, done } => {
@@ -302,24 +292,43 @@ fn not_replayed(node: &Node, error: ReplayError) -> Failure {
     }
 }
 
-/// Shows a bundle of what was superseded, beside what is there now.
-pub(crate) async fn show(node: &Arc<Node>, asked: &ShowBundle) -> Result<ShownBundle, Failure> {
-    let elsewhere = |failure| elsewhere(node, failure, "show", &asked.bundle);
-    let keyspace = keyspace(node).map_err(elsewhere)?;
+/// Shows a bundle of what was superseded, beside what is there now: on the primary, which is asked from here
+/// if this node is none.
+pub(crate) async fn show(
+    node: &Arc<Node>,
+    asked: ShowBundle,
+    progress: &Sender,
+) -> Result<ShownBundle, Failure> {
+    if let Some(primary) = other_primary(node) {
+        let from = asked.from.unwrap_or_else(|| node.me().clone());
+        let asked = ShowBundle {
+            from: Some(from),
+            ..asked
+        };
+        return ask_primary(node, &primary, "/peer/kv/salvage/show", &asked, progress).await;
+    }
+    let keyspace = primary(node)?;
     let bundle = open(node, &asked.bundle, asked.from.as_ref()).await?;
     salvage::show(keyspace.as_ref(), &bundle, asked.limit)
         .await
-        .map_err(|error| elsewhere(not_replayed(node, error)))
+        .map_err(|error| not_replayed(node, error))
 }
 
-/// Replays a bundle of what was superseded.
+/// Replays a bundle of what was superseded: on the primary, which is asked from here if this node is none.
 pub(crate) async fn replay(
     node: &Arc<Node>,
-    asked: &ReplayBundle,
+    asked: ReplayBundle,
     progress: &Sender,
 ) -> Result<Replayed, Failure> {
-    let elsewhere = |failure| elsewhere(node, failure, "replay", &asked.bundle);
-    let keyspace = primary(node).map_err(elsewhere)?;
+    if let Some(primary) = other_primary(node) {
+        let from = asked.from.unwrap_or_else(|| node.me().clone());
+        let asked = ReplayBundle {
+            from: Some(from),
+            ..asked
+        };
+        return ask_primary(node, &primary, "/peer/kv/salvage/replay", &asked, progress).await;
+    }
+    let keyspace = primary(node)?;
     let bundle = open(node, &asked.bundle, asked.from.as_ref()).await?;
     let done = salvage::replay(keyspace.as_ref(), &bundle, asked.order, progress)
         .await
@@ -335,4 +344,32 @@ pub(crate) async fn replay(
         );
     }
     Ok(done)
+}
+
+/// Returns the primary that this node follows, if it follows one: there is the store that a bundle, which
+/// lies where the log was cut, is compared with.
+fn other_primary(node: &Node) -> Option<NodeName> {
+    match node.role() {
+        Role::Standby { primary, .. } => Some(primary),
+        Role::Primary { .. }
+        | Role::Returning { .. }
+        | Role::Promoting { .. }
+        | Role::Fenced { .. } => None,
+    }
+}
+
+async fn ask_primary<T: serde::de::DeserializeOwned>(
+    node: &Arc<Node>,
+    primary: &NodeName,
+    path: &str,
+    asked: &(impl Serialize + Sync),
+    progress: &Sender,
+) -> Result<T, Failure> {
+    let client = node
+        .client(primary)
+        .ok_or_else(|| Failure::failed(format!("node {primary} is not in the configuration")))?;
+    // It goes on when the terminal is closed, as it does on the primary itself.
+    let (_stopper, stop) = Stopper::new();
+    let told = crate::peer_work::ask(&client, path, asked, progress, &stop).await?;
+    told.ok_or_else(|| Failure::failed(format!("node {primary} was not waited for")))
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,6 +17,7 @@ use understudy_replication::transport::{PeerError, frames};
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::stores::Makings;
+use crate::{kv_api, peer_work};
 
 /// Opening a bundle reads all of it: a peer has so long to begin its answer.
 const OPENING_MAX: Duration = Duration::from_secs(120);
@@ -65,6 +67,24 @@ pub(crate) async fn send(State(node): State<Arc<Node>>, Path(name): Path<String>
         }
     });
     response
+}
+
+/// Shows a bundle for an operator of another node.
+pub(crate) async fn show(
+    State(node): State<Arc<Node>>,
+    Json(asked): Json<kv_api::ShowBundle>,
+) -> Response {
+    peer_work::answer(move |progress, _| async move { kv_api::show(&node, asked, &progress).await })
+}
+
+/// Replays a bundle for an operator of another node.
+pub(crate) async fn replay(
+    State(node): State<Arc<Node>>,
+    Json(asked): Json<kv_api::ReplayBundle>,
+) -> Response {
+    peer_work::answer(
+        move |progress, _| async move { kv_api::replay(&node, asked, &progress).await },
+    )
 }
 
 /// Copies a bundle of node `from` here, under its name there. One that is here already is not copied again.

@@ -19,6 +19,7 @@ use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
 
+use crate::kv_bundles;
 use crate::node::{Node, Stage};
 use crate::primary_run::PrimaryRun;
 use crate::selection::Selection;
@@ -73,6 +74,8 @@ pub(crate) fn refresh(node: &Arc<Node>) {
             .route("/peer/report", post(report))
             .route("/peer/barrier", post(barrier))
             .route("/peer/root", post(root))
+            .route("/peer/kv/salvage/show", post(kv_bundles::show))
+            .route("/peer/kv/salvage/replay", post(kv_bundles::replay))
             .with_state(node.clone());
         stores = routes.merge(run.routes());
     }
@@ -82,7 +85,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/switchover", post(switchover))
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
-        .route("/peer/kv/salvage/{name}", get(crate::kv_bundles::send))
+        .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)
         .fallback_service(axum::handler::Handler::with_state(not_here, node.clone()))

@@ -165,7 +165,8 @@ impl Files {
 pub struct Kv {
     /// Whether a write waits for standbys.
     pub durability: KvDurability,
-    /// How long a write waits before its client is told that too few standbys have it. Never nothing.
+    /// How long a write waits before its client is told that too few standbys have it, where the primary
+    /// never goes on alone. Never nothing.
     pub write_timeout: Duration,
     /// How many standbys have a write durable before it is visible. Never 0, and never more than there
     /// are other nodes, if there are any.
@@ -189,7 +190,8 @@ pub struct Kv {
 pub enum KvDurability {
     /// It is durable on [`Kv::acknowledge`] standbys before it is visible or acknowledged.
     StandbyFirst {
-        /// How long the standbys may be away before the primary goes on alone; `None` for ever.
+        /// How long a write waits, without progress of the standbys, before the primary goes on alone; `None`
+        /// for ever.
         degrade_after: Option<Duration>,
     },
     /// It is durable on the primary only.

@@ -142,11 +142,12 @@ section! {
         /// When a write is visible and acknowledged: `"standby-first"`, once it is durable on
         /// `acknowledge` standbys, too; `"async"`, once it is durable on the primary.
         durability: String as "string" = r#""standby-first""#, r#""async""#;
-        /// With `"standby-first"`: how long too few standbys may follow before the primary goes on alone
-        /// with an alarm. It waits for them again by itself once they have caught up. `"never"`: writes get
-        /// `-NOREPLICAS` instead.
+        /// With `"standby-first"`: how long a write waits, and no standby makes progress, before the primary
+        /// goes on alone with an alarm. It waits for standbys again by itself once they have caught up.
+        /// `"never"`: writes get `-NOREPLICAS` instead.
         degrade_after: String as "duration or never" = r#""5s""#, r#""never""#;
-        /// How long a write waits for standbys before its client gets `-NOREPLICAS`; it may still come to be.
+        /// With `degrade_after = "never"`: how long a write waits for standbys before its client gets
+        /// `-NOREPLICAS`; it may still come to be. Later writes get that at once while one waits for so long.
         write_timeout: String as "duration" = r#""5s""#, r#""1s""#;
         /// With `"standby-first"`: how many standbys a write waits for, at most as many as there are other
         /// nodes.

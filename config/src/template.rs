@@ -140,7 +140,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 const KV: &str = r#"[kv]
 durability = "standby-first"    # "async": a write does not wait for a standby
 degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
-write_timeout = "5s"        # how long a write waits for a standby
+write_timeout = "5s"        # with "never": how long a write waits before it is refused
 acknowledge = 1             # how many standbys it waits for
 standby_reads = false       # whether a standby answers reads
 allow_flush = false         # whether FLUSHDB may remove every key
@@ -473,7 +473,7 @@ mod tests {
         #[kv]
         #durability = "standby-first"    # "async": a write does not wait for a standby
         #degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
-        #write_timeout = "5s"        # how long a write waits for a standby
+        #write_timeout = "5s"        # with "never": how long a write waits before it is refused
         #acknowledge = 1             # how many standbys it waits for
         #standby_reads = false       # whether a standby answers reads
         #allow_flush = false         # whether FLUSHDB may remove every key

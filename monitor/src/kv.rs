@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use understudy_replication::kv::glob;
+use understudy_replication::kv::is_match;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal, Standing};
 use understudy_replication::kv::shown::{Content, Shown};
 use understudy_replication::position::Position;
@@ -224,7 +224,7 @@ async fn keys(
         keyspace.read(&mut |space| {
             cursor = space.scan(cursor, at_once, &mut |key, kind| {
                 let pattern = asked.r#match.as_deref();
-                if pattern.is_none_or(|pattern| glob::matches(pattern.as_bytes(), key)) {
+                if pattern.is_none_or(|pattern| is_match(pattern.as_bytes(), key)) {
                     bytes = bytes.saturating_add(key.len());
                     found.push(Key {
                         key: key.into(),

@@ -172,10 +172,10 @@ async fn get(socket: &Path, key: Shown, json: bool) -> Result<(), Failure> {
     let asked = Get { key };
     let content: Content = ask(socket, "/kv/get", &asked).await?;
     if json {
-        print_json(&Found {
+        return print_json(&Found {
             key: &asked.key,
             content: &content,
-        })?;
+        });
     }
     let truncated = match &content {
         Content::None => {
@@ -183,11 +183,9 @@ async fn get(socket: &Path, key: Shown, json: bool) -> Result<(), Failure> {
         }
         Content::String { truncated, .. } | Content::Hash { truncated, .. } => *truncated,
     };
-    if !json {
-        lines(&content).iter().for_each(|line| print(line));
-        if truncated {
-            tell("there is more than is shown");
-        }
+    lines(&content).iter().for_each(|line| print(line));
+    if truncated {
+        tell("there is more than is shown");
     }
     Ok(())
 }

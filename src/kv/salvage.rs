@@ -17,7 +17,8 @@ use crate::stores::Makings;
 /// Look at what was superseded on this node, and put it back
 ///
 /// What a rejoin cuts off the log of a former primary is kept in a bundle there first. It may hold writes
-/// that clients were told to be kept. Bundles are shown and replayed on the primary, with --from NODE.
+/// that clients were told to be kept. It is shown and replayed from there, on the store of the primary; or from the
+/// primary, with --from NODE.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Salvage {
     #[command(subcommand)]
@@ -36,7 +37,7 @@ enum Verb {
     Show {
         /// The bundle (default: the newest of this node)
         bundle: Option<String>,
-        /// The node that has it; it is copied here first
+        /// The node that has it, if not this one
         #[arg(long, value_name = "NODE", requires = "bundle")]
         from: Option<NodeName>,
         /// Show so many keys
@@ -46,14 +47,14 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Put back what a bundle holds, on the primary: what is missing is added, what is there is left
+    /// Put back what a bundle holds: what is missing is added, what is there is left
     ///
     /// What would change or remove something that is there now is a conflict: it is listed, and left unless
     /// --overwrite is given. A replay can be repeated at any time.
     Replay {
         /// The bundle
         bundle: String,
-        /// The node that has it; it is copied here first
+        /// The node that has it, if not this one
         #[arg(long, value_name = "NODE")]
         from: Option<NodeName>,
         /// Change and remove what is in the way
@@ -66,6 +67,12 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The bundles of this node in JSON.
+#[derive(Serialize)]
+struct List<'a> {
+    bundles: Vec<InList<'a>>,
 }
 
 /// A bundle in JSON.
@@ -86,7 +93,8 @@ impl Salvage {
                 let listed = salvage::list(&folder)?;
                 if json {
                     let in_list = |it| in_list(&folder, it);
-                    return print_json(&listed.iter().map(in_list).collect::<Vec<_>>());
+                    let bundles = listed.iter().map(in_list).collect();
+                    return print_json(&List { bundles });
                 }
                 for bundle in &listed {
                     print(&line(bundle));

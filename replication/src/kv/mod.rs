@@ -15,7 +15,6 @@
 mod command;
 pub mod draft;
 pub mod entry;
-pub mod glob;
 pub mod keyspace;
 #[doc(hidden)]
 pub mod memory;
@@ -33,3 +32,5 @@ pub mod space;
 pub mod storage;
 pub mod table;
 pub mod wire;
+
+pub use command::is_match;

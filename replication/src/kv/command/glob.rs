@@ -2,7 +2,7 @@
 
 /// Returns whether `text` is as the pattern says: `*`, `?`, `[a-z]`, `[^a]`, and `\` before what stands for
 /// itself. The time it takes is bounded by the product of both lengths.
-pub(crate) fn is_match(pattern: &[u8], text: &[u8]) -> bool {
+pub fn is_match(pattern: &[u8], text: &[u8]) -> bool {
     let (mut rest, mut left) = (pattern, text);
     // Where to go on when what stands behind the last `*` does not fit.
     let mut retry: Option<(&[u8], &[u8])> = None;

@@ -8,7 +8,7 @@ mod keys;
 mod strings;
 
 use self::error::CommandError;
-pub(crate) use self::glob::is_match;
+pub use self::glob::is_match;
 use super::resp::{Args, Reply};
 use super::space::Space;
 

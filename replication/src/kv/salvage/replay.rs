@@ -255,7 +255,7 @@ impl Replayed {
 }
 
 /// So much of a long key is listed.
-const KEY_SHOWN_BYTES_MAX: usize = 1024;
+const KEY_SHOWN_BYTES_MAX: usize = 256;
 
 /// Says what is in the way of a wish.
 fn what(wish: &Wish) -> &'static str {

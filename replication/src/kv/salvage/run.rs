@@ -24,8 +24,8 @@ const KEYS_AT_ONCE: usize = 128;
 /// Of a value so much is shown, in bytes.
 const VALUE_SHOWN_BYTES_MAX: usize = 256;
 
-/// Of all that is shown so much at most, in bytes.
-const SHOWN_BYTES_MAX: usize = 2 << 20;
+/// Of all that is shown so much, more or less, in bytes as JSON: it fits into one frame between nodes.
+const SHOWN_BYTES_MAX: usize = 1 << 20;
 
 /// Why a bundle is not shown or replayed.
 #[derive(Debug, thiserror::Error)]
@@ -164,13 +164,17 @@ pub async fn show(
             for ((key, wish), (verdict, now)) in keys.iter().zip(looked) {
                 would.count(key, wish, verdict, false);
                 if let Some(now) = now {
-                    bytes = bytes.saturating_add(key.len() + 2 * VALUE_SHOWN_BYTES_MAX);
-                    shown.push(ShownWish {
+                    let wish = ShownWish {
                         key: key.as_ref().into(),
                         bundle: wished(wish),
                         now,
                         verdict,
-                    });
+                    };
+                    let json = serde_json::to_vec(&wish).map_or(0, |json| json.len());
+                    bytes = bytes.saturating_add(json);
+                    if bytes < SHOWN_BYTES_MAX {
+                        shown.push(wish);
+                    }
                 }
             }
         }
