@@ -98,6 +98,8 @@ struct Shared {
     handed: watch::Sender<Position>,
     /// Changes with what standbys have acknowledged.
     acknowledged: watch::Sender<()>,
+    /// Counts how often the store was opened.
+    runs: watch::Sender<u64>,
     /// The log is needed from here on by links that send a snapshot.
     pins: Mutex<Vec<(u64, Position)>>,
     pin_numbers: AtomicU64,
@@ -266,7 +268,7 @@ impl Shared {
         if guard.is_some() && !has_failed {
             return Ok(());
         }
-        *guard = None;
+        // Reads go on, from what was visible, until the new one is there.
         let (storage, opened) = self.slot.open()?;
         if let Some(opened) = opened {
             tracing::info!(?opened, "the key-value store was read");
@@ -302,6 +304,7 @@ impl Shared {
         });
         self.tell(&core, &news);
         *guard = Some(core);
+        self.runs.send_modify(|runs| *runs = runs.wrapping_add(1));
         Ok(())
     }
 
@@ -349,6 +352,7 @@ impl KvShipper {
                 settled: watch::Sender::new(settled),
                 handed: watch::Sender::new(Position(0)),
                 acknowledged: watch::Sender::new(()),
+                runs: watch::Sender::new(0),
                 pins: Mutex::default(),
                 pin_numbers: AtomicU64::new(0),
             }),
