@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_config::{Loaded, NodeName};
+use understudy_primary::kv::Others;
 use understudy_replication::durable;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
@@ -201,7 +202,7 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
         cluster: serve::cluster(&config, &local, Some(&events))?,
         config,
         kv: Makings::kv_slot(&local),
-        standbys: Arc::new(|| 0),
+        standbys: Arc::new(Others::default),
         local: local.clone(),
         events: events.clone(),
     };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use understudy_config::{Config, Local, NodeName, StoreName};
+use understudy_primary::kv::Others;
 use understudy_primary::services::Services;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
@@ -199,12 +200,16 @@ impl Node {
             kv: self.kv.clone(),
             standbys: {
                 let role = self.role.subscribe();
-                Arc::new(move || match &role.borrow().role {
-                    Role::Primary { standbys, .. } => standbys.len(),
-                    Role::Returning { .. }
-                    | Role::Standby { .. }
-                    | Role::Promoting { .. }
-                    | Role::Fenced { .. } => 0,
+                let named = self.config().nodes.len().saturating_sub(1);
+                Arc::new(move || Others {
+                    joined: match &role.borrow().role {
+                        Role::Primary { standbys, .. } => standbys.len(),
+                        Role::Returning { .. }
+                        | Role::Standby { .. }
+                        | Role::Promoting { .. }
+                        | Role::Fenced { .. } => 0,
+                    },
+                    named,
                 })
             },
         }

@@ -43,6 +43,15 @@ pub(super) enum News {
     Accepting,
 }
 
+/// What a run has that nobody else could have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lonely {
+    /// When the run began.
+    pub(super) since: Instant,
+    /// How many operations are visible since.
+    pub(super) operations: u64,
+}
+
 /// The primary's state.
 pub(super) struct Core {
     pub(super) draft: Draft,
@@ -51,6 +60,7 @@ pub(super) struct Core {
     storage: Arc<Storage>,
     epoch: Epoch,
     opened: Position,
+    begun: Instant,
     tail: Point,
     bytes: u64,
     made: VecDeque<Made>,
@@ -71,6 +81,7 @@ impl Core {
             storage,
             epoch: opening.head.epoch.clone(),
             opened: opening.head.start,
+            begun: Instant::now(),
             tail: opening.point(),
             bytes: opening.bytes_after(),
             made: VecDeque::new(),
@@ -141,6 +152,14 @@ impl Core {
         let mut news = self.act(actions)?;
         news.extend(self.make(now)?);
         Ok(news)
+    }
+
+    /// Returns what this run has on this node only, if nobody has joined since it began.
+    pub(super) fn lonely(&self) -> Lonely {
+        Lonely {
+            since: self.begun,
+            operations: self.leader.committed().ahead_of(self.opened),
+        }
     }
 
     /// Returns whether everything that was written is durable here.

@@ -19,22 +19,24 @@ impl Shared {
     /// Returns why a read is refused now.
     fn refuses_read(&self) -> Option<Refusal> {
         match &self.settled.borrow().state {
-            State::Open | State::Refusing => None,
+            // What is visible is committed, whatever has become of the disk.
+            State::Open | State::Refusing | State::Failed(_) => None,
             State::Opening => Some(Refusal::Loading),
             // Who is primary now is not known here.
             State::Fenced | State::Closed => Some(Refusal::NotHere { primary: None }),
-            State::Failed(reason) => Some(Refusal::Storage {
-                reason: reason.clone(),
-            }),
         }
     }
 
     /// Returns why a write is refused now.
     fn refuses_write(&self, core: &Core) -> Option<Refusal> {
-        match self.settled.borrow().state {
+        match &self.settled.borrow().state {
             State::Refusing => return Some(Refusal::NoReplicas),
             State::Fenced | State::Closed => return Some(Refusal::ReadOnly),
-            State::Opening | State::Open | State::Failed(_) => {}
+            State::Failed(reason) => {
+                let reason = reason.clone();
+                return Some(Refusal::Storage { reason });
+            }
+            State::Opening | State::Open => {}
         }
         let has_room = core.draft.pending_bytes() < PENDING_BYTES_MAX;
         self.refuses_read()

@@ -21,7 +21,7 @@ use understudy_replication::position::Position;
 use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, FramesIn, FramesOut, Offered};
 
-use super::{KvError, Shared};
+use super::{KvError, Pin, Shared};
 
 /// How many bytes of entries are gathered for one frame, more or less.
 const FRAME_BYTES: usize = 1 << 20;
@@ -55,6 +55,7 @@ async fn link(
         Err(refusal) => return refusal,
     };
     // It ends when the peer goes away or the store is closed: every wait within watches both.
+    let mut runs = shop.shared.runs.subscribe();
     tokio::spawn(async move {
         let node = caller.node;
         let served = async {
@@ -67,6 +68,8 @@ async fn link(
         let ended: Result<(), KvError> = tokio::select! {
             ended = served => ended,
             () = shop.stop.wait() => Ok(()),
+            // The store was opened anew: sessions of the run before mean nothing any more.
+            _ = runs.changed() => Ok(()),
         };
         if let Err(error) = ended {
             let error = understudy_replication::error_chain(&error);
@@ -144,7 +147,7 @@ async fn serve(
     };
     outgoing.add(&[&wire::encode(&says)?]);
     tracing::info!(%node, from = %from.position, "a standby follows the key-value store");
-    let sending = send(shared, session, from.position, outgoing);
+    let sending = send(shared, session, from.position, outgoing, &pin);
     let hearing = hear(shared, node, session, incoming);
     let ended = tokio::select! {
         ended = sending => ended,
@@ -221,13 +224,14 @@ async fn send(
     session: Session,
     mut cursor: Position,
     outgoing: &mut FramesOut,
+    pin: &Pin,
 ) -> Result<(), KvError> {
     let mut handed = shared.handed.subscribe();
     let mut settled = shared.settled.subscribe();
     let mut told = None;
     let mut source = Source::Recent;
     // The log is not let go before what is still to be sent.
-    let pin = shared.pin(cursor);
+    pin.move_to(cursor);
     loop {
         handed.mark_unchanged();
         let committed = settled.borrow_and_update().position;

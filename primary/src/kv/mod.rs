@@ -45,8 +45,17 @@ const NEAR_OPERATIONS: u64 = 2000;
 /// How long a fence waits for what was written to become durable here.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many standbys this node has now.
-pub type Standbys = Arc<dyn Fn() -> usize + Send + Sync>;
+/// Who could have a copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// How many standbys follow this node, linked or not.
+    pub joined: usize,
+    /// How many other nodes the configuration names.
+    pub named: usize,
+}
+
+/// Tells who could have a copy now.
+pub type Standbys = Arc<dyn Fn() -> Others + Send + Sync>;
 
 /// In which state clients are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +98,8 @@ struct Shared {
     handed: watch::Sender<Position>,
     /// Changes with what standbys have acknowledged.
     acknowledged: watch::Sender<()>,
+    /// Counts how often the store was opened.
+    runs: watch::Sender<u64>,
     /// The log is needed from here on by links that send a snapshot.
     pins: Mutex<Vec<(u64, Position)>>,
     pin_numbers: AtomicU64,
@@ -116,9 +127,20 @@ impl Shared {
                 write_timeout: self.config.write_timeout,
             },
         };
+        let others = (self.standbys)();
+        // A primary that was just promoted has no standby yet, and serves all the same; but one that may never
+        // go on alone waits for the first.
+        let is_strict = self.config.durability
+            == KvDurability::StandbyFirst {
+                degrade_after: None,
+            };
         Policy {
             mode,
-            standbys: (self.standbys)(),
+            standbys: if is_strict {
+                others.named.max(others.joined)
+            } else {
+                others.joined
+            },
             near: NEAR_OPERATIONS,
         }
     }
@@ -246,7 +268,7 @@ impl Shared {
         if guard.is_some() && !has_failed {
             return Ok(());
         }
-        *guard = None;
+        // Reads go on, from what was visible, until the new one is there.
         let (storage, opened) = self.slot.open()?;
         if let Some(opened) = opened {
             tracing::info!(?opened, "the key-value store was read");
@@ -282,6 +304,7 @@ impl Shared {
         });
         self.tell(&core, &news);
         *guard = Some(core);
+        self.runs.send_modify(|runs| *runs = runs.wrapping_add(1));
         Ok(())
     }
 
@@ -329,6 +352,7 @@ impl KvShipper {
                 settled: watch::Sender::new(settled),
                 handed: watch::Sender::new(Position(0)),
                 acknowledged: watch::Sender::new(()),
+                runs: watch::Sender::new(0),
                 pins: Mutex::default(),
                 pin_numbers: AtomicU64::new(0),
             }),

@@ -141,7 +141,7 @@ fn tidy(shared: &Shared, storage: &Storage) {
 
 /// Returns from where on the log is needed by standbys.
 fn needed(shared: &Shared) -> Position {
-    let standbys = (shared.standbys)();
+    let standbys = (shared.standbys)().joined;
     let guard = shared.core();
     let Some(core) = guard.as_ref() else {
         return Position(0);
@@ -168,7 +168,9 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
     };
     let storage = core.storage().clone();
     let leader = &core.leader;
-    let (at_risk, promise) = (leader.at_risk(), leader.durability());
+    let promise = leader.durability();
+    let lonely = core.lonely();
+    let at_risk = leader.at_risk();
     let waiting = core.draft.end().ahead_of(leader.committed());
     let (group, pending) = (core.group, core.draft.pending_bytes());
     let (is_open, takes_writes) = (leader.is_open(), leader.takes_writes());
@@ -183,7 +185,15 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
         Promise::Alone { since, .. } => Some(Durability::Alone {
             seconds: Some(seconds(since)),
         }),
+        // Nobody has joined since it was promoted: it serves, and it serves alone.
+        Promise::Standalone if (shared.standbys)().named > 0 => Some(Durability::Alone {
+            seconds: Some(seconds(lonely.since)),
+        }),
         Promise::Async | Promise::Standalone => None,
+    };
+    let at_risk = match (promise, durability) {
+        (Promise::Standalone, Some(Durability::Alone { .. })) => lonely.operations,
+        _ => at_risk,
     };
     let mut gauges = storage.gauges();
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
@@ -208,11 +218,13 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
             "it refuses writes (NOREPLICAS): no standby acknowledges, and degrade_after is \"never\"; {waiting} \
              operations wait. Start the standby, or mend the network to it"
         ));
-    } else if let Promise::Alone { since, .. } = promise {
+    } else if let Some(Durability::Alone {
+        seconds: Some(seconds),
+    }) = durability
+    {
         problems.push(format!(
-            "degraded for {} s: the primary goes on alone, and {at_risk} operations are on no standby; look at \
-             the standby and the network to it",
-            seconds(since)
+            "degraded for {seconds} s: the primary goes on alone, and {at_risk} operations are on no standby; \
+             look at the standby and the network to it"
         ));
     }
     StoreReport {

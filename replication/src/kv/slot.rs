@@ -55,6 +55,9 @@ impl Slot {
 
     /// Forgets what is in memory: the store is read again at the next need. For a store that has failed.
     pub fn close(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = held.take() {
+            storage.retire();
+        }
     }
 }

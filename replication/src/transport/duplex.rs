@@ -2,6 +2,7 @@
 //!
 //! A frame is its length (u32, little endian) and its bytes, as in an answer that is a stream of frames.
 
+use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -83,11 +84,15 @@ impl FramesIn {
             if room < READ_BYTES_MIN {
                 self.buffer.reserve(READ_BYTES.max(self.missing()));
             }
-            let read = self.io.read_buf(&mut self.buffer).await;
-            let read = read.map_err(|source| PeerError::Cut {
-                peer: self.peer.clone(),
-                source,
-            })?;
+            let read = match self.io.read_buf(&mut self.buffer).await {
+                Ok(read) => read,
+                // A peer that was killed says no goodbye; what matters is whether a frame was cut in two.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                Err(source) => {
+                    let peer = self.peer.clone();
+                    return Err(PeerError::Cut { peer, source });
+                }
+            };
             if read == 0 && self.buffer.is_empty() {
                 return Ok(None);
             }

@@ -109,18 +109,3 @@ fn every_broken_rule_is_caught() {
         .collect();
     assert!(missed.is_empty(), "nobody noticed {missed:?}");
 }
-
-#[test]
-#[ignore = "tells how often each broken rule is caught"]
-fn rates() {
-    let began = Instant::now();
-    for fault in Fault::ALL {
-        let mut by = std::collections::BTreeMap::new();
-        for seed in 0..50_000 {
-            if let Err(it) = schedule(seed, began, Some(fault), &mut Seen::default()) {
-                *by.entry(it.invariant).or_insert(0) += 1;
-            }
-        }
-        eprintln!("{fault:?}: {by:?}");
-    }
-}

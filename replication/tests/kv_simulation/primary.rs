@@ -64,6 +64,11 @@ impl World {
         }
         let now = self.now();
         let (leader, actions) = Leader::new(start, policy, now);
+        if known.is_none() && !leader.is_open() {
+            self.oracle.broken(Invariant::EverythingHeals, || {
+                format!("{node} was promoted at {tail}, and does not open")
+            });
+        }
         say!(
             self,
             "{node} opens a run at {tail}, committed {committed}: {actions:?}"

@@ -43,11 +43,10 @@ impl World {
 
     pub(crate) fn collect(&mut self, node: usize, from: usize, epoch: &Epoch, tail: Tail) {
         let name = self.nodes[from].name.clone();
-        if let Some(candidacy) = &mut self.nodes[node].candidacy {
-            if candidacy.epoch == *epoch {
-                candidacy.answers.retain(|(it, _)| *it != name);
-                candidacy.answers.push((name, tail));
-            }
+        let candidacy = self.nodes[node].candidacy.as_mut();
+        if let Some(candidacy) = candidacy.filter(|it| it.epoch == *epoch) {
+            candidacy.answers.retain(|(it, _)| *it != name);
+            candidacy.answers.push((name, tail));
         }
     }
 

@@ -140,7 +140,7 @@ impl World {
     pub(crate) fn new(seed: u64, began: Instant, fault: Option<Fault>, is_traced: bool) -> Self {
         let mut random = Random::new(seed);
         // Some troubles need a third node, and more promotions and crashes than most schedules have.
-        let is_turmoil = random.chance(30);
+        let is_turmoil = random.chance(50);
         let count = if is_turmoil { 3 } else { 2 + random.below(2) };
         let names = ["a", "b", "c"];
         let nodes = names
@@ -649,7 +649,11 @@ fn weights(random: &mut Random, is_turmoil: bool) -> Weights {
         let factor = match step {
             Step::Deliver => 2,
             Step::Write | Step::Sync | Step::Stream | Step::Connect => 1 + random.below(2),
-            Step::Crash | Step::Restart | Step::Propose | Step::Conclude if is_turmoil => 3,
+            Step::Crash | Step::Restart | Step::Propose | Step::Conclude | Step::Part
+                if is_turmoil =>
+            {
+                3
+            }
             Step::Calm
             | Step::Beat
             | Step::Time

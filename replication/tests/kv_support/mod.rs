@@ -231,6 +231,16 @@ pub(crate) enum Value {
     Map(Vec<(Value, Value)>),
 }
 
+impl Value {
+    /// Returns the text that it is.
+    pub(crate) fn text(self) -> String {
+        let (Self::Bulk(text) | Self::Verbatim(text)) = self else {
+            panic!("no text: {self:?}");
+        };
+        text
+    }
+}
+
 /// A client.
 pub(crate) struct Client {
     reader: BufReader<TcpStream>,
@@ -243,6 +253,13 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self {
             reader: BufReader::new(stream),
+        }
+    }
+
+    /// Returns another end of the same connection.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            reader: BufReader::new(self.reader.get_ref().try_clone().unwrap()),
         }
     }
 
@@ -301,6 +318,17 @@ impl Client {
         self.reader.read_exact(&mut bytes).unwrap();
         assert!(bytes.ends_with(b"\r\n"));
         String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    /// Returns whether nothing comes for a moment. That something would come later is no fault then.
+    pub(crate) fn is_silent(&mut self) -> bool {
+        let stream = self.reader.get_ref();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let is_silent = self.reader.buffer().is_empty() && stream.peek(&mut [0]).is_err();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        is_silent
     }
 
     /// Returns what comes until the server closes the connection.
@@ -374,37 +402,38 @@ impl Redis {
             .local_addr()
             .unwrap()
             .port();
-        let mut child = Command::new("redis-server")
-            .args([
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--port",
-                &port.to_string(),
-            ])
-            .arg("--dir")
-            .arg(directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is needed; `scripts/setup --test` installs it");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let port = port.to_string();
+        let mut redis = Self {
+            child: Command::new("redis-server")
+                .args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--port",
+                    &port,
+                ])
+                .arg("--dir")
+                .arg(directory.path())
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("redis-server is needed; `scripts/setup --test` installs it"),
+            address,
+            _directory: directory,
+        };
         while Instant::now() < deadline {
-            if TcpStream::connect(address).is_ok() && child.try_wait().unwrap().is_none() {
-                return Some(Self {
-                    child,
-                    address,
-                    _directory: directory,
-                });
-            }
-            if child.try_wait().unwrap().is_some() {
+            let is_taken = TcpStream::connect(address).is_ok();
+            if redis.child.try_wait().unwrap().is_some() {
                 return None;
+            }
+            if is_taken {
+                return Some(redis);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _killed = child.kill().is_ok();
         None
     }
 }
@@ -446,18 +475,14 @@ impl Random {
 }
 
 /// Sorts what has no order of its own.
-pub(crate) fn sorted(value: Value) -> Value {
-    match value {
-        Value::Array(mut parts) => {
-            parts.sort_by(|a, b| a.partial_cmp(b).unwrap());
-            Value::Array(parts)
-        }
-        Value::Map(mut pairs) => {
-            pairs.sort_by(|a, b| a.partial_cmp(b).unwrap());
-            Value::Map(pairs)
-        }
-        other => other,
+pub(crate) fn sorted(mut value: Value) -> Value {
+    if let Value::Array(parts) = &mut value {
+        parts.sort_by(|a, b| a.partial_cmp(b).unwrap());
     }
+    if let Value::Map(pairs) = &mut value {
+        pairs.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    }
+    value
 }
 
 /// Reads the lines `name:value` of `INFO`.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use understudy_config::{Kv, KvDurability, NodeName};
-use understudy_primary::kv::KvShipper;
+use understudy_primary::kv::{KvShipper, Others};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
@@ -194,7 +194,13 @@ impl Node {
             self.config.clone(),
             self.slot.clone(),
             epoch,
-            Arc::new(move || standbys.load(Ordering::SeqCst)),
+            Arc::new(move || {
+                let joined = standbys.load(Ordering::SeqCst);
+                Others {
+                    joined,
+                    named: joined,
+                }
+            }),
             events(&self.folder),
         ))
     }

@@ -266,3 +266,6 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -305,7 +305,7 @@ impl Leader {
                 // Entries of an earlier run that enough nodes have can still lose to a tail of a run in between:
                 // only an entry of this run on top of them rules that out.
                 if upto < self.opening_end {
-                    self.committed
+                    Position(0)
                 } else {
                     upto
                 }
@@ -414,3 +414,6 @@ impl Leader {
         positions.filter(|it| has(*it)).max().unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

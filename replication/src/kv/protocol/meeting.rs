@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::kv::point::{EntryDigest, Point};
 use crate::position::Position;
 
-/// The most points that a sketch has. By their growing distances they reach through any log.
+/// The most points that a sketch has. By their growing distances they reach through ten billion operations.
 pub const MEETING_POINTS_MAX: usize = 64;
 
 /// How many of the newest entries a sketch names one by one.
@@ -52,7 +52,7 @@ impl Sketch {
         while last > oldest.position && points.len() < MEETING_POINTS_MAX - 1 {
             let wanted = last.0.saturating_sub(distance).max(oldest.position.0);
             // The neighbours one by one: there the logs of a crash part. Then by half as much again each time, so
-            // that the points left reach through any log.
+            // that the points left reach through the log.
             if points.len() >= MEETING_POINTS_NEAR {
                 distance = distance.saturating_add(distance / 2).saturating_add(1);
             }
@@ -139,5 +139,163 @@ pub fn meet(
         Some(_) | None => Meeting::Snapshot {
             shared: shared.cloned(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The points of a log whose entries have these lengths; `fork` and later ones are of another history.
+    fn log(lengths: &[u64], fork: usize) -> Vec<Point> {
+        let mut points = vec![Point::ORIGIN];
+        let mut position = 0;
+        for (index, length) in lengths.iter().enumerate() {
+            position += length;
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&(position + 1).to_be_bytes());
+            digest[8] = u8::from(index >= fork);
+            points.push(Point {
+                position: Position(position),
+                epoch: None,
+                digest: EntryDigest(digest),
+            });
+        }
+        points
+    }
+
+    fn sketch(points: &[Point]) -> Sketch {
+        let (oldest, tail) = (points.first().unwrap(), points.last().unwrap());
+        Sketch::of(oldest, tail, |position| {
+            points
+                .iter()
+                .rev()
+                .find(|it| it.position <= position)
+                .cloned()
+        })
+    }
+
+    fn met(sketch: &Sketch, leader: &[Point]) -> Meeting {
+        let lookup = |position| {
+            let mut points = leader.iter();
+            points
+                .find(|it| it.position == position)
+                .map(|it| it.digest)
+        };
+        meet(sketch, lookup, leader.first().unwrap().position)
+    }
+
+    #[test]
+    fn a_follower_that_is_only_behind_goes_on_at_its_end() {
+        let leader = log(&[3; 1000], usize::MAX);
+        let follower = &leader[..700];
+        let from = follower.last().unwrap().clone();
+        assert_eq!(met(&sketch(follower), &leader), Meeting::Stream { from });
+    }
+
+    #[test]
+    fn a_follower_whose_last_entries_differ_goes_on_before_them() {
+        let follower = log(&[3; 1000], 995);
+        let leader = log(&[3; 1000], usize::MAX);
+        let from = leader[995].clone();
+        assert_eq!(met(&sketch(&follower), &leader), Meeting::Stream { from });
+    }
+
+    #[test]
+    fn a_follower_that_is_behind_what_the_leader_kept_needs_a_snapshot() {
+        let leader = log(&[3; 1000], usize::MAX);
+        let shared = Some(Point::ORIGIN);
+        assert_eq!(
+            met(&sketch(&leader[..10]), &leader[500..]),
+            Meeting::Snapshot { shared }
+        );
+        let shared = None;
+        assert_eq!(
+            met(&sketch(&leader[5..10]), &leader[500..]),
+            Meeting::Snapshot { shared }
+        );
+    }
+
+    #[test]
+    fn an_empty_follower_streams_a_whole_log_and_needs_a_snapshot_for_less() {
+        let leader = log(&[3; 100], usize::MAX);
+        let empty = sketch(&[Point::ORIGIN]);
+        let from = Point::ORIGIN;
+        assert_eq!(met(&empty, &leader), Meeting::Stream { from });
+        let shared = Some(Point::ORIGIN);
+        assert_eq!(met(&empty, &leader[1..]), Meeting::Snapshot { shared });
+    }
+
+    #[test]
+    fn what_is_no_sketch_is_refused() {
+        let points = log(&[1; 100], usize::MAX);
+        assert_eq!(
+            Sketch::try_from(Vec::new()),
+            Err(SketchError::Length { points: 0 })
+        );
+        assert_eq!(
+            Sketch::try_from(points[..2].to_vec()),
+            Err(SketchError::Order {
+                position: Position(1)
+            })
+        );
+        let many = points.iter().rev().take(65).cloned().collect::<Vec<_>>();
+        assert_eq!(
+            Sketch::try_from(many),
+            Err(SketchError::Length { points: 65 })
+        );
+    }
+
+    #[test]
+    fn a_sketch_reaches_through_a_log_of_ten_billion_operations() {
+        let tail = Point {
+            position: Position(10_000_000_000),
+            ..Point::ORIGIN
+        };
+        let sketch = Sketch::of(&Point::ORIGIN, &tail, |position| {
+            Some(Point {
+                position,
+                ..Point::ORIGIN
+            })
+        });
+        assert!(sketch.points().len() <= MEETING_POINTS_MAX);
+        assert_eq!(sketch.points().last(), Some(&Point::ORIGIN));
+        let gaps = sketch
+            .points()
+            .windows(2)
+            .map(|it| it[0].position.0 - it[1].position.0);
+        assert!(gaps.max() < Some(5_000_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn what_two_logs_are_said_to_share_they_share(
+            lengths in prop::collection::vec(1..9u64, 1..300),
+            fork in 0..300usize,
+            more in prop::collection::vec(1..9u64, 0..50),
+            kept in 0..300usize,
+        ) {
+            let follower = log(&lengths, fork);
+            let mut others = lengths.clone();
+            others.truncate(fork);
+            others.extend(more);
+            let whole = log(&others, usize::MAX);
+            let leader = &whole[kept.min(whole.len() - 1)..];
+            let sketch = sketch(&follower);
+            prop_assert!(sketch.points().len() <= MEETING_POINTS_MAX);
+            prop_assert_eq!(Sketch::try_from(sketch.points().to_vec()), Ok(sketch.clone()));
+            match met(&sketch, leader) {
+                Meeting::Stream { from } => {
+                    prop_assert!(follower.contains(&from) && leader.contains(&from));
+                }
+                Meeting::Snapshot { shared } => {
+                    prop_assert!(leader[0].position > Position(0));
+                    if let Some(shared) = shared {
+                        prop_assert!(follower.contains(&shared) && whole.contains(&shared));
+                    }
+                }
+            }
+        }
     }
 }

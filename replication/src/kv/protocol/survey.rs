@@ -65,3 +65,68 @@ pub fn survey(
         missing: needed.saturating_sub(1 + others.len()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::point::EntryDigest;
+
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn tail(epoch: u64, opened: u64, position: u64) -> Tail {
+        Tail {
+            point: Point {
+                position: Position(position),
+                epoch: Some(Epoch {
+                    number: epoch,
+                    node: node("a"),
+                }),
+                digest: EntryDigest([1; 32]),
+            },
+            opened: Position(opened),
+        }
+    }
+
+    #[test]
+    fn the_only_standby_of_two_nodes_is_sure_by_itself() {
+        assert!(survey(&tail(1, 0, 9), &[], 1, 1).is_sure());
+    }
+
+    #[test]
+    fn with_more_standbys_than_are_demanded_others_have_to_be_asked() {
+        let own = tail(1, 0, 9);
+        let answer = (node("c"), tail(1, 0, 9));
+        assert_eq!(survey(&own, &[], 2, 1).missing, 1);
+        assert!(survey(&own, std::slice::from_ref(&answer), 2, 1).is_sure());
+        assert!(survey(&own, &[], 2, 2).is_sure());
+        // What was committed without standbys is on the old primary alone.
+        assert_eq!(survey(&own, &[answer], 2, 0).missing, 1);
+    }
+
+    #[test]
+    fn a_later_run_goes_before_a_longer_log_of_an_earlier_one() {
+        let stale = tail(1, 10, 100);
+        let later = [(node("c"), tail(1, 80, 90))];
+        assert_eq!(survey(&stale, &later, 2, 1).adopt, Some(node("c")));
+        let stale = [(node("c"), stale)];
+        assert_eq!(survey(&tail(1, 80, 90), &stale, 2, 1).adopt, None);
+    }
+
+    #[test]
+    fn a_log_of_a_later_epoch_goes_before_all() {
+        let other = [(node("c"), tail(2, 20, 21)), (node("d"), tail(1, 0, 99))];
+        assert_eq!(survey(&tail(1, 0, 50), &other, 3, 1).adopt, Some(node("c")));
+    }
+
+    #[test]
+    fn a_node_without_entries_adopts_what_there_is() {
+        let own = Tail {
+            point: Point::ORIGIN,
+            opened: Position(0),
+        };
+        let other = [(node("c"), tail(1, 0, 1))];
+        assert_eq!(survey(&own, &other, 1, 1).adopt, Some(node("c")));
+    }
+}

@@ -283,4 +283,9 @@ fn line(bytes: &[u8], start: usize, too_big: ProtocolError) -> Result<Option<Lin
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test that is wrong may fail"
+)]
 mod tests;

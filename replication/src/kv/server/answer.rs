@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use super::session::{Access, Need, Scene, Session};
 use crate::kv::command::Command;
@@ -12,6 +16,9 @@ use crate::position::Position;
 
 /// How many bytes of answers there may be before the rest of the commands waits until they are sent.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
+
+/// How often a client that waits is looked after, if it has sent more.
+const GONE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A command that has come in.
 #[derive(Debug)]
@@ -134,20 +141,34 @@ impl Run<'_> {
     }
 
     /// Runs `WAIT`, the next command.
-    async fn wait(&mut self, keyspace: &Arc<dyn Keyspace>, args: Args<'_>) {
+    async fn wait(&mut self, keyspace: &Arc<dyn Keyspace>, args: Args<'_>, stream: &TcpStream) {
         let standing = keyspace.standing();
         match Session::wait_options(args, Some(&standing)) {
             Ok((count, limit)) => {
                 let position = self.session.last_write;
-                let has = keyspace.replicated(position, count, limit).await;
-                self.reply.answer(|reply| {
-                    reply.count(has);
-                    Ok::<_, Refusal>(())
-                });
+                // It may wait for ever, and nobody else would see that the client has left.
+                tokio::select! {
+                    has = keyspace.replicated(position, count, limit) => self.reply.answer(|reply| {
+                        reply.count(has);
+                        Ok::<_, Refusal>(())
+                    }),
+                    () = gone(stream) => self.session.is_closing = true,
+                }
             }
             Err(error) => self.reply.answer(|_| Err(error)),
         }
         self.next += 1;
+    }
+}
+
+/// Waits until the client has left.
+async fn gone(stream: &TcpStream) {
+    // A failure is seen again by who reads next.
+    while let Ok(ready) = stream.ready(Interest::READABLE).await
+        && !ready.is_read_closed()
+    {
+        // It has sent more, and that says nothing.
+        tokio::time::sleep(GONE_PAUSE).await;
     }
 }
 
@@ -159,6 +180,7 @@ pub(super) async fn answer(
     batch: &Batch,
     bytes: &[u8],
     first: usize,
+    stream: &TcpStream,
 ) -> usize {
     let shared = Arc::clone(&session.shared);
     let mut pending: Option<Pending> = None;
@@ -198,7 +220,7 @@ pub(super) async fn answer(
             if let Some(pending) = pending.take() {
                 pending.settle(run.session, run.reply).await;
             }
-            run.wait(&keyspace, args).await;
+            run.wait(&keyspace, args, stream).await;
             continue;
         }
         let standing = need.standing.then(|| keyspace.standing());

@@ -84,6 +84,7 @@ impl Connection {
                     &self.batch,
                     &self.input,
                     next,
+                    &self.stream,
                 )
                 .await;
                 if std::mem::take(&mut self.session.is_suspect) {

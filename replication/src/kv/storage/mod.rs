@@ -99,8 +99,9 @@ pub struct Storage {
     visible: RwLock<Visible>,
     chain: Mutex<Chain>,
     view: LogView,
-    /// Held while a snapshot is written, of either kind: there is one place for it.
-    snapshot: Mutex<()>,
+    /// Held while a snapshot is written, of either kind, or the log is let go. It says whether the files are
+    /// another's by now.
+    snapshot: Mutex<bool>,
 }
 
 impl Storage {
@@ -338,12 +339,21 @@ impl Storage {
         Ok(EntryReader(self.view.reader(position)?))
     }
 
+    /// Touches no file any more from here on: the store is opened anew by somebody else.
+    pub(super) fn retire(&self) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     /// Lets the log go before `needed`, as far as the snapshot does not need it, and what is older than the
     /// newest `bytes_max` of it even if it is needed.
     ///
     /// # Errors
     /// When a file cannot be removed.
     pub fn release(&self, needed: Position, bytes_max: u64) -> Result<(), StorageError> {
+        let is_retired = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_retired {
+            return Ok(());
+        }
         let mut chain = self.chain();
         let Some(start) = chain.kept.as_ref().map(|kept| kept.start.position) else {
             return Ok(());

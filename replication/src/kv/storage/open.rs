@@ -167,7 +167,7 @@ impl Storage {
                 is_unseeded,
             }),
             view,
-            snapshot: Mutex::new(()),
+            snapshot: Mutex::new(false),
         };
         Ok((storage, opened))
     }

@@ -87,7 +87,10 @@ impl Storage {
     /// # Errors
     /// When it cannot be written; the old one is then still in place.
     pub fn make_snapshot(&self) -> Result<(), StorageError> {
-        let _alone = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_retired = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_retired {
+            return Ok(());
+        }
         let begin = self.begin_snapshot();
         let start = begin.start.clone();
         let bytes = begin.bytes;
