@@ -142,11 +142,13 @@ fn what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvaged()
     for number in 0..50 {
         pair.write(number);
     }
-    // The standby hangs, and the primary goes on alone: those writes are at risk, and said to be.
-    pair.b.signal(Signal::STOP);
+    // The standby is gone, and the primary goes on alone: those writes are at risk, and said to be.
+    pair.b.kill_daemon();
     pair.a.understudy(&["kv", "put", "alone", "only on a"]);
+    pair.a.understudy(&["kv", "put", "key-7", "changed on a"]);
     pair.a.power_off();
-    pair.b.signal(Signal::CONT);
+    pair.b.spawn(&[], &[]);
+    until("b answers", Pair::PATIENCE, || pair.b.try_status());
     pair.b.understudy(&["promote", "--force"]);
     pair.assert_b_is_primary();
     for number in 0..50 {
@@ -166,10 +168,23 @@ fn what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvaged()
     let name = bundles[0]["name"].as_str().unwrap();
     let shown = pair.a.understudy(&["kv", "salvage", "show", name]);
     assert!(shown.contains("alone"), "{shown}");
-    // It is put back where it does no harm.
-    pair.a.understudy(&["kv", "salvage", "replay", name]);
+    // It is put back where it does no harm; what is in the way is left, and the exit status says so.
+    let would = pair
+        .b
+        .json(&["kv", "salvage", "replay", name, "--from", "a", "--dry-run"]);
+    assert_eq!(
+        (&would["added"], &would["conflicts"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(value(&pair.b, "alone"), None);
+    let replayed = pair.a.try_understudy(&["kv", "salvage", "replay", name]);
+    assert_eq!(replayed.status, Some(3), "{replayed:?}");
+    assert!(replayed.stderr.contains("--overwrite"), "{replayed:?}");
     assert_eq!(value(&pair.b, "alone").as_deref(), Some("only on a"));
     assert_eq!(value(&pair.b, "key-7").as_deref(), Some("changed since"));
+    pair.b
+        .understudy(&["kv", "salvage", "replay", name, "--overwrite"]);
+    assert_eq!(value(&pair.b, "key-7").as_deref(), Some("changed on a"));
 }
 
 #[test]
@@ -192,4 +207,45 @@ fn a_lost_or_damaged_copy_is_made_anew_and_the_original_refuses_to_lose_anything
     pair.b.understudy(&["promote"]);
     pair.assert_b_is_primary();
     pair.assert_written_keys(0);
+}
+
+#[test]
+fn keys_of_any_bytes_are_put_listed_and_removed_by_the_command_line() {
+    let pair = Pair::new(Plan::kv("view = true"));
+    wait_for(&pair.a, "held");
+    let a = &pair.a;
+    a.understudy(&["kv", "put", "user:1", "grün", "--expires", "1h"]);
+    a.understudy(&["kv", "put", "user:2", "two\nlines"]);
+    assert_eq!(ask(a, "HSET hash f 1"), ":1");
+    assert_eq!(ask(a, r#"SET "bin\xff" "\x01\xfe""#), "+OK");
+    assert_eq!(a.understudy(&["kv", "get", "user:1"]), "grün\n");
+    assert_eq!(
+        a.understudy(&["kv", "scan", "--values"]),
+        "bin\\xff  \\x01\\xfe\nhash  {f: 1}\nuser:1  grün\nuser:2  two\\nlines\n"
+    );
+    let found = a.json(&["kv", "scan", "user:*", "--limit", "1"]);
+    assert_eq!(found["keys"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["has_more"], true, "{found}");
+    let binary = &a.json(&["kv", "scan", "b*", "--values"])["keys"][0];
+    assert_eq!(binary["key"]["base64"], "Ymlu/w==", "{binary}");
+    assert_eq!(binary["content"]["value"]["base64"], "Af4=", "{binary}");
+    let expiring = a.get("/kv/key/user%3A1");
+    assert_eq!(expiring["value"], "grün", "{expiring}");
+    assert!(
+        expiring["ttl_ms"].as_u64().unwrap() <= 3_600_000,
+        "{expiring}"
+    );
+    assert_eq!(a.get("/kv")["durability"], "standby-first");
+    let absent = a.try_understudy(&["kv", "get", "none"]);
+    assert_eq!(absent.status, Some(1), "{absent:?}");
+    assert_eq!(a.json(&["kv", "get", "none"])["type"], "none");
+    let removed = a.understudy(&["kv", "del", "user:1", "user:2", "none"]);
+    assert_eq!(removed, "2 of 3 keys removed\n");
+    for verb in [["kv", "put", "k", "v"].as_slice(), &["kv", "del", "k"]] {
+        let refused = pair.b.try_understudy(verb);
+        assert_eq!(refused.status, Some(3), "{refused:?}");
+        assert!(refused.stderr.contains("ask node a"), "{refused:?}");
+    }
+    let refused = pair.b.try_understudy(&["kv", "get", "hash"]);
+    assert_eq!(refused.status, Some(3), "{refused:?}");
 }
