@@ -109,7 +109,7 @@ def _lost(seen: Round, change: TakeOver) -> list[str]:
             writes[one.key].append(one)
     missing = [one for ones in writes.values() if len(ones) == 1 for one in ones
                if one.is_known and one.key not in seen.final]
-    # More is not acknowledged than that; the counters and what was written over may be lost besides.
+    # At least these; of counters and of what was written over it cannot be said so plainly.
     if not missing:
         return []
     found = []
