@@ -8,14 +8,13 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from benches import report as cases_report
+from benches.case import Case, Measure
 from benches.files.cases import CASES
 from benches.files.compare import Different, assert_equal
 from benches.files.measured import Round, Run
 from benches.files.report import Result, figures
 from benches.files.stream import Unseen, _latencies
-from benches.postgres import report as postgres_report
-from benches.postgres.case import Case as PostgresCase
-from benches.postgres.case import Measure
 from tests.outside.resp import RespError
 from tests.soak.files import judge
 from tests.soak.files.mutator import CAPABILITIES, Mutator
@@ -390,21 +389,30 @@ class Figures(unittest.TestCase):
         self.assertEqual((wire["ratio"], wire["met"]), (1.3, False))
         self.assertEqual([figure["met"] for figure in figures(Result(case, rounds), is_full_size=False)], [None, None])
 
-    def test_postgres_medians_bounds_and_what_is_only_told(self) -> None:
-        class Swap(PostgresCase):
+    def test_medians_bounds_and_what_is_only_told(self) -> None:
+        class Swap(Case):
             name = "swap"
             measures = (Measure("window", "s", "script", 1.3), Measure("word", "s", "limit", 1.0, limit=0.5),
                         Measure("window", "s", "script", None, against_key="other"))
 
         samples = [{"window": window, "word": 0.6} for window in (0.2, 9.0, 0.3)]
-        result = postgres_report.Result(Swap, samples, [{"window": 0.25, "other": 0.1}])
+        result = cases_report.Result(Swap, samples, [{"window": 0.25, "other": 0.1}])
         told = [(figure["ours"], figure["against_value"], figure["ratio"], figure["met"])
-                for figure in postgres_report.figures(result, is_full_size=True)]
+                for figure in cases_report.figures(result, is_full_size=True)]
         self.assertEqual(told, [(0.3, 0.25, 1.2, True), (0.6, 0.5, 1.2, False), (0.3, 0.1, 0.3 / 0.1, None)])
-        quick = postgres_report.figures(result, is_full_size=False)
+        quick = cases_report.figures(result, is_full_size=False)
         self.assertEqual([figure["met"] for figure in quick], [None] * 3)
-        missing = postgres_report.figures(postgres_report.Result(Swap, [], [{"window": 0.25}]), is_full_size=True)
+        missing = cases_report.figures(cases_report.Result(Swap, [], [{"window": 0.25}]), is_full_size=True)
         self.assertEqual([(figure["ours"], figure["ratio"], figure["met"]) for figure in missing], [(None, None, None)] * 3)
+
+    def test_of_what_there_should_be_more_a_target_is_the_least(self) -> None:
+        class Rate(Case):
+            name = "rate"
+            measures = (Measure("rate", "/s", "peer", 1.0, is_floor=True),)
+
+        told = [cases_report.figures(cases_report.Result(Rate, [{"rate": rate}], [{"rate": 100.0}]), True)[0]["met"]
+                for rate in (99.0, 101.0)]
+        self.assertEqual(told, [False, True])
 
     def test_a_version_shows_all_changes_up_to_its_own(self) -> None:
         changes = [(b"f", 1, 10.0), (b"f", 2, 11.0), (b"g", 3, 12.0)]
