@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from .network import free_ports
@@ -46,15 +47,20 @@ class Redis:
             connection.close()
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
-    def stop(self) -> None:
-        if self.process:
+    def stop(self, patience: float = 30) -> None:
+        if self.process is None:
+            return
+        deadline = time.monotonic() + patience
+        while self.process.poll() is None and time.monotonic() < deadline:
+            # It does not stop while it rewrites what it just copied, and has to be told again.
             self.process.terminate()
             try:
-                self.process.wait(30)
+                self.process.wait(0.5)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            self.process = None
+                continue
+        self.process.kill()
+        self.process.wait()
+        self.process = None
 
 
 class RedisPair:
@@ -64,9 +70,10 @@ class RedisPair:
         self.folder = folder
         self.primary, self.replica = Redis(folder / "primary"), Redis(folder / "replica")
 
-    def begin(self) -> None:
-        self.primary.start()
-        self.replica.start(self.primary)
+    def begin(self, *more: str) -> None:
+        """Starts both, with further words of the command line."""
+        self.primary.start(None, *more)
+        self.replica.start(self.primary, *more)
         self.await_following()
 
     def await_following(self, patience: float = 60) -> None:
