@@ -244,6 +244,9 @@ class Linearizability(unittest.TestCase):
             self.assert_good(write("x", 1, 5), write("y", 2, 6), read(last, 7, 8))
         self.assert_good(write("x", 1, 9), read(None, 2, 3), read("x", 4, 5))
 
+    def test_what_meets_in_one_moment_is_at_once(self) -> None:
+        self.assert_good(write("x", 1, 2), read(None, 2, 3))
+
     def test_a_stale_read(self) -> None:
         self.assert_bad_at(read("x", 5, 6), write("x", 1, 2), write("y", 3, 4))
         self.assert_bad_at(read(None, 3, 4), write("x", 1, 2))

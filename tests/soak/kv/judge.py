@@ -35,8 +35,8 @@ def violations(seen: Round) -> list[str]:
 def branches(seen: Round) -> tuple[list[Operation], list[Operation]]:
     """Returns the operations that one history has to explain, and those that the superseded primary's own has to.
 
-    What a primary did that may have been alone is its own affair: its writes may be lost, so that in the one history
-    they are as unknown as if nobody had answered, and what was read there by then says nothing.
+    What a primary did that may have been alone is its own affair: in the one history it is as unknown as if nobody had
+    answered.
     """
     change = seen.change
     if change is None or change.is_clean:
@@ -46,8 +46,6 @@ def branches(seen: Round) -> tuple[list[Operation], list[Operation]]:
         if one.node == change.old:
             alone.append(one)
             if not is_promised(one, seen, change):
-                if one.kind is Kind.READ:
-                    continue
                 one = replace(one, returned=NEVER, value=None if one.kind is Kind.ADD else one.value)
         main.append(one)
     return main, alone
