@@ -88,7 +88,8 @@ def _connection() -> list[Step]:
         _raw("SELECT", "1"),
         _raw("SELECT", "x"),
         _raw("AUTH", "secret"),
-        Step("hello", lambda r: {"server", "version", "proto", "id", "mode", "role", "modules"} <= _names(r.execute_command("HELLO"))),
+        Step("hello", lambda r: {"server", "version", "proto", "id", "mode", "role", "modules"}
+             <= _names(r.execute_command("HELLO"))),
         _raw("HELLO", "9"),
         Step("client setname, getname", lambda r: _alone(r, lambda one: (
             one.execute_command("CLIENT", "SETNAME", "me"), one.execute_command("CLIENT", "GETNAME")))),
@@ -154,7 +155,8 @@ def _expiry() -> list[Step]:
         Step("persist", lambda r: (r.persist("e"), r.ttl("e"), r.persist("e"), r.persist("none"))),
         Step("expire, pexpire", lambda r: (r.expire("e", 50), 45 < r.ttl("e") <= 50, r.pexpire("e", 60_000),
                                            55 < r.ttl("e") <= 60, r.expire("none", 5))),
-        Step("ttl of what does not expire or is not", lambda r: (r.set("f", 1), r.ttl("f"), r.pttl("f"), r.ttl("none"), r.pttl("none"))),
+        Step("ttl of what does not expire or is not",
+             lambda r: (r.set("f", 1), r.ttl("f"), r.pttl("f"), r.ttl("none"), r.pttl("none"))),
         Step("expire in the past", lambda r: (r.expire("f", -1), r.exists("f"))),
         _raw("SET", "e", "1", "EX", "0"),
         _raw("SET", "e", "1", "EX", "-5"),
@@ -163,7 +165,8 @@ def _expiry() -> list[Step]:
         _raw("EXPIRE", "e", "abc"),
         _raw("EXPIRE", "e", "9223372036854775807"),
         Step("it goes", lambda r: (r.set("short", 1, px=30), _gone(r, "short"), r.ttl("short"), r.dbsize() > 0)),
-        Step("a hash goes", lambda r: (r.hset("short", "f", 1), r.pexpire("short", 30), _gone(r, "short"), r.hgetall("short"))),
+        Step("a hash goes", lambda r: (r.hset("short", "f", 1), r.pexpire("short", 30), _gone(r, "short"),
+                                       r.hgetall("short"))),
         Step("gone", lambda r: r.delete("e", "f")),
     ]
 
@@ -245,8 +248,9 @@ def _transactions() -> list[Step]:
         Step("exec after a mistake", lambda r: _alone(r, aborted)),
         _raw("EXEC"),
         _raw("DISCARD"),
-        Step("multi twice", lambda r: _alone(r, lambda one: (one.execute_command("MULTI"), one.execute_command("MULTI")))),
-        Step("watch within", lambda r: _alone(r, lambda one: (one.execute_command("MULTI"), one.execute_command("WATCH", "w")))),
+        Step("multi twice", lambda r: _alone(r, lambda one: [one.execute_command("MULTI") for _ in range(2)])),
+        Step("watch within", lambda r: _alone(r, lambda one: [one.execute_command(*words.split())
+                                                               for words in ("MULTI", "WATCH w")])),
         Step("many at once, not together", lambda r: r.pipeline(transaction=False).set("p", 1).get("p").incr("p").execute()),
         Step("gone", lambda r: r.delete("t", "u", "w", "th", "p")),
     ]

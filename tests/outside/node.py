@@ -53,7 +53,8 @@ class Pair:
         self.primary.init(section)
         self.primary.serve()
         self.primary.await_role("primary")
-        until("the primary's store has a position", lambda: any(store["position"] for store in self.primary.status()["stores"]))
+        until("the primary's store has a position",
+              lambda: any(store["position"] for store in self.primary.status()["stores"]))
 
     @property
     def nodes(self) -> tuple[Node, Node]:

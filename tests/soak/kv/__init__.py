@@ -1,1 +1,1 @@
-"""The KV store while its nodes are killed, cut off and swapped: nothing acknowledged is lost, and each key is linearizable."""
+"""The KV store while its nodes are killed, cut off and swapped: what clients were told of each key holds."""

@@ -47,7 +47,8 @@ class Operation:
 
     def __str__(self) -> str:
         returned = f"{self.returned:.6f}" if self.is_known else "unknown"
-        return f"client {self.client} on {self.node}: {self.kind.value} {self.key} = {self.value} ({self.called:.6f} to {returned})"
+        what = f"{self.kind.value} {self.key} = {self.value}"
+        return f"client {self.client} on {self.node}: {what} ({self.called:.6f} to {returned})"
 
 
 class Undecided(Exception):
