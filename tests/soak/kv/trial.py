@@ -269,7 +269,8 @@ class Trial:
         """Returns what the standby has; where it does not answer reads, the roles are swapped for it."""
         self._pair.await_equal(PATIENCE)
         if not self._standby_reads:
-            self._pair.standby.json("switchover", timeout=PATIENCE)
+            standby = self._pair.standby
+            until("the roles are swapped for a look", lambda: standby.json("switchover", timeout=PATIENCE), PATIENCE, 0.3)
             self._pair.swap()
             self._pair.await_following(PATIENCE)
             return contents(self._pair.primary)
