@@ -189,6 +189,7 @@ mod tests {
             run_dir: "/run".into(),
             pki_dir: "/pki".into(),
             monitor_listen: "127.0.0.1:1".parse().unwrap(),
+            kv_listen: "127.0.0.1:2".parse().unwrap(),
         }
     }
 

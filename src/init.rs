@@ -76,6 +76,7 @@ impl LocalArguments {
             run_dir: self.run_dir.clone(),
             pki_dir: PathBuf::new(),
             monitor_listen: self.monitor,
+            kv_listen: Local::KV_LISTEN_DEFAULT,
         }
     }
 

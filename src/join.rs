@@ -200,13 +200,16 @@ async fn seed(loaded: &Loaded) -> Result<(), Failure> {
     let makings = Makings {
         cluster: serve::cluster(&config, &local, Some(&events))?,
         config,
+        kv: Makings::kv_slot(&local),
+        standbys: Arc::new(|| 0),
         local: local.clone(),
         events: events.clone(),
     };
     let name = me.clone();
     let receivers = tokio::task::spawn_blocking(move || makings.receivers(&name))
         .await?
-        .map_err(Failure::failed)?;
+        .map_err(Failure::failed)?
+        .all;
     let display = Display::new();
     for receiver in &receivers {
         let store = &receiver.id().name;

@@ -10,6 +10,8 @@ use understudy_config::{Config, Local, NodeName, StoreName};
 use understudy_primary::services::Services;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
+use understudy_replication::kv::keyspace::Keyspace;
+use understudy_replication::kv::slot::Slot;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{PromotionStatus, ServiceState};
@@ -70,6 +72,8 @@ pub(crate) struct Node {
     clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
     /// The stores that are being checked, and how.
     pub(crate) checking: Mutex<BTreeMap<StoreName, &'static str>>,
+    /// Where the key-value store is kept open: what is in memory survives a change of roles.
+    kv: Slot,
     shell: mpsc::Sender<Asked>,
 }
 
@@ -91,6 +95,7 @@ pub(crate) struct Parts {
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
+            kv: Makings::kv_slot(&parts.local),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,
@@ -191,6 +196,26 @@ impl Node {
             local: self.local.clone(),
             cluster: self.cluster.clone(),
             events: self.events.clone(),
+            kv: self.kv.clone(),
+            standbys: {
+                let role = self.role.subscribe();
+                Arc::new(move || match &role.borrow().role {
+                    Role::Primary { standbys, .. } => standbys.len(),
+                    Role::Returning { .. }
+                    | Role::Standby { .. }
+                    | Role::Promoting { .. }
+                    | Role::Fenced { .. } => 0,
+                })
+            },
+        }
+    }
+
+    /// Returns the key-value store as its clients see it; `None` while it is not open.
+    pub(crate) fn keyspace(&self) -> Option<Arc<dyn Keyspace>> {
+        match self.stage() {
+            Stage::Primary(run) => run.keyspace.clone(),
+            Stage::Standby(run) => run.keyspace.clone(),
+            Stage::Idle => None,
         }
     }
 

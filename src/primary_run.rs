@@ -14,13 +14,16 @@ use understudy_primary::settings::SettingsShipper;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
+use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::{Evidence, Now, lag, silence};
 use understudy_replication::link::StandbyReport;
 use understudy_replication::mark::{MARK_INTERVAL, MARK_SILENCE_MAX, Mark, Marks};
 use understudy_replication::position::Position;
 use understudy_replication::role::Role;
 use understudy_replication::status::{StandbyStatus, StoreLag};
-use understudy_replication::store::{NoProgress, Shipper, Stop, Stopper};
+use understudy_replication::store::{
+    LOG_POSITION_BYTES, NoProgress, Shipper, Stop, Stopper, StoreId,
+};
 use understudy_replication::wall_time::WallTime;
 
 use crate::node::Node;
@@ -35,6 +38,7 @@ pub(crate) struct PrimaryRun {
     pub(crate) epoch: Epoch,
     pub(crate) shippers: Vec<Arc<dyn Shipper>>,
     pub(crate) settings: Option<Arc<SettingsShipper>>,
+    pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
@@ -74,6 +78,7 @@ impl PrimaryRun {
             epoch,
             shippers: shippers.all,
             settings: shippers.settings,
+            keyspace: shippers.keyspace,
             marks: Mutex::new(Marks::default()),
             newest: watch::Sender::new(None),
             reports: Mutex::new(BTreeMap::new()),
@@ -151,11 +156,13 @@ impl PrimaryRun {
             number += 1;
             let time = WallTime::now();
             let at = Instant::now();
+            let positions = self.positions(&Selection::default(), MARK_PATIENCE).await;
             let mark = Mark {
                 number,
                 epoch: self.epoch.clone(),
                 time,
-                positions: self.positions(&Selection::default(), MARK_PATIENCE).await,
+                bytes: self.bytes(&positions),
+                positions,
                 is_awaited: self.waiting.load(Ordering::Relaxed) > 0,
             };
             self.marks
@@ -181,6 +188,20 @@ impl PrimaryRun {
             Some((shipper.id().name.clone(), position))
         });
         join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Returns how many bytes of their logs lie before `positions`, of the stores that tell it. Asked for
+    /// after them: more is told rather than less.
+    fn bytes(&self, positions: &BTreeMap<StoreName, Position>) -> BTreeMap<StoreName, u64> {
+        let told = self.shippers.iter().filter_map(|shipper| {
+            let StoreId { name, kind } = shipper.id();
+            if !kind.tells_bytes() || !positions.contains_key(name) {
+                return None;
+            }
+            let gauges = shipper.report().gauges;
+            Some((name.clone(), *gauges.get(LOG_POSITION_BYTES)?))
+        });
+        told.collect()
     }
 
     fn selected<'a>(

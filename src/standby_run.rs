@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
+use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::{Evidence, Now, lag, silence};
 use understudy_replication::link::{Level, StandbyReport};
 use understudy_replication::mark::{MARK_SILENCE_MAX, Mark, Marks};
@@ -40,6 +41,7 @@ const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 /// What runs on a standby.
 pub(crate) struct StandbyRun {
     pub(crate) receivers: Vec<Arc<dyn Receiver>>,
+    pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
     primary: Arc<PeerClient>,
     link: Mutex<Link>,
     started: Instant,
@@ -69,7 +71,8 @@ impl StandbyRun {
             .map_err(|error| error.to_string())??;
         let (stopper, _) = Stopper::new();
         Ok(Arc::new(Self {
-            receivers,
+            receivers: receivers.all,
+            keyspace: receivers.keyspace,
             primary: Arc::new(primary),
             link: Mutex::new(Link::default()),
             started: Instant::now(),

@@ -188,7 +188,7 @@ fn store(
 ) -> StoreStatus {
     let position_text = position.map(|position| match id.kind {
         StoreKind::Postgres => Lsn(position.0).to_string(),
-        StoreKind::Files | StoreKind::Settings => position.to_string(),
+        StoreKind::Files | StoreKind::Kv | StoreKind::Settings => position.to_string(),
     });
     StoreStatus {
         id: id.clone(),

@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use understudy_config::{Config, Local, NodeName, StoreName};
 use understudy_primary::files::FilesShipper;
+use understudy_primary::kv::{KvShipper, Standbys};
 use understudy_primary::postgres::PostgresShipper;
 use understudy_primary::settings::SettingsShipper;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
+use understudy_replication::kv::keyspace::Keyspace;
+use understudy_replication::kv::slot::Slot;
 use understudy_replication::postgres::Cluster;
 use understudy_replication::store::{Receiver, Shipper, StoreId, StoreKind};
 use understudy_standby::files::FilesReceiver;
+use understudy_standby::kv::KvReceiver;
 use understudy_standby::postgres::PostgresReceiver;
 use understudy_standby::settings::SettingsReceiver;
 
@@ -22,6 +26,17 @@ pub(crate) struct Makings {
     pub(crate) local: Local,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) events: Events,
+    /// Where the key-value store is kept open, whatever the node's role.
+    pub(crate) kv: Slot,
+    /// How many standbys the node has, while it is primary.
+    pub(crate) standbys: Standbys,
+}
+
+/// The standby's ends.
+pub(crate) struct Receivers {
+    pub(crate) all: Vec<Arc<dyn Receiver>>,
+    /// The key-value store once more, for its clients.
+    pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
 }
 
 /// The primary's ends.
@@ -29,6 +44,8 @@ pub(crate) struct Shippers {
     pub(crate) all: Vec<Arc<dyn Shipper>>,
     /// The settings once more, for a rollback.
     pub(crate) settings: Option<Arc<SettingsShipper>>,
+    /// The key-value store once more, for its clients.
+    pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
 }
 
 /// Returns the name of a store that there is one of. The names are reserved in the configuration.
@@ -50,8 +67,9 @@ pub(crate) fn ids(config: &Config) -> Vec<StoreId> {
         name: files.name.clone(),
         kind: StoreKind::Files,
     });
+    let kv = config.kv.iter().map(|_| one(StoreKind::Kv));
     let settings = config.settings.iter().map(|_| one(StoreKind::Settings));
-    postgres.chain(files).chain(settings).collect()
+    postgres.chain(files).chain(kv).chain(settings).collect()
 }
 
 /// Returns how many bytes per second a scrub of a store reads, by the configuration.
@@ -63,6 +81,16 @@ pub(crate) fn scrub_rate(config: &Config, id: &StoreId) -> Option<u64> {
 impl Makings {
     fn files_state(&self, name: &StoreName) -> PathBuf {
         self.local.state_dir.join("files").join(name.as_str())
+    }
+
+    /// Returns where the key-value store is.
+    pub(crate) fn kv_slot(local: &Local) -> Slot {
+        Slot::new(local.state_dir.join("kv"))
+    }
+
+    /// Returns where what was superseded is kept.
+    pub(crate) fn salvage(local: &Local) -> PathBuf {
+        local.state_dir.join("salvage")
     }
 
     /// Returns where the history of the settings is.
@@ -92,6 +120,19 @@ impl Makings {
             );
             all.push(Arc::new(shipper.map_err(|error| told(&error))?));
         }
+        let mut keyspace: Option<Arc<dyn Keyspace>> = None;
+        if let Some(config) = &self.config.kv {
+            let shipper = Arc::new(KvShipper::new(
+                name_of(StoreKind::Kv),
+                config.clone(),
+                self.kv.clone(),
+                epoch.clone(),
+                self.standbys.clone(),
+                self.events.clone(),
+            ));
+            all.push(shipper.clone());
+            keyspace = Some(shipper);
+        }
         let mut settings = None;
         if let Some(config) = &self.config.settings {
             let shipper = SettingsShipper::open(
@@ -105,11 +146,15 @@ impl Makings {
             all.push(shipper.clone());
             settings = Some(shipper);
         }
-        Ok(Shippers { all, settings })
+        Ok(Shippers {
+            all,
+            settings,
+            keyspace,
+        })
     }
 
     /// Makes the standby's ends. Blocks: tables are loaded.
-    pub(crate) fn receivers(&self, me: &NodeName) -> Result<Vec<Arc<dyn Receiver>>, String> {
+    pub(crate) fn receivers(&self, me: &NodeName) -> Result<Receivers, String> {
         let mut all: Vec<Arc<dyn Receiver>> = Vec::new();
         if let Some(cluster) = &self.cluster {
             all.push(Arc::new(PostgresReceiver::new(
@@ -129,6 +174,20 @@ impl Makings {
             );
             all.push(Arc::new(receiver.map_err(|error| told(&error))?));
         }
+        let mut keyspace: Option<Arc<dyn Keyspace>> = None;
+        if let Some(config) = &self.config.kv {
+            let receiver = KvReceiver::open(
+                name_of(StoreKind::Kv),
+                me.clone(),
+                config.clone(),
+                self.kv.clone(),
+                Self::salvage(&self.local),
+                self.events.clone(),
+            );
+            let receiver = Arc::new(receiver.map_err(|error| told(&error))?);
+            all.push(receiver.clone());
+            keyspace = Some(receiver);
+        }
         if let Some(config) = &self.config.settings {
             let receiver = SettingsReceiver::open(
                 config,
@@ -138,7 +197,7 @@ impl Makings {
             );
             all.push(Arc::new(receiver.map_err(|error| told(&error))?));
         }
-        Ok(all)
+        Ok(Receivers { all, keyspace })
     }
 }
 
@@ -152,7 +211,12 @@ mod tests {
 
     #[test]
     fn the_word_for_every_kind_is_a_valid_name() {
-        for kind in [StoreKind::Postgres, StoreKind::Files, StoreKind::Settings] {
+        for kind in [
+            StoreKind::Postgres,
+            StoreKind::Files,
+            StoreKind::Kv,
+            StoreKind::Settings,
+        ] {
             assert_eq!(name_of(kind).as_str(), kind.as_str());
         }
     }

@@ -20,6 +20,8 @@ pub struct Config {
     pub postgres: Option<Postgres>,
     /// The replicated trees of files.
     pub files: Vec<Files>,
+    /// The key-value store, if there is one.
+    pub kv: Option<Kv>,
     /// The replicated configuration of the appliance, if there is one.
     pub settings: Option<Settings>,
     /// The indexes that are rebuilt from the stores.
@@ -156,6 +158,42 @@ impl Files {
             scrub_rate: 50 << 20,
         }
     }
+}
+
+/// The key-value store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kv {
+    /// Whether a write waits for standbys.
+    pub durability: KvDurability,
+    /// How long a write waits before its client is told that too few standbys have it. Never nothing.
+    pub write_timeout: Duration,
+    /// How many standbys have a write durable before it is visible. Never 0, and never more than there
+    /// are other nodes, if there are any.
+    pub acknowledge: usize,
+    /// Whether a standby answers reads, of what is committed there.
+    pub standby_reads: bool,
+    /// Whether clients may remove every key with one command.
+    pub allow_flush: bool,
+    /// Whether the monitor shows keys and values to whoever reaches it.
+    pub view: bool,
+    /// How many bytes of memory the table may use.
+    pub memory_bytes: u64,
+    /// How many bytes of the log are kept for a standby that is away.
+    pub log_bytes: u64,
+    /// The file with the password that clients need, as `understudy.toml` has it; `None` asks for none.
+    pub password_file: Option<PathBuf>,
+}
+
+/// Whether a write to the key-value store waits for standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDurability {
+    /// It is durable on [`Kv::acknowledge`] standbys before it is visible or acknowledged.
+    StandbyFirst {
+        /// How long the standbys may be away before the primary goes on alone; `None` for ever.
+        degrade_after: Option<Duration>,
+    },
+    /// It is durable on the primary only.
+    Async,
 }
 
 /// The configuration of the appliance: few files, replicated on a schedule.

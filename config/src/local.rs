@@ -1,6 +1,6 @@
 //! This machine, as `node.toml` describes it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::NodeName;
@@ -23,9 +23,15 @@ pub struct Local {
     pub pki_dir: PathBuf,
     /// Where the monitor listens.
     pub monitor_listen: SocketAddr,
+    /// Where the key-value store listens, if the cluster has one.
+    pub kv_listen: SocketAddr,
 }
 
 impl Local {
+    /// Where the key-value store listens where `node.toml` does not say.
+    pub const KV_LISTEN_DEFAULT: SocketAddr =
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7479);
+
     /// Returns where an absolute path of `understudy.toml` is on this machine.
     pub fn resolve(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
@@ -49,6 +55,7 @@ mod tests {
             run_dir: "/run/understudy".into(),
             pki_dir: "/etc/understudy/pki".into(),
             monitor_listen: "0.0.0.0:7480".parse().unwrap(),
+            kv_listen: "127.0.0.1:7479".parse().unwrap(),
         }
     }
 

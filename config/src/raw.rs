@@ -23,14 +23,14 @@ section! {
         postgres: Postgres as "table" = optional, r#"{ data_dir = "/var/lib/postgresql/15/main" }"#;
         /// Trees of files that are replicated.
         files: Vec<Placed<Files>> as "tables" = "[]", r#"[{ name = "uploads", path = "/srv/uploads" }]"#;
+        /// The key-value store.
+        kv: Kv as "table" = optional, r#"{ durability = "standby-first" }"#;
         /// The configuration of the appliance.
         settings: Settings as "table" = optional, r#"{ paths = ["/etc/catalog"] }"#;
         /// What is rebuilt from the stores.
         index: Vec<Placed<Index>> as "tables" = "[]", r#"[{ name = "search", engine = "command", command = ["reindex"] }]"#;
         /// What runs on the primary only.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
-        /// Not available in this version.
-        kv: Unavailable as "table" = unavailable, "{}";
         /// Not available in this version.
         address: Unavailable as "table" = unavailable, "{}";
         /// Not available in this version.
@@ -136,6 +136,39 @@ section! {
 }
 
 section! {
+    /// The key-value store: the store `kv`, which clients reach with Redis' protocol. Without this section,
+    /// there is none. Where it listens is said in `node.toml`.
+    Kv "[kv]" {
+        /// When a write is visible and acknowledged: `"standby-first"`, once it is durable on
+        /// `acknowledge` standbys, too; `"async"`, once it is durable on the primary.
+        durability: String as "string" = r#""standby-first""#, r#""async""#;
+        /// With `"standby-first"`: how long too few standbys may follow before the primary goes on alone
+        /// with an alarm. It waits for them again by itself once they have caught up. `"never"`: writes get
+        /// `-NOREPLICAS` instead.
+        degrade_after: String as "duration or never" = r#""5s""#, r#""never""#;
+        /// How long a write waits for standbys before its client gets `-NOREPLICAS`; it may still come to be.
+        write_timeout: String as "duration" = r#""5s""#, r#""1s""#;
+        /// With `"standby-first"`: how many standbys a write waits for, at most as many as there are other
+        /// nodes.
+        acknowledge: u16 as "whole number from 1" = "1", "2";
+        /// Whether a standby answers reads; it may be behind. Writes it refuses in any case.
+        standby_reads: bool as "boolean" = "false", "true";
+        /// Whether `FLUSHDB` and `FLUSHALL` are allowed, which remove every key.
+        allow_flush: bool as "boolean" = "false", "true";
+        /// Whether the monitor shows keys and values to whoever can reach it. Figures it shows in any case.
+        view: bool as "boolean" = "false", "true";
+        /// How much memory the table may use, at least `"16MB"`.
+        memory: String as "size" = r#""1GB""#, r#""4GB""#;
+        /// How much of its log the primary keeps for a standby that is away, at least `"64MB"`. Past that,
+        /// the standby gets a snapshot instead.
+        log: String as "size" = r#""1GB""#, r#""10GB""#;
+        /// A file with the password that clients need, which nobody else may read (mode 0600). Without it
+        /// none is asked for, and the store listens on loopback only.
+        password_file: String as "absolute path" = optional, r#""/etc/understudy/kv-password""#;
+    }
+}
+
+section! {
     /// The configuration of the appliance: the store `settings`, which the standby fetches on a
     /// schedule. Without this section, there is none.
     Settings "[settings]" {
@@ -206,6 +239,8 @@ section! {
         pki_dir: String as "absolute path" = optional, r#""/etc/understudy/pki""#;
         /// What tells how replication is doing.
         monitor: Monitor as "table" = "{}", r#"{ listen = "127.0.0.1:7480" }"#;
+        /// Where the key-value store is reached.
+        kv: KvLocal as "table" = "{}", r#"{ listen = "127.0.0.1:7479" }"#;
     }
 }
 
@@ -214,6 +249,15 @@ section! {
     Monitor "[monitor]" {
         /// Where it listens.
         listen: String as "IP:PORT" = r#""0.0.0.0:7480""#, r#""127.0.0.1:7480""#;
+    }
+}
+
+section! {
+    /// The key-value store on this machine. It matters only where `understudy.toml` has a `[kv]`.
+    KvLocal "[kv]" {
+        /// Where clients reach it. Any address but a loopback one needs a `password_file` in
+        /// `understudy.toml`; it is not encrypted.
+        listen: String as "IP:PORT" = r#""127.0.0.1:7479""#, r#""10.0.0.1:7479""#;
     }
 }
 

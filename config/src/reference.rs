@@ -6,11 +6,12 @@ use crate::raw;
 use crate::section::{Key, Presence, Section};
 
 /// The sections of `understudy.toml` after the file itself.
-pub(crate) const CLUSTER_SECTIONS: [Section; 7] = [
+pub(crate) const CLUSTER_SECTIONS: [Section; 8] = [
     raw::Cluster::SECTION,
     raw::Node::SECTION,
     raw::Postgres::SECTION,
     raw::Files::SECTION,
+    raw::Kv::SECTION,
     raw::Settings::SECTION,
     raw::Index::SECTION,
     raw::Service::SECTION,
@@ -45,13 +46,14 @@ pub fn markdown() -> String {
     let mut page = INTRODUCTION.to_owned();
     page.push_str("\n## understudy.toml\n\nThe cluster: identical on every node. ");
     page.push_str("Every section but `[cluster]` and `[[node]]` may be absent. ");
-    page.push_str("`[kv]`, `[address]` and `[witness]` are not available in this version.\n");
+    page.push_str("`[address]` and `[witness]` are not available in this version.\n");
     for section in &CLUSTER_SECTIONS {
         append_section(&mut page, section);
     }
     page.push_str("\n## node.toml\n");
     append_section(&mut page, &raw::NodeFile::SECTION);
     append_section(&mut page, &raw::Monitor::SECTION);
+    append_section(&mut page, &raw::KvLocal::SECTION);
     page
 }
 
@@ -135,6 +137,8 @@ mod tests {
             read::<raw::Postgres>(0, &table(&raw::Postgres::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Files>(0, &table(&raw::Files::SECTION, value), &mut findings).unwrap();
+            read::<raw::Kv>(0, &table(&raw::Kv::SECTION, value), &mut findings).unwrap();
+            read::<raw::KvLocal>(0, &table(&raw::KvLocal::SECTION, value), &mut findings).unwrap();
             read::<raw::Settings>(0, &table(&raw::Settings::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Index>(0, &table(&raw::Index::SECTION, value), &mut findings).unwrap();

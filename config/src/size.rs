@@ -31,6 +31,22 @@ pub fn parse(text: &str) -> Result<u64, Mistake> {
     }
 }
 
+/// Reads a size that is at least `least`, which the operator would write as `least_text`.
+pub(crate) fn parse_from(text: &str, least: u64, least_text: &str) -> Result<u64, Mistake> {
+    let and_enough = |mistake: Mistake| Mistake {
+        expected: format!("{}, and at least \"{least_text}\"", mistake.expected),
+        ..mistake
+    };
+    let bytes = parse(text).map_err(and_enough)?;
+    if bytes < least {
+        return Err(Mistake::new(
+            format!("`{text}` is too little"),
+            format!("at least \"{least_text}\""),
+        ));
+    }
+    Ok(bytes)
+}
+
 /// Reads a limit: a size, or `0` for none.
 pub(crate) fn parse_limit(text: &str) -> Result<Option<u64>, Mistake> {
     if text == "0" || matches!(read(text), Ok(0)) {

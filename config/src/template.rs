@@ -80,6 +80,7 @@ address = {address}    # where the other nodes reach it: IP and port
         text.push_str(&files(false, "\"uploads\"", "\"/srv/catalog/uploads\""));
     }
 
+    text.push_str(KV);
     text.push_str("\n# The configuration of the appliance, fetched on a schedule.\n");
     let paths: Vec<String> = answers
         .settings
@@ -132,6 +133,22 @@ exclude = []                # what is local to a node, such as ["local.conf"]
     text
 }
 
+/// The key-value store, as an example.
+const KV: &str = r#"
+# The key-value store, which clients reach with Redis' protocol.
+#[kv]
+#durability = "standby-first"    # "async": a write does not wait for a standby
+#degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
+#write_timeout = "5s"        # how long a write waits for a standby
+#acknowledge = 1             # how many standbys it waits for
+#standby_reads = false       # whether a standby answers reads
+#allow_flush = false         # whether FLUSHDB may remove every key
+#view = false                # whether the monitor shows keys and values
+#memory = "1GB"              # what the table may use
+#log = "1GB"                 # kept for a standby that is away
+#password_file = "/etc/understudy/kv-password"    # what clients need, if not on loopback only
+"#;
+
 /// Returns a `node.toml`; its `pki_dir` is the one beside it.
 pub fn node(
     name: &NodeName,
@@ -152,6 +169,10 @@ run_dir = {run_dir}        # the socket that the command line talks to
 # /monitor/replication, health checks, metrics and the page.
 [monitor]
 listen = {monitor}
+
+# Where the key-value store is reached, if understudy.toml has one.
+#[kv]
+#listen = "127.0.0.1:7479"
 "#,
         name = quoted(name.as_str()),
         root = quoted_path(root),
@@ -344,6 +365,7 @@ mod tests {
                     scrub_rate: 52428800,
                 },
             ],
+            kv: None,
             settings: Some(
                 Settings {
                     schedule: Schedule(
@@ -425,6 +447,19 @@ mod tests {
         #bandwidth = "0"             # bytes per second to each standby, such as "50MB"; 0 is no limit
         #scan = "0 */3 * * * *"      # when everything is looked at, whatever the kernel has told
         #scrub = "50MB"              # what `understudy scrub` reads in a second
+
+        # The key-value store, which clients reach with Redis' protocol.
+        #[kv]
+        #durability = "standby-first"    # "async": a write does not wait for a standby
+        #degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
+        #write_timeout = "5s"        # how long a write waits for a standby
+        #acknowledge = 1             # how many standbys it waits for
+        #standby_reads = false       # whether a standby answers reads
+        #allow_flush = false         # whether FLUSHDB may remove every key
+        #view = false                # whether the monitor shows keys and values
+        #memory = "1GB"              # what the table may use
+        #log = "1GB"                 # kept for a standby that is away
+        #password_file = "/etc/understudy/kv-password"    # what clients need, if not on loopback only
 
         # The configuration of the appliance, fetched on a schedule.
         #[settings]

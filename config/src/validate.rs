@@ -4,6 +4,7 @@
 //! again. A function looks at all of its section before it gives up.
 
 mod index;
+mod kv;
 mod local;
 mod paths;
 mod sections;
@@ -25,15 +26,19 @@ pub(crate) struct Checked {
     nodes: Option<Vec<Placed<NodeName>>>,
     /// The paths of the stores.
     stores: Vec<StorePath>,
+    /// The key-value store's section, if there is one.
+    kv: Option<KvSection>,
+}
+
+/// What `node.toml` has to agree with of the key-value store.
+struct KvSection {
+    place: Place,
+    has_password: bool,
 }
 
 /// Validates an `understudy.toml`.
 pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Checked {
-    for (key, section) in [
-        ("kv", &file.kv),
-        ("address", &file.address),
-        ("witness", &file.witness),
-    ] {
+    for (key, section) in [("address", &file.address), ("witness", &file.witness)] {
         if let Some(section) = section {
             let what = format!("section `[{key}]` is not available in this version");
             findings.report(&section.place, what, "the section to be removed");
@@ -49,6 +54,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         .as_ref()
         .map(|it| sections::postgres(&it.value, findings));
     let files = all(elements(&file.files).map(|it| sections::files(it, findings)));
+    let kv = file
+        .kv
+        .as_ref()
+        .map(|it| kv::kv(&it.value, file.node.as_ref(), findings));
     let settings = file
         .settings
         .as_ref()
@@ -90,6 +99,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             nodes: all(nodes?.into_iter())?,
             postgres: whole(postgres)?,
             files: files?,
+            kv: whole(kv)?,
             settings: whole(settings)?,
             indexes: indexes?,
             services: services?,
@@ -99,6 +109,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         config: config(),
         nodes: names,
         stores,
+        kv: file.kv.as_ref().map(|section| KvSection {
+            place: section.place.clone(),
+            has_password: section.value.password_file.is_some(),
+        }),
     }
 }
 

@@ -69,6 +69,24 @@ impl Value for String {
     }
 }
 
+impl Value for bool {
+    fn expected(_: &str) -> String {
+        "`true` or `false`, without quotes".to_owned()
+    }
+
+    fn expected_list(_: &str) -> String {
+        "a list of `true` and `false`".to_owned()
+    }
+
+    fn read(input: &Input<'_>, findings: &mut Findings) -> Option<Self> {
+        let truth = input.value.as_bool();
+        if truth.is_none() {
+            input.report_type::<Self>(findings);
+        }
+        truth
+    }
+}
+
 impl Value for u16 {
     fn expected(_: &str) -> String {
         format!("a whole number from 0 to {}", Self::MAX)

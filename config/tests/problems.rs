@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `settings`, `index`, `service`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `service`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `settings`, `index`, `service`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `service`
       |
       = help: did you mean `node`?
 
@@ -276,7 +276,6 @@ ip = "10.0.0.100/24"
 [postgres]
 data_dir = "/pg"
 durability = "snyc"
-[kv]
 [[index]]
 name = "search"
 engine = "elasticsearch"
@@ -302,22 +301,16 @@ engine = "elasticsearch"
        |
        = help: did you mean `sync`?
 
-    error: section `[kv]` is not available in this version
-      --> understudy.toml:13:1
-       |
-    13 | [kv]
-       | ^^^^ expected the section to be removed
-
     error: engine `elasticsearch` is not available in this version
-      --> understudy.toml:16:10
+      --> understudy.toml:15:10
        |
-    16 | engine = "elasticsearch"
+    15 | engine = "elasticsearch"
        |          ^^^^^^^^^^^^^^^ expected "tantivy" or "command"
 
     error: section `[witness]` is not available in this version
-      --> understudy.toml:17:1
+      --> understudy.toml:16:1
        |
-    17 | [witness]
+    16 | [witness]
        | ^^^^^^^^^ expected the section to be removed
     "#);
 }
@@ -708,7 +701,7 @@ fn the_problems_of_both_files_come_together() {
      --> node.toml:1:1
       |
     1 | nam = "a"
-      | ^^^ expected one of `name`, `root`, `state_dir`, `run_dir`, `pki_dir`, `monitor`
+      | ^^^ expected one of `name`, `root`, `state_dir`, `run_dir`, `pki_dir`, `monitor`, `kv`
       |
       = help: did you mean `name`?
 
@@ -718,6 +711,149 @@ fn the_problems_of_both_files_come_together() {
     3 | listen = 7480
       |          ^^^^ expected a string in quotes
     "#);
+}
+
+#[test]
+fn a_key_value_store_that_could_not_keep_its_word_is_refused() {
+    assert_snapshot!(problems_with(r#"[[node]]
+name = "b"
+address = "10.0.0.2:7400"
+[kv]
+durability = "standby_first"
+degrade_after = "0s"
+write_timeout = "never"
+acknowledge = 2
+standby_reads = "yes"
+allow_flush = 1
+memory = "1MB"
+log = "lots"
+password_file = "kv-password"
+"#), @r#"
+    error: `standby_first` is not a durability of the key-value store
+      --> understudy.toml:10:14
+       |
+    10 | durability = "standby_first"
+       |              ^^^^^^^^^^^^^^^ expected "standby-first" or "async"
+       |
+       = help: did you mean `standby-first`?
+
+    error: `0s` is neither a duration nor `never`
+      --> understudy.toml:11:17
+       |
+    11 | degrade_after = "0s"
+       |                 ^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "10s"; or "never"
+
+    error: `never` is not a duration
+      --> understudy.toml:12:17
+       |
+    12 | write_timeout = "never"
+       |                 ^^^^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+
+    error: `acknowledge` is 2, and there is 1 other node to wait for
+      --> understudy.toml:13:15
+       |
+     3 | [[node]]
+       | -------- the nodes are here
+    ...
+    13 | acknowledge = 2
+       |               ^ expected at most 1, or more nodes
+
+    error: `standby_reads` is a string
+      --> understudy.toml:14:17
+       |
+    14 | standby_reads = "yes"
+       |                 ^^^^^ expected `true` or `false`, without quotes
+
+    error: `allow_flush` is an integer
+      --> understudy.toml:15:15
+       |
+    15 | allow_flush = 1
+       |               ^ expected `true` or `false`, without quotes
+
+    error: `1MB` is too little
+      --> understudy.toml:16:10
+       |
+    16 | memory = "1MB"
+       |          ^^^^^ expected at least "16MB"
+
+    error: `lots` is not a size
+      --> understudy.toml:17:7
+       |
+    17 | log = "lots"
+       |       ^^^^^^ expected a whole number and a unit (kB, MB, GB or TB), such as "50MB", and at least "64MB"
+
+    error: `kv-password` is not an absolute path
+      --> understudy.toml:18:17
+       |
+    18 | password_file = "kv-password"
+       |                 ^^^^^^^^^^^^^ expected a path that starts with `/` and has no `..`
+    "#);
+    assert_snapshot!(problems_with("[kv]\nacknowledge = 0\nflush = true\n"), @r#"
+    error: `acknowledge` is 0, which waits for no standby
+     --> understudy.toml:7:15
+      |
+    7 | acknowledge = 0
+      |               ^ expected at least 1; or durability = "async", which does not wait
+
+    error: unknown key `flush` in `[kv]`
+     --> understudy.toml:8:1
+      |
+    8 | flush = true
+      | ^^^^^ expected one of `durability`, `degrade_after`, `write_timeout`, `acknowledge`, `standby_reads`, `allow_flush`, `view`, `memory`, `log`, `password_file`
+    "#);
+}
+
+#[test]
+fn a_key_value_store_that_others_could_reach_needs_a_password() {
+    let cluster = format!("{VALID}[kv]\n");
+    let node = "name = \"a\"\n[kv]\nlisten = \"0.0.0.0:7479\"\n";
+    assert_snapshot!(problems_of_both(&cluster, node), @r#"
+    error: `0.0.0.0:7479` can be reached from other machines, and `[kv]` has no `password_file`
+     --> node.toml:3:10
+      |
+    3 | listen = "0.0.0.0:7479"
+      |          ^^^^^^^^^^^^^^ expected a loopback address such as "127.0.0.1:7479", or a password_file
+      |
+     ::: understudy.toml:6:1
+      |
+    6 | [kv]
+      | ---- the store is configured here
+    "#);
+}
+
+#[test]
+fn the_key_value_store_and_the_monitor_cannot_have_one_address() {
+    let cluster = format!("{VALID}[kv]\n");
+    let both =
+        "name = \"a\"\n[kv]\nlisten = \"127.0.0.1:7480\"\n[monitor]\nlisten = \"0.0.0.0:7480\"\n";
+    assert_snapshot!(problems_of_both(&cluster, both), @r#"
+    error: the key-value store's `127.0.0.1:7480` and the monitor's `0.0.0.0:7480` collide
+     --> node.toml:3:10
+      |
+    3 | listen = "127.0.0.1:7480"
+      |          ^^^^^^^^^^^^^^^^ expected two addresses that differ
+    4 | [monitor]
+    5 | listen = "0.0.0.0:7480"
+      |          -------------- the other is here
+    "#);
+    let of_one = "name = \"a\"\n[monitor]\nlisten = \"127.0.0.1:7479\"\n";
+    assert_snapshot!(problems_of_both(&cluster, of_one), @r#"
+    error: the key-value store's `127.0.0.1:7479` and the monitor's `127.0.0.1:7479` collide
+     --> node.toml:3:10
+      |
+    3 | listen = "127.0.0.1:7479"
+      |          ^^^^^^^^^^^^^^^^ expected two addresses that differ
+    "#);
+}
+
+#[test]
+fn where_a_store_that_is_not_there_would_listen_is_not_judged() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let paths = ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
+    std::fs::write(&paths[0], VALID).expect("it is written");
+    let node = "name = \"a\"\n[kv]\nlisten = \"0.0.0.0:7480\"\n";
+    std::fs::write(&paths[1], node).expect("it is written");
+    load(&paths[0], &paths[1]).expect("nothing listens there");
 }
 
 #[test]
@@ -829,6 +965,11 @@ const PIECES: &[&str] = &[
     "[[index]]\n",
     "[[service]]\n",
     "[kv]\n",
+    "durability = \"async\"\n",
+    "acknowledge = 0\n",
+    "acknowledge = 9\n",
+    "memory = \"1kB\"\n",
+    "view = \"yes\"\n",
     "[a.b]\n",
     "[postgres.x]\n",
     "name = \"a\"\n",

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use insta::assert_debug_snapshot;
-use understudy_config::{Config, Files, Local, Share, load, parse_cluster};
+use understudy_config::{Config, Files, Kv, KvDurability, Local, Share, load, parse_cluster};
 
 /// The sample of DESIGN, without what this version does not have.
 const SAMPLE: &str = r#"
@@ -24,6 +24,9 @@ durability = "async"
 name = "uploads"
 path = "/srv/catalog/uploads"
 exclude = ["*.tmp"]
+[kv]
+durability = "standby-first"       # or "async"
+degrade_after = "5s"
 [settings]
 schedule = "0 * * * * *"           # every minute
 paths = ["/etc/catalog"]
@@ -109,6 +112,23 @@ fn the_sample_is_read_whole() {
                 scrub_rate: 52428800,
             },
         ],
+        kv: Some(
+            Kv {
+                durability: StandbyFirst {
+                    degrade_after: Some(
+                        5s,
+                    ),
+                },
+                write_timeout: 5s,
+                acknowledge: 1,
+                standby_reads: false,
+                allow_flush: false,
+                view: false,
+                memory_bytes: 1073741824,
+                log_bytes: 1073741824,
+                password_file: None,
+            },
+        ),
         settings: Some(
             Settings {
                 schedule: Schedule(
@@ -222,6 +242,7 @@ fn a_node_file_with_a_name_has_the_usual_directories() {
         run_dir: PathBuf::from("/run/understudy"),
         pki_dir: directory.path().join("pki"),
         monitor_listen: "0.0.0.0:7480".parse().unwrap(),
+        kv_listen: "127.0.0.1:7479".parse().unwrap(),
     };
     assert_eq!(
         (loaded.local, loaded.config, loaded.text),
@@ -241,6 +262,7 @@ fn the_template_of_a_node_says_what_was_answered() {
         run_dir: PathBuf::from("/srv/a-run"),
         pki_dir: directory.path().join("pki"),
         monitor_listen: "[::1]:7480".parse().unwrap(),
+        kv_listen: "127.0.0.1:7479".parse().unwrap(),
     };
     let text = understudy_config::template::node(
         &local.name,
@@ -295,4 +317,81 @@ fn paths_are_kept_in_their_shortest_form() {
     let text = SAMPLE.replace("/srv/catalog/uploads", "//srv/./catalog/uploads/");
     let config = parse_cluster("understudy.toml", &text).unwrap();
     assert_eq!(config.files[0].path, Path::new("/srv/catalog/uploads"));
+}
+
+#[test]
+fn the_figures_of_the_key_value_store_are_read() {
+    let text = SAMPLE.replace(
+        "degrade_after = \"5s\"\n",
+        "degrade_after = \"never\"\nwrite_timeout = \"1s\"\nacknowledge = 1\nstandby_reads = true\n\
+         allow_flush = true\nview = true\nmemory = \"16MB\"\nlog = \"64MB\"\n\
+         password_file = \"/etc/kv-password\"\n",
+    );
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    let expected = Kv {
+        durability: KvDurability::StandbyFirst {
+            degrade_after: None,
+        },
+        write_timeout: Duration::from_secs(1),
+        acknowledge: 1,
+        standby_reads: true,
+        allow_flush: true,
+        view: true,
+        memory_bytes: 16 << 20,
+        log_bytes: 64 << 20,
+        password_file: Some("/etc/kv-password".into()),
+    };
+    assert_eq!(config.kv, Some(expected));
+}
+
+#[test]
+fn a_key_value_store_that_does_not_wait_has_no_time_to_degrade_after() {
+    let text = SAMPLE.replace("\"standby-first\"", "\"async\"");
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    assert_eq!(config.kv.map(|kv| kv.durability), Some(KvDurability::Async));
+}
+
+#[test]
+fn a_single_node_may_say_how_many_standbys_it_will_have() {
+    let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"a\"\naddress = \"[fd00::1]:1\"\n[kv]\nacknowledge = 2\n";
+    let config = parse_cluster("understudy.toml", text).unwrap();
+    assert_eq!(config.kv.map(|kv| kv.acknowledge), Some(2));
+}
+
+/// Loads a node whose `understudy.toml` has `kv` in its `[kv]`.
+fn loaded_with_kv(kv: &str, node: &str) -> Local {
+    let directory = tempfile::tempdir().expect("a directory");
+    let [cluster_file, node_file] =
+        ["understudy.toml", "node.toml"].map(|name| directory.path().join(name));
+    std::fs::write(
+        &cluster_file,
+        SAMPLE.replace("[kv]\n", &format!("[kv]\n{kv}")),
+    )
+    .expect("it is written");
+    std::fs::write(&node_file, format!("name = \"a\"\n{node}")).expect("it is written");
+    load(&cluster_file, &node_file)
+        .expect("both are valid")
+        .local
+}
+
+#[test]
+fn a_key_value_store_with_a_password_listens_where_it_is_told() {
+    let local = loaded_with_kv(
+        "password_file = \"/etc/kv-password\"\n",
+        "[kv]\nlisten = \"10.0.0.1:7479\"\n",
+    );
+    assert_eq!(local.kv_listen, "10.0.0.1:7479".parse().unwrap());
+}
+
+#[test]
+fn any_loopback_address_needs_no_password_and_port_0_collides_with_nothing() {
+    for listen in [
+        "127.0.0.9:1",
+        "[::1]:1",
+        "[::ffff:127.0.0.1]:1",
+        "127.0.0.1:0",
+    ] {
+        let node = format!("[kv]\nlisten = \"{listen}\"\n[monitor]\nlisten = \"127.0.0.1:0\"\n");
+        assert_eq!(loaded_with_kv("", &node).kv_listen, listen.parse().unwrap());
+    }
 }

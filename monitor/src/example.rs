@@ -1,12 +1,12 @@
 //! Statuses of the cluster `catalog` for tests: nodes `a` and `b`; Postgres, two trees of files,
-//! settings.
+//! a key-value store, settings.
 
 use std::collections::BTreeMap;
 
 use understudy_replication::event::{Event, Severity};
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::status::*;
-use understudy_replication::store::{StoreId, StoreKind};
+use understudy_replication::store::{AT_RISK_OPERATIONS, Durability, StoreId, StoreKind};
 use understudy_replication::wall_time::WallTime;
 
 /// The moment at which every status is told.
@@ -22,11 +22,12 @@ impl StatusSource for Told {
 }
 
 /// Returns every state that a node can show, by name.
-pub(crate) fn all() -> [(&'static str, Status); 13] {
+pub(crate) fn all() -> [(&'static str, Status); 14] {
     [
         ("primary", primary()),
         ("primary_alone", primary_alone()),
         ("primary_without_its_standby", primary_without_its_standby()),
+        ("primary_degraded", primary_degraded()),
         (
             "primary_with_a_faulty_service",
             primary_with_a_faulty_service(),
@@ -59,7 +60,7 @@ pub(crate) fn unknown(reason: &str, since: WallTime) -> Unknown {
 }
 
 pub(crate) fn primary() -> Status {
-    let current = [0x16_B374_D848, 1_073_741_824, 52_428_800, 41];
+    let current = [0x16_B374_D848, 1_073_741_824, 52_428_800, 90_210, 41];
     Status {
         version: STATUS_VERSION,
         software: "0.0.0".to_owned(),
@@ -81,7 +82,7 @@ pub(crate) fn primary() -> Status {
             cut: Some(at(-2_050)),
         }],
         upstream: None,
-        stores: stores(current),
+        stores: with_durability(stores(current), Durability::Held),
         services: vec![
             service("db-check", ServiceState::Online),
             service("web", ServiceState::Online),
@@ -114,6 +115,20 @@ pub(crate) fn primary_without_its_standby() -> Status {
     status
 }
 
+pub(crate) fn primary_degraded() -> Status {
+    let mut status = primary_without_its_standby();
+    let alone = Durability::Alone { seconds: Some(12) };
+    status.stores = with_durability(status.stores, alone);
+    let kv = &mut status.stores[3];
+    kv.gauges.insert(AT_RISK_OPERATIONS.to_owned(), 345);
+    kv.problems = vec![
+        "writes wait for no standby: 345 operations are on this node only; they wait again once a standby \
+         has caught up"
+            .to_owned(),
+    ];
+    status
+}
+
 pub(crate) fn primary_with_a_faulty_service() -> Status {
     let mut status = primary();
     let web = &mut status.services[1];
@@ -123,7 +138,7 @@ pub(crate) fn primary_with_a_faulty_service() -> Status {
 }
 
 pub(crate) fn standby() -> Status {
-    let applied = [0x16_B374_A715, 1_070_596_096, 52_428_800, 41];
+    let applied = [0x16_B374_A715, 1_070_596_096, 52_428_800, 90_207, 41];
     Status {
         node: "b".parse().unwrap(),
         role: RoleName::Standby,
@@ -133,7 +148,7 @@ pub(crate) fn standby() -> Status {
             primary: "a".parse().unwrap(),
             seen: Some(at(-412)),
             is_connected: true,
-            stores: lags([0x16_B374_D848, 1_073_741_824, 52_428_800, 41]),
+            stores: lags([0x16_B374_D848, 1_073_741_824, 52_428_800, 90_210, 41]),
             cut: Some(at(-2_050)),
             clock_ahead_ms: Some(3),
         }),
@@ -238,7 +253,7 @@ pub(crate) fn fenced() -> Status {
     }
 }
 
-fn ids() -> [StoreId; 4] {
+fn ids() -> [StoreId; 5] {
     let id = |name: &str, kind| StoreId {
         name: name.parse().unwrap(),
         kind,
@@ -247,19 +262,21 @@ fn ids() -> [StoreId; 4] {
         id("postgres", StoreKind::Postgres),
         id("docs", StoreKind::Files),
         id("uploads", StoreKind::Files),
+        id("kv", StoreKind::Kv),
         id("settings", StoreKind::Settings),
     ]
 }
 
-/// Postgres and docs are behind, uploads and settings are not.
-fn lags(current: [u64; 4]) -> Vec<StoreLag> {
-    let applied = [12_595, 3_145_728, 0, 0];
-    let flushed = [8_192, 1_048_576, 0, 0];
-    let seconds = [0.412, 2.05, 0.412, 0.4];
+/// Postgres and docs are behind, and so is what kv shows of what it has; uploads and settings are not.
+fn lags(current: [u64; 5]) -> Vec<StoreLag> {
+    let applied = [12_595, 3_145_728, 0, 3, 0];
+    let flushed = [8_192, 1_048_576, 0, 0, 0];
+    let seconds = [0.412, 2.05, 0.412, 0.412, 0.4];
     let mut lags = Vec::new();
     for (n, id) in ids().into_iter().enumerate() {
         lags.push(StoreLag {
             unit: id.kind.unit().to_owned(),
+            lag_bytes: id.kind.tells_bytes().then_some(384),
             id,
             current: Some(Position(current[n])),
             sent: Some(Position(current[n])),
@@ -280,16 +297,22 @@ fn lags(current: [u64; 4]) -> Vec<StoreLag> {
 fn forget_lags(lags: &mut [StoreLag], reason: &str, since: WallTime) {
     for lag in lags {
         (lag.lag, lag.lag_flushed, lag.lag_seconds) = (None, None, None);
+        lag.lag_bytes = None;
         lag.unknown = Some(unknown(reason, since));
     }
 }
 
-fn stores(positions: [u64; 4]) -> Vec<StoreStatus> {
+fn stores(positions: [u64; 5]) -> Vec<StoreStatus> {
     let mut stores = Vec::new();
     for (id, position) in ids().into_iter().zip(positions) {
         let gauges = match id.kind {
             StoreKind::Postgres => BTreeMap::from([("slot_bytes".to_owned(), 16_777_216)]),
             StoreKind::Files => BTreeMap::from([("log_bytes".to_owned(), 4_194_304)]),
+            StoreKind::Kv => BTreeMap::from([
+                (AT_RISK_OPERATIONS.to_owned(), 0),
+                ("keys".to_owned(), 12_000),
+                ("log_bytes".to_owned(), 8_388_608),
+            ]),
             StoreKind::Settings => BTreeMap::new(),
         };
         let is_postgres = id.kind == StoreKind::Postgres;
@@ -303,6 +326,12 @@ fn stores(positions: [u64; 4]) -> Vec<StoreStatus> {
             durability: None,
         });
     }
+    stores
+}
+
+/// Returns the stores with this promise about writes to kv.
+fn with_durability(mut stores: Vec<StoreStatus>, durability: Durability) -> Vec<StoreStatus> {
+    stores[3].durability = Some(durability);
     stores
 }
 

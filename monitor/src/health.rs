@@ -144,28 +144,40 @@ fn is_current(status: &Status, lag_max: Option<LagMax>) -> Verdict {
     let Some(LagMax(max)) = lag_max else {
         return Ok(());
     };
-    let (what, lag) = lag_bytes(&primary.lags);
-    match lag {
-        Some(lag) if lag <= max => Ok(()),
-        Some(lag) => Err(format!("the lag of {what} is {lag} bytes, more than {max}")),
-        None => Err(format!("the lag of {what} is more than can be counted")),
+    let meant = bounded(&primary.lags);
+    let mut sum = 0_u64;
+    for lag in &meant {
+        let Some(bytes) = lag.bytes() else {
+            return Err(format!(
+                "the lag of store {} in bytes is unknown",
+                lag.id.name
+            ));
+        };
+        sum = sum.saturating_add(bytes);
     }
+    if sum <= max {
+        return Ok(());
+    }
+    let mut kinds: Vec<_> = meant.iter().map(|lag| lag.id.kind.as_str()).collect();
+    kinds.dedup();
+    Err(format!(
+        "the lag of {} is {sum} bytes, more than {max}",
+        kinds.join(" and ")
+    ))
 }
 
-/// Returns the lag that a caller's bound is about: that of Postgres, as in Patroni, and that of all
-/// files together where there is no Postgres.
-fn lag_bytes(lags: &[Lag<'_>]) -> (StoreKind, Option<u64>) {
+/// Returns the stores that a caller's bound is about: Postgres, as in Patroni; and where there is none, all
+/// that holds data of the application, together. Settings have revisions and are not among them.
+fn bounded<'a, 'b>(lags: &'b [Lag<'a>]) -> Vec<&'b Lag<'a>> {
     let has_postgres = lags.iter().any(|lag| lag.id.kind == StoreKind::Postgres);
-    let kind = if has_postgres {
-        StoreKind::Postgres
-    } else {
-        StoreKind::Files
+    let is_meant = |lag: &&Lag<'_>| match lag.id.kind {
+        StoreKind::Postgres => true,
+        StoreKind::Files | StoreKind::Kv => !has_postgres,
+        StoreKind::Settings => false,
     };
-    let lag = lags
-        .iter()
-        .filter(|lag| lag.id.kind == kind)
-        .try_fold(0_u64, |sum, lag| sum.checked_add(lag.applied()?));
-    (kind, lag)
+    let mut meant: Vec<_> = lags.iter().filter(is_meant).collect();
+    meant.sort_by_key(|lag| lag.id.kind);
+    meant
 }
 
 fn services_are_well(status: &Status) -> Verdict {
@@ -230,14 +242,29 @@ mod tests {
     }
 
     #[test]
-    fn without_postgres_the_bound_is_on_all_files_together() {
+    fn without_postgres_the_bound_is_on_all_data_together() {
         let mut status = example::standby();
         status.stores.remove(0);
-        status.upstream.as_mut().unwrap().stores.remove(0);
-        assert_eq!(replica(&status, "3MB"), None);
+        let lags = &mut status.upstream.as_mut().unwrap().stores;
+        lags.remove(0);
+        lags[2].lag_bytes = Some(100);
+        assert_eq!(replica(&status, "3145828"), None);
         assert_eq!(
-            replica(&status, "2MB"),
-            Some("the lag of files is 3145728 bytes, more than 2097152".to_owned())
+            replica(&status, "3145827"),
+            Some("the lag of files and kv is 3145828 bytes, more than 3145827".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_bound_in_bytes_fails_where_the_bytes_are_unknown() {
+        let mut status = example::standby();
+        status.stores.remove(0);
+        let lags = &mut status.upstream.as_mut().unwrap().stores;
+        lags.remove(0);
+        lags[2].lag_bytes = None;
+        assert_eq!(
+            replica(&status, "1TB"),
+            Some("the lag of store kv in bytes is unknown".to_owned())
         );
     }
 

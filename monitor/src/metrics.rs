@@ -8,6 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use understudy_replication::status::{IndexState, RoleName, ServiceState, Status};
+use understudy_replication::store::Durability;
 use understudy_replication::wall_time::WallTime;
 
 use crate::peer::{Lag, Peer, peers};
@@ -95,7 +96,13 @@ pub const TABLE: &[Metric] = &[
         name: "replication_lag_bytes",
         labels: OF_COPY,
         help: "bytes that the standby has not applied yet; absent while unknown",
-        samples: |status| of_copies(status, |lag| in_unit(lag, "bytes", lag.applied())),
+        samples: |status| of_copies(status, |lag| lag.bytes().map(Value::Count)),
+    },
+    Metric {
+        name: "replication_lag_operations",
+        labels: OF_COPY,
+        help: "operations of the key-value store that the standby has not applied yet; absent while unknown",
+        samples: |status| of_copies(status, |lag| in_unit(lag, "operations", lag.applied())),
     },
     Metric {
         name: "replication_lag_revisions",
@@ -108,6 +115,12 @@ pub const TABLE: &[Metric] = &[
         labels: OF_COPY,
         help: "bytes that are not durable on the standby yet, which the loss of the primary would take; absent while unknown",
         samples: |status| of_copies(status, |lag| in_unit(lag, "bytes", lag.flushed())),
+    },
+    Metric {
+        name: "replication_flush_lag_operations",
+        labels: OF_COPY,
+        help: "operations of the key-value store that are not durable on the standby yet; absent while unknown",
+        samples: |status| of_copies(status, |lag| in_unit(lag, "operations", lag.flushed())),
     },
     Metric {
         name: "replication_flush_lag_revisions",
@@ -180,6 +193,44 @@ pub const TABLE: &[Metric] = &[
             let of_store = stores.map(|store| {
                 let labels = [store.id.name.as_str(), store.id.kind.as_str()];
                 Sample::new(labels, Value::Count(store.troubles))
+            });
+            of_store.collect()
+        },
+    },
+    Metric {
+        name: "store_durability",
+        labels: &["store", "kind", "state"],
+        help: "1 for the state of what the store promises of writes, 0 for the others; absent where they need not wait for a standby",
+        samples: |status| {
+            const STATES: [Durability; 4] = [
+                Durability::Held,
+                Durability::Waiting { seconds: 0 },
+                Durability::Overridden,
+                Durability::Alone { seconds: None },
+            ];
+            let mut samples = Vec::new();
+            for store in &status.stores {
+                let Some(now) = store.durability else {
+                    continue;
+                };
+                samples.extend(STATES.map(|state| {
+                    let (store, kind) = (store.id.name.as_str(), store.id.kind.as_str());
+                    let is_so = state.as_str() == now.as_str();
+                    Sample::new([store, kind, state.as_str()], is_so.into())
+                }));
+            }
+            samples
+        },
+    },
+    Metric {
+        name: "store_not_held_seconds",
+        labels: &["store", "kind"],
+        help: "for how long writes have waited for a standby, or gone on without one; 0 while one has them; absent where that is not told",
+        samples: |status| {
+            let of_store = status.stores.iter().filter_map(|store| {
+                let labels = [store.id.name.as_str(), store.id.kind.as_str()];
+                let seconds = store.durability?.seconds()?;
+                Some(Sample::new(labels, Value::Count(seconds)))
             });
             of_store.collect()
         },
@@ -510,7 +561,17 @@ mod tests {
         status.stores[1].gauges = gauges.map(|(name, value)| (name.to_owned(), value)).into();
         check(&render(status.clone()));
         let names: Vec<_> = store_gauges(&status).into_keys().collect();
-        assert_eq!(names, ["store_log_bytes", "store_slot_bytes"]);
+        let of_the_store = ["store_log_bytes", "store_slot_bytes"];
+        assert!(
+            of_the_store
+                .iter()
+                .all(|name| names.iter().any(|it| it == name))
+        );
+        assert!(
+            !names
+                .iter()
+                .any(|name| name == "store_position" || name.contains(' '))
+        );
     }
 
     #[test]

@@ -66,6 +66,18 @@ impl<'a> Lag<'a> {
         self.known()?.lag
     }
 
+    /// Returns how many bytes the copy has yet to apply, where the store counts them.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        let known = self.known()?;
+        if self.id.kind.tells_bytes() {
+            known.lag_bytes
+        } else if self.id.kind.unit() == "bytes" {
+            known.lag
+        } else {
+            None
+        }
+    }
+
     /// Returns how much is not durable on the standby yet, in the unit of the store's kind.
     pub(crate) fn flushed(&self) -> Option<u64> {
         self.known()?.lag_flushed
@@ -146,6 +158,6 @@ mod tests {
             .iter()
             .map(|lag| lag.unknown().is_some())
             .collect();
-        assert_eq!(unknown, [true; 4]);
+        assert_eq!(unknown, [true; 5]);
     }
 }

@@ -40,6 +40,7 @@ pub(crate) fn size(bytes: u64) -> String {
 pub(crate) fn distance(kind: StoreKind, distance: u64) -> String {
     match kind {
         StoreKind::Postgres | StoreKind::Files => size(distance),
+        StoreKind::Kv => plural(distance, "operation"),
         StoreKind::Settings => plural(distance, "revision"),
     }
 }

@@ -128,7 +128,13 @@ impl Copy {
             let seconds = lags
                 .iter()
                 .try_fold(0.0, |max, lag| Some(lag.seconds()?.max(max)));
-            kinds.insert(format!("{kind}_lag_{}", kind.unit()), or_unknown(lag));
+            kinds.insert(format!("{kind}_lag_{}", kind.unit_key()), or_unknown(lag));
+            if kind.tells_bytes() {
+                let bytes = lags
+                    .iter()
+                    .try_fold(0_u64, |sum, lag| sum.checked_add(lag.bytes()?));
+                kinds.insert(format!("{kind}_lag_bytes"), or_unknown(bytes));
+            }
             kinds.insert(
                 format!("{kind}_lag_seconds"),
                 or_unknown(seconds.map(milliseconds)),
@@ -147,17 +153,21 @@ impl Copy {
 
 impl Store {
     fn new(lag: &Lag<'_>) -> Self {
-        let unit = lag.id.kind.unit();
+        let unit = lag.id.kind.unit_key();
         let unknown = lag.unknown();
+        let mut figures = BTreeMap::from([
+            (format!("lag_{unit}"), or_unknown(lag.applied())),
+            (format!("flushed_lag_{unit}"), or_unknown(lag.flushed())),
+            (
+                "lag_seconds".to_owned(),
+                or_unknown(lag.seconds().map(milliseconds)),
+            ),
+        ]);
+        if lag.id.kind.tells_bytes() {
+            figures.insert("lag_bytes".to_owned(), or_unknown(lag.bytes()));
+        }
         Self {
-            figures: BTreeMap::from([
-                (format!("lag_{unit}"), or_unknown(lag.applied())),
-                (format!("flushed_lag_{unit}"), or_unknown(lag.flushed())),
-                (
-                    "lag_seconds".to_owned(),
-                    or_unknown(lag.seconds().map(milliseconds)),
-                ),
-            ]),
+            figures,
             unknown: unknown.map(|(reason, _)| reason.to_owned()),
             unknown_since: unknown
                 .and_then(|(_, since)| since)
@@ -209,6 +219,19 @@ mod tests {
             page.standbys.keys().collect::<Vec<_>>(),
             ["10.0.0.2", "10.0.0.2 (c)"]
         );
+    }
+
+    #[test]
+    fn the_key_value_store_tells_operations_bytes_and_seconds() {
+        let mut status = example::primary();
+        let page = serde_json::to_value(Page::new(&status)).unwrap();
+        let copy = &page["10.0.0.2"];
+        let told = ["kv_lag_ops", "kv_lag_bytes", "kv_lag_seconds"].map(|key| copy[key].clone());
+        assert_eq!(told, ["3", "384", "0.412"]);
+        status.standbys[0].stores[3].lag_bytes = None;
+        let page = serde_json::to_value(Page::new(&status)).unwrap();
+        assert_eq!(page["10.0.0.2"]["kv_lag_bytes"], "unknown");
+        assert_eq!(page["10.0.0.2"]["kv_lag_ops"], "3");
     }
 
     #[test]

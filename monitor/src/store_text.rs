@@ -24,18 +24,23 @@ pub fn store_text(detail: &StoreDetail, now: WallTime) -> String {
     ));
     let position = store.position_text.clone();
     let position = position.or_else(|| Some(store.position?.to_string()));
+    let names = store.gauges.keys().map(String::len);
+    let width = names.chain(["position here".len()]).max().unwrap_or(0);
     page.line(format!(
-        "  position here  {}",
+        "  {:width$}  {}",
+        "position here",
         position.unwrap_or_else(|| "unknown".to_owned())
     ));
-    let commits = store.durability.map(|durability| match durability {
-        Durability::Held => "wait for a standby, and one is there".to_owned(),
-        Durability::Waiting { seconds } => format!("have waited for a standby for {seconds} s"),
-        Durability::Overridden => "wait for a standby, but for some sessions; see below".to_owned(),
-        Durability::Alone => "wait for no standby: this node has gone on alone".to_owned(),
-    });
-    if let Some(commits) = commits {
-        page.line(format!("  commits        {commits}"));
+    if let Some(durability) = store.durability {
+        // What waits is called as its clients call it.
+        let writes = match store.id.kind {
+            StoreKind::Postgres => "commits",
+            StoreKind::Files | StoreKind::Kv | StoreKind::Settings => "writes",
+        };
+        page.line(format!(
+            "  {writes:width$}  {}",
+            durability_text(durability)
+        ));
     }
     for (name, value) in &store.gauges {
         let value = if name.ends_with("_bytes") || name == "bytes" {
@@ -43,7 +48,7 @@ pub fn store_text(detail: &StoreDetail, now: WallTime) -> String {
         } else {
             value.to_string()
         };
-        page.line(format!("  {:13}  {value}", name.replace('_', " ")));
+        page.line(format!("  {:width$}  {value}", name.replace('_', " ")));
     }
     if !store.problems.is_empty() {
         page.line("");
@@ -57,11 +62,27 @@ pub fn store_text(detail: &StoreDetail, now: WallTime) -> String {
     page.0
 }
 
+fn durability_text(durability: Durability) -> String {
+    match durability {
+        Durability::Held => "wait for a standby, and one is there".to_owned(),
+        Durability::Waiting { seconds } => format!("have waited for a standby for {seconds} s"),
+        Durability::Overridden => "wait for a standby, but for some sessions; see below".to_owned(),
+        Durability::Alone { seconds: None } => {
+            "wait for no standby: this node has gone on alone".to_owned()
+        }
+        Durability::Alone {
+            seconds: Some(seconds),
+        } => format!("wait for no standby: this node has gone on alone for {seconds} s"),
+    }
+}
+
 fn show_copies(page: &mut Page, kind: StoreKind, copies: &[CopyStatus], now: WallTime) {
     let at = |position: Option<Position>| match (position, kind) {
         (None, _) => "-".to_owned(),
         (Some(position), StoreKind::Postgres) => Lsn(position.0).to_string(),
-        (Some(position), StoreKind::Files | StoreKind::Settings) => position.to_string(),
+        (Some(position), StoreKind::Files | StoreKind::Kv | StoreKind::Settings) => {
+            position.to_string()
+        }
     };
     let amount = |lag: &StoreLag, amount: Option<u64>| match (&lag.unknown, amount) {
         (None, Some(amount)) => distance(kind, amount),
@@ -169,6 +190,26 @@ mod tests {
 
         COPY  CURRENT      SENT         FLUSHED      APPLIED      NOT FLUSHED  NOT APPLIED  BEHIND
         b     16/B374D848  16/B374D848  16/B374B848  16/B374A715  8.0 kB       12.2 kB      0.4 s
+        ");
+    }
+
+    #[test]
+    fn a_key_value_store_that_has_gone_on_alone() {
+        let detail = detail(example::primary_degraded(), 3);
+        insta::assert_snapshot!(store_text(&detail, example::NOW), @r"
+        store kv of kind kv on node a, which is primary
+          position here       90210
+          writes              wait for no standby: this node has gone on alone for 12 s
+          at risk operations  345
+          keys                12000
+          log bytes           8.0 MB (8388608)
+
+        PROBLEMS
+          writes wait for no standby: 345 operations are on this node only; they wait again once a standby has caught up
+
+        COPY  CURRENT  SENT   FLUSHED  APPLIED  NOT FLUSHED  NOT APPLIED  BEHIND
+        b     90210    90210  90210    90207    unknown      unknown      unknown
+          b: unknown for 4.0 s: no report from b
         ");
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::mark::{MARK_SILENCE_MAX, Marks};
+use crate::mark::{MARK_SILENCE_MAX, Mark, Marks};
 use crate::position::Position;
 use crate::stall::StallReason;
 use crate::status::{StoreLag, Unknown};
-use crate::store::{Observed, Received, StoreId};
+use crate::store::{LOG_POSITION_BYTES, Observed, Received, StoreId};
 use crate::wall_time::WallTime;
 
 /// The moment for which lag is told, by both clocks of the telling node.
@@ -116,6 +116,11 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
         applied,
         lag: behind(applied),
         lag_flushed: behind(flushed),
+        lag_bytes: behind(applied).and_then(|lag| {
+            // The bytes are told a moment after the position: where no operation is missing, none are.
+            let bytes = bytes_behind(id, newest.map(|(_, mark)| mark), received);
+            if lag == 0 { bytes.map(|_| 0) } else { bytes }
+        }),
         lag_seconds: seconds.filter(|_| is_known),
         must_reseed: matches!(
             observed,
@@ -128,6 +133,15 @@ pub fn lag(id: &StoreId, evidence: &Evidence<'_>, now: Now) -> StoreLag {
         stall_reason: received.and_then(|received| received.stall_reason),
         unknown,
     }
+}
+
+/// Returns how many bytes of the log lie between `mark` and what the copy has applied, where both tell.
+fn bytes_behind(id: &StoreId, mark: Option<&Mark>, received: Option<&Received>) -> Option<u64> {
+    let current = mark?.bytes.get(&id.name)?;
+    let applied = received?.report.gauges.get(LOG_POSITION_BYTES)?;
+    id.kind
+        .tells_bytes()
+        .then_some(current.saturating_sub(*applied))
 }
 
 /// Returns why the other side cannot be relied on, given when it was last heard; `None` when it can.
@@ -144,7 +158,6 @@ pub fn silence(what: &str, heard: Option<Instant>, started: Instant, now: Now) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mark::Mark;
     use crate::store::StoreKind;
     use std::collections::BTreeMap;
     use std::time::Duration;
@@ -168,6 +181,10 @@ mod tests {
                 number: number + 1,
                 epoch: "1.a".parse().unwrap(),
                 time: WallTime(number * 1000),
+                bytes: positions
+                    .iter()
+                    .map(|(store, position)| (store.clone(), position.0 * 10))
+                    .collect(),
                 positions,
                 is_awaited: false,
             };
@@ -207,6 +224,36 @@ mod tests {
         assert_eq!(lag.lag_flushed, Some(40));
         assert_eq!(lag.lag_seconds, Some(2.0));
         assert_eq!(lag.unknown, None);
+    }
+
+    #[test]
+    fn operations_are_told_in_bytes_beside_where_both_sides_count_them() {
+        let start = Instant::now();
+        let marks = marks(start, &[Some(100), Some(200)]);
+        let kv = StoreId {
+            kind: StoreKind::Kv,
+            ..id()
+        };
+        let bytes = |id: &StoreId, here: u64, told: Option<u64>| {
+            let mut received = applied(here);
+            let gauge = told.map(|bytes| (LOG_POSITION_BYTES.to_owned(), bytes));
+            received.report.gauges.extend(gauge);
+            let evidence = Evidence {
+                marks: &marks,
+                received: Some(&received),
+                observed: &Observed::ByReport,
+                silence: None,
+            };
+            lag(id, &evidence, at(start, 1)).lag_bytes
+        };
+        assert_eq!(bytes(&kv, 150, Some(1500)), Some(500));
+        assert_eq!(bytes(&kv, 150, None), None, "the standby does not count");
+        assert_eq!(bytes(&kv, 200, Some(1990)), Some(0), "it has everything");
+        assert_eq!(
+            bytes(&id(), 150, Some(1500)),
+            None,
+            "its lag is bytes already"
+        );
     }
 
     #[test]

@@ -37,6 +37,10 @@ pub struct Mark {
     pub time: WallTime,
     /// A store that could not tell its position in time is absent, and so counts as not covered.
     pub positions: BTreeMap<StoreName, Position>,
+    /// How many bytes of its log lie before the position, of the stores that tell it beside a position
+    /// that is not bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bytes: BTreeMap<StoreName, u64>,
     /// Somebody on the primary waits until the standbys have all of this.
     #[serde(default)]
     pub is_awaited: bool,
@@ -130,6 +134,7 @@ mod tests {
                 .iter()
                 .map(|(s, p)| (name(s), Position(*p)))
                 .collect(),
+            bytes: BTreeMap::new(),
             is_awaited: false,
         }
     }

@@ -145,7 +145,7 @@ pub struct StoreLag {
     /// Which store.
     #[serde(flatten)]
     pub id: StoreId,
-    /// The unit of the positions and of `lag`: `bytes` or `revisions`.
+    /// The unit of the positions and of `lag`: `bytes`, `operations` or `revisions`.
     pub unit: String,
     /// Where the primary is, by the newest mark.
     pub current: Option<Position>,
@@ -159,6 +159,9 @@ pub struct StoreLag {
     pub lag: Option<u64>,
     /// `current` less `flushed`, in `unit`: what the loss of the primary would take.
     pub lag_flushed: Option<u64>,
+    /// `lag` in bytes of the store's log, where `unit` is not bytes and the store counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<u64>,
     /// Seconds since the newest mark that it has applied.
     pub lag_seconds: Option<f64>,
     /// Why the lag cannot be told.

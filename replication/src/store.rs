@@ -62,6 +62,8 @@ pub enum StoreKind {
     Postgres,
     /// A tree of data files; positions are bytes of its log, lag is in bytes.
     Files,
+    /// The key-value store; positions are operations, lag is in operations, and in bytes of its log beside.
+    Kv,
     /// Configuration files; positions are revisions, lag is in revisions.
     Settings,
 }
@@ -72,6 +74,7 @@ impl StoreKind {
         match self {
             Self::Postgres => "postgres",
             Self::Files => "files",
+            Self::Kv => "kv",
             Self::Settings => "settings",
         }
     }
@@ -80,7 +83,7 @@ impl StoreKind {
     pub fn is_checkable(self) -> bool {
         match self {
             Self::Files => true,
-            Self::Postgres | Self::Settings => false,
+            Self::Postgres | Self::Kv | Self::Settings => false,
         }
     }
 
@@ -88,7 +91,25 @@ impl StoreKind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Postgres | Self::Files => "bytes",
+            Self::Kv => "operations",
             Self::Settings => "revisions",
+        }
+    }
+
+    /// Returns the unit as the keys of `/monitor/replication` have it.
+    pub fn unit_key(self) -> &'static str {
+        match self {
+            Self::Postgres | Self::Files | Self::Settings => self.unit(),
+            Self::Kv => "ops",
+        }
+    }
+
+    /// Returns whether stores of this kind tell, beside positions that are not bytes, how many bytes of
+    /// their log lie before them: as the gauge [`LOG_POSITION_BYTES`], on either side.
+    pub fn tells_bytes(self) -> bool {
+        match self {
+            Self::Kv => true,
+            Self::Postgres | Self::Files | Self::Settings => false,
         }
     }
 }
@@ -150,6 +171,17 @@ impl Stop {
     }
 }
 
+/// The gauge that tells how many bytes of the store's log lie before its position: on a primary before the
+/// end, on a standby before what is applied there.
+///
+/// Both sides count the same bytes from the same beginning, which a copy that was made of a snapshot learns
+/// with it; else the difference would be no lag.
+pub const LOG_POSITION_BYTES: &str = "log_position_bytes";
+
+/// The gauge of a primary that tells how many operations it has acknowledged that no standby has: what its
+/// loss would take now. It is 0 while [`Durability::Held`].
+pub const AT_RISK_OPERATIONS: &str = "at_risk_operations";
+
 /// What a store tells of itself, beside its positions, for status and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreReport {
@@ -176,7 +208,33 @@ pub enum Durability {
     /// It is but for some sessions, of which somebody has said that they need not wait.
     Overridden,
     /// It is not: the primary has gone on alone.
-    Alone,
+    Alone {
+        /// For how long already, where the store knows it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u64>,
+    },
+}
+
+impl Durability {
+    /// Returns the word that metrics use; JSON has the same as its `state`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Waiting { .. } => "waiting",
+            Self::Overridden => "overridden",
+            Self::Alone { .. } => "alone",
+        }
+    }
+
+    /// Returns for how long it has not been held, in seconds; `None` where that is not told.
+    pub fn seconds(self) -> Option<u64> {
+        match self {
+            Self::Held => Some(0),
+            Self::Waiting { seconds } => Some(seconds),
+            Self::Overridden => None,
+            Self::Alone { seconds } => seconds,
+        }
+    }
 }
 
 /// How far a standby's copy of a store is.
@@ -419,4 +477,33 @@ pub trait Receiver: Send + Sync {
         epoch: &'a Epoch,
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<(), StoreFailure>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_durability_that_knows_no_time_looks_as_it_always_has() {
+        let told = [
+            (Durability::Held, r#"{"state":"held"}"#),
+            (
+                Durability::Waiting { seconds: 3 },
+                r#"{"state":"waiting","seconds":3}"#,
+            ),
+            (Durability::Alone { seconds: None }, r#"{"state":"alone"}"#),
+            (
+                Durability::Alone { seconds: Some(7) },
+                r#"{"state":"alone","seconds":7}"#,
+            ),
+        ];
+        for (durability, json) in told {
+            assert_eq!(serde_json::to_string(&durability).unwrap(), json);
+            assert_eq!(
+                serde_json::from_str::<Durability>(json).unwrap(),
+                durability
+            );
+            assert!(json.contains(&format!("\"{}\"", durability.as_str())));
+        }
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod files;
 pub mod index;
+pub mod kv;
 pub mod postgres;
 pub mod promote;
 pub mod settings;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Checked, address, name, paths};
+use super::{Checked, address, kv, name, paths};
 use crate::local::SOCKET_NAME;
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{Local, NodeName, raw};
@@ -39,6 +39,11 @@ pub(crate) fn local(
         .as_ref()
         .and_then(|it| it.value.listen.as_ref());
     let monitor_listen = monitor.and_then(|it| findings.check(it, address));
+    let kv = file.kv.as_ref().and_then(|it| it.value.listen.as_ref());
+    let kv_listen = kv.and_then(|it| findings.check(it, address));
+    if let Some(kv) = kv_listen.zip(kv) {
+        kv::may_listen(kv, monitor_listen.zip(monitor), checked, findings);
+    }
     let local = Local {
         name: name?,
         root: root??,
@@ -46,6 +51,7 @@ pub(crate) fn local(
         run_dir: run_dir?,
         pki_dir: super::whole(pki_dir)?.unwrap_or_else(|| default_pki_dir.to_owned()),
         monitor_listen: monitor_listen?,
+        kv_listen: kv_listen?,
     };
     are_outside_of_stores(&local, file, checked, findings);
     Some(local)

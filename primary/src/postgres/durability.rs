@@ -76,7 +76,7 @@ impl Waiting {
     /// Returns what may be claimed at `now`.
     pub(super) fn claim(&self, now: Instant) -> Durability {
         match self.state {
-            State::Alone => Durability::Alone,
+            State::Alone => Durability::Alone { seconds: None },
             State::Held if self.is_overridden => Durability::Overridden,
             State::Held => Durability::Held,
             State::Required { since } => Durability::Waiting {
@@ -202,7 +202,7 @@ mod tests {
             ..GONE
         };
         assert_eq!(waiting.see(later, &catching_up), None);
-        assert_eq!(waiting.claim(later), Durability::Alone);
+        assert_eq!(waiting.claim(later), Durability::Alone { seconds: None });
         let caught_up = Streams {
             is_required: false,
             has_caught_up: true,
@@ -222,7 +222,10 @@ mod tests {
         assert_eq!(waiting.hears_nothing(now), None);
         assert_eq!(waiting.hears_nothing(now + LIMIT / 2), None);
         assert_eq!(waiting.hears_nothing(now + LIMIT), Some(Action::Release));
-        assert_eq!(waiting.claim(now + LIMIT), Durability::Alone);
+        assert_eq!(
+            waiting.claim(now + LIMIT),
+            Durability::Alone { seconds: None }
+        );
         let mut strict = held(None, now);
         assert_eq!(strict.hears_nothing(now), None);
         assert_eq!(strict.hears_nothing(now + LIMIT * 100), None);
@@ -254,7 +257,7 @@ mod tests {
         for days in 0..100 {
             let later = now + Duration::from_secs(days * 86_400);
             assert_eq!(waiting.see(later, &GONE), None);
-            assert_ne!(waiting.claim(later), Durability::Alone);
+            assert_ne!(waiting.claim(later), Durability::Alone { seconds: None });
         }
     }
 

@@ -212,7 +212,7 @@ fn told(before: Durability, after: Durability) -> (Severity, &'static str, Strin
             "postgres_sync_held",
             "commits wait for a standby again, and one is there".to_owned(),
         ),
-        (Durability::Alone, Durability::Waiting { .. }) => (
+        (Durability::Alone { .. }, Durability::Waiting { .. }) => (
             Severity::Info,
             "postgres_sync_required",
             "a standby has caught up: commits are told to wait for it".to_owned(),
@@ -222,7 +222,7 @@ fn told(before: Durability, after: Durability) -> (Severity, &'static str, Strin
             "postgres_sync_waiting",
             "no standby answers, and commits wait for one".to_owned(),
         ),
-        (_, Durability::Alone) => (
+        (_, Durability::Alone { .. }) => (
             Severity::Error,
             "postgres_sync_alone",
             "no standby has answered for as long as `degrade_after` allows: commits wait for none, and \
@@ -262,8 +262,10 @@ impl Shipper for PostgresShipper {
                     let reason = format!("postgres does not answer: {error}");
                     let action = self.seen().hears_nothing(reason, Instant::now());
                     if action == Some(Action::Release) {
-                        let (severity, kind, text) =
-                            told(Durability::Waiting { seconds: 0 }, Durability::Alone);
+                        let (severity, kind, text) = told(
+                            Durability::Waiting { seconds: 0 },
+                            Durability::Alone { seconds: None },
+                        );
                         self.events.record(severity, kind, text);
                         // Neither the settings' file nor the signal needs a connection.
                         if let Err(error) = self.have_commits_wait(false).await {

@@ -118,6 +118,7 @@ mod tests {
             run_dir: "/run".into(),
             pki_dir: "/pki".into(),
             monitor_listen: "127.0.0.1:1".parse().unwrap(),
+            kv_listen: "127.0.0.1:2".parse().unwrap(),
         };
         let ip = "127.0.0.1".parse().unwrap();
         let cluster = Cluster::find(&config, &local, ip, vec![]).unwrap();

@@ -218,7 +218,7 @@ impl Seen {
             Durability::Waiting { seconds } => problems.push(format!(
                 "commits have waited for a standby for {seconds} s; none answers"
             )),
-            Durability::Alone => {
+            Durability::Alone { .. } => {
                 // What a slot keeps back is what its standby has not made durable.
                 let kept = self.slots.iter().filter(|slot| !slot.is_lost);
                 at_risk = kept

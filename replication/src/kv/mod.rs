@@ -12,5 +12,18 @@
 //! The log of entries is the truth; a snapshot of the table at a point of it lets its older part go. The
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
+pub mod draft;
+pub mod entry;
+pub mod keyspace;
 pub mod operation;
 pub mod point;
+mod points;
+pub mod protocol;
+pub mod salvage;
+pub mod shown;
+pub mod slot;
+pub mod snapshot;
+pub mod space;
+pub mod storage;
+pub mod table;
+pub mod wire;

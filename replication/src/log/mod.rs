@@ -352,6 +352,47 @@ impl Log {
         Ok(())
     }
 
+    /// Cuts off everything behind `to`, durably. The caller has kept elsewhere what must not be lost.
+    ///
+    /// # Errors
+    /// When no record ends there, or a file cannot be cut; what is left is then still a log, which has to be
+    /// opened again.
+    pub fn truncate(&mut self, to: Position) -> Result<(), LogError> {
+        self.check_health()?;
+        self.sync()?;
+        if to == self.end {
+            return Ok(());
+        }
+        // Finds the place, and refuses what is no boundary before anything is changed.
+        let offset = self.view().reader(to)?.offset();
+        self.is_poisoned = true;
+        let view = self.extent.clone();
+        let mut extent = view.lock();
+        // Newest first: a crash half-way leaves a log without a gap.
+        while let Some(newest) = extent.segments.pop_back_if(|segment| segment.first > to) {
+            remove(&newest.path)?;
+        }
+        // The reader stands in the last segment that begins at or before the place, which is this one.
+        let Some(last) = extent.segments.back_mut() else {
+            return Ok(());
+        };
+        self.tail = File::options()
+            .write(true)
+            .open(&last.path)
+            .map_err(failed("open", &last.path))?;
+        self.tail
+            .set_len(offset)
+            .map_err(failed("truncate", &last.path))?;
+        self.tail.sync_all().map_err(failed("sync", &last.path))?;
+        last.bytes = offset;
+        extent.durable = (to, offset);
+        self.tail_bytes = offset;
+        self.end = to;
+        self.is_within_group = true;
+        self.is_poisoned = false;
+        Ok(())
+    }
+
     fn begin_segment(&mut self) -> Result<(), LogError> {
         // The old one is whole before the new one exists: only the last may be torn.
         self.sync()?;

@@ -73,6 +73,11 @@ impl LogReader {
         Ok(reader)
     }
 
+    /// Returns at which offset of its segment the next record begins.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Returns the position before the next record.
     pub fn position(&self) -> Position {
         self.at

@@ -137,6 +137,38 @@ fn a_log_that_was_reset_begins_where_it_was_told() {
 }
 
 #[test]
+fn what_is_cut_off_is_gone_for_good_and_the_log_goes_on_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = read(&filled(folder.path(), 40), Position(0)).unwrap();
+    for to in (0..=40).rev() {
+        let is_kept = |(end, text): &&(u64, String)| *end <= to * 10 && text != "content";
+        // What takes no positions belongs to what follows it.
+        let kept = whole.iter().rposition(|record| is_kept(&record));
+        let kept = &whole[..kept.map_or(0, |last| last + 1)];
+        let mut log = open(folder.path()).unwrap();
+        log.truncate(Position(to * 10)).unwrap();
+        assert_eq!(read(&log, Position(0)).unwrap(), kept);
+        drop(log);
+        let log = open(folder.path()).unwrap();
+        assert_eq!(read(&log, Position(0)).unwrap(), kept);
+    }
+    let mut log = open(folder.path()).unwrap();
+    log.append(b"anew", Position(3)).unwrap();
+    log.sync().unwrap();
+    assert_eq!(read(&log, Position(0)).unwrap(), [(3, "anew".to_owned())]);
+}
+
+#[test]
+fn a_log_is_not_cut_within_a_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = filled(folder.path(), 5);
+    let whole = read(&log, Position(0)).unwrap();
+    let error = log.truncate(Position(whole[1].0 + 1)).unwrap_err();
+    assert!(matches!(error, LogError::NotABoundary { .. }), "{error}");
+    assert_eq!(read(&log, Position(0)).unwrap(), whole);
+}
+
+#[test]
 fn the_log_of_another_store_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(filled(folder.path(), 2));

@@ -368,6 +368,7 @@ mod tests {
             run_dir: "/run".into(),
             pki_dir: "/pki".into(),
             monitor_listen: "127.0.0.1:1".parse().unwrap(),
+            kv_listen: "127.0.0.1:2".parse().unwrap(),
         };
         let found = |config_dir: Option<&str>| {
             let config = Postgres {

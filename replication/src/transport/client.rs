@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use understudy_config::NodeName;
 
+use super::duplex::{DUPLEX, Duplex};
 use super::frames::FrameReader;
 use super::tls::{PinnedAuthority, tls_name};
 use super::{EPOCH_HEADER, Identity, Lineage, PROTOCOL_HEADER, PROTOCOL_VERSION, ROLE_HEADER};
@@ -84,6 +85,14 @@ pub enum PeerError {
         theirs: Epoch,
         /// The epoch of this node.
         ours: Epoch,
+    },
+    /// A link in both directions broke.
+    #[error("the link to node {peer} broke")]
+    Cut {
+        /// The peer.
+        peer: String,
+        /// How.
+        source: io::Error,
     },
     /// The stream ended in the middle of a frame.
     #[error("the stream from node {peer} ended in the middle of a frame")]
@@ -153,6 +162,11 @@ impl PeerClient {
         self.address
     }
 
+    /// Returns the highest epoch that this node has made durable.
+    pub fn epoch(&self) -> Epoch {
+        self.lineage.epoch()
+    }
+
     /// Asks for `path` (with its query). The body of the answer is read by the caller.
     ///
     /// # Errors
@@ -220,6 +234,83 @@ impl PeerClient {
         Ok(response.frames())
     }
 
+    /// Opens a link on which both sides speak when they like.
+    ///
+    /// # Errors
+    /// As for [`PeerClient::get`].
+    pub async fn duplex(&self, path: &str) -> Result<Duplex, PeerError> {
+        let request = self
+            .request(Method::GET, path)
+            .header(hyper::header::CONNECTION, "upgrade")
+            .header(hyper::header::UPGRADE, DUPLEX)
+            .body(Full::new(Bytes::new()))
+            .map_err(|error| self.malformed(&error))?;
+        let what = format!("GET {path}");
+        let exchange = async {
+            let mut sender = self.connection().await?;
+            let response = sender.send_request(request).await;
+            response.map_err(|source| PeerError::Broken {
+                peer: self.node.to_string(),
+                source,
+            })
+        };
+        let response = tokio::time::timeout(PATIENCE, exchange).await;
+        let response = response.map_err(|_| PeerError::Late {
+            peer: self.node.to_string(),
+            what: what.clone(),
+            limit: PATIENCE,
+        })??;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            self.check(response, &what).await?;
+            return Err(self.malformed(&"an answer where a link was expected"));
+        }
+        let theirs = self.learn(&response);
+        self.check_epoch(theirs)?;
+        let upgraded = hyper::upgrade::on(response).await;
+        let upgraded = upgraded.map_err(|source| PeerError::Broken {
+            peer: self.node.to_string(),
+            source,
+        })?;
+        Ok(Duplex::new(upgraded, self.node.to_string()))
+    }
+
+    fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, self.node.as_str())
+            .header(PROTOCOL_HEADER, PROTOCOL_VERSION)
+            .header(EPOCH_HEADER, self.lineage.epoch().to_string())
+            .header(ROLE_HEADER, self.lineage.role())
+    }
+
+    /// Learns the peer's epoch from its answer.
+    fn learn(&self, response: &Response<Incoming>) -> Option<Epoch> {
+        let theirs: Option<Epoch> = response
+            .headers()
+            .get(EPOCH_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.parse().ok());
+        if let Some(theirs) = &theirs {
+            self.lineage.heard(&self.node, theirs);
+        }
+        theirs
+    }
+
+    fn check_epoch(&self, theirs: Option<Epoch>) -> Result<(), PeerError> {
+        let ours = self.lineage.epoch();
+        match theirs {
+            // Guarantee 1: nothing is taken from a node that has been superseded.
+            Some(theirs) if theirs < ours => Err(PeerError::Superseded {
+                peer: self.node.to_string(),
+                theirs,
+                ours,
+            }),
+            Some(_) => Ok(()),
+            None => Err(self.malformed(&"an answer without an epoch")),
+        }
+    }
+
     fn malformed(&self, what: &dyn std::fmt::Display) -> PeerError {
         PeerError::Malformed {
             peer: self.node.to_string(),
@@ -240,8 +331,7 @@ impl PeerClient {
             what: what.clone(),
             limit,
         };
-        let ours = self.lineage.epoch();
-        let mut request = Request::builder().method(method).uri(path);
+        let mut request = self.request(method, path);
         let body = match body {
             Some((content_type, body)) => {
                 request = request.header(hyper::header::CONTENT_TYPE, content_type);
@@ -250,10 +340,6 @@ impl PeerClient {
             None => Bytes::new(),
         };
         let request = request
-            .header(hyper::header::HOST, self.node.as_str())
-            .header(PROTOCOL_HEADER, PROTOCOL_VERSION)
-            .header(EPOCH_HEADER, ours.to_string())
-            .header(ROLE_HEADER, self.lineage.role())
             .body(Full::new(body))
             .map_err(|error| self.malformed(&error))?;
         let exchange = async {
@@ -282,14 +368,7 @@ impl PeerClient {
         response: Response<Incoming>,
         what: &str,
     ) -> Result<PeerResponse, PeerError> {
-        let theirs: Option<Epoch> = response
-            .headers()
-            .get(EPOCH_HEADER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.parse().ok());
-        if let Some(theirs) = &theirs {
-            self.lineage.heard(&self.node, theirs);
-        }
+        let theirs = self.learn(&response);
         let status = response.status();
         let response = PeerResponse {
             peer: self.node.to_string(),
@@ -308,17 +387,8 @@ impl PeerClient {
                 reason,
             });
         }
-        let ours = self.lineage.epoch();
-        match theirs {
-            // Guarantee 1: nothing is taken from a node that has been superseded.
-            Some(theirs) if theirs < ours => Err(PeerError::Superseded {
-                peer: self.node.to_string(),
-                theirs,
-                ours,
-            }),
-            Some(_) => Ok(response),
-            None => Err(self.malformed(&"an answer without an epoch")),
-        }
+        self.check_epoch(theirs)?;
+        Ok(response)
     }
 
     async fn connection(&self) -> Result<SendRequest<Full<Bytes>>, PeerError> {
@@ -364,7 +434,7 @@ async fn connect(
         .map_err(io::Error::other)?;
     // Ends by itself when its sender and its response are dropped, or the link breaks.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "connection to a peer ended");
         }
     });

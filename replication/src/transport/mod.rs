@@ -10,11 +10,13 @@
 //! A request of another protocol version is refused with a message that names both versions.
 
 mod client;
+mod duplex;
 mod frames;
 mod server;
 mod tls;
 
 pub use client::{PeerClient, PeerError, PeerResponse, RedeemError, redeem};
+pub use duplex::{Duplex, FramesIn, FramesOut, Offered};
 pub use frames::{FRAME_BYTES_MAX, FRAME_ROOM, FrameReader, FrameSender, frames};
 pub use server::{Caller, PeerServer, RefusalEvent, SharedRouter};
 pub use tls::{Identity, TlsError};

@@ -239,6 +239,8 @@ impl PeerServer {
             server
                 .header_read_timeout(Duration::from_secs(120))
                 .serve_connection(TokioIo::new(stream), service)
+                // A link in both directions lives on without the connection that it began as.
+                .with_upgrades()
                 .await
         };
         if let Err(error) = served {

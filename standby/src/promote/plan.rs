@@ -374,6 +374,7 @@ mod tests {
             applied: Some(Position(800)),
             lag: Some(200),
             lag_flushed: Some(100),
+            lag_bytes: None,
             lag_seconds: Some(1.5),
             unknown: None,
             must_reseed: false,

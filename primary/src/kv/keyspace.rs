@@ -1,0 +1,190 @@
+//! What clients of the primary can do.
+
+use std::time::{Duration, Instant};
+
+use understudy_replication::kv::keyspace::{Keyspace, Refusal, Standing};
+use understudy_replication::kv::protocol::Durability;
+use understudy_replication::kv::space::Space;
+use understudy_replication::position::Position;
+use understudy_replication::store::BoxFuture;
+use understudy_replication::wall_time::WallTime;
+
+use super::core::Core;
+use super::{KvShipper, Shared, State};
+
+/// How many bytes of operations may wait for the standbys.
+const PENDING_BYTES_MAX: usize = 64 << 20;
+
+impl Shared {
+    /// Returns why a read is refused now.
+    fn refuses_read(&self) -> Option<Refusal> {
+        match &self.settled.borrow().state {
+            State::Open | State::Refusing => None,
+            State::Opening => Some(Refusal::Loading),
+            State::Fenced | State::Closed => Some(Refusal::Closed),
+            State::Failed(reason) => Some(Refusal::Storage {
+                reason: reason.clone(),
+            }),
+        }
+    }
+
+    /// Returns why a write is refused now.
+    fn refuses_write(&self, core: &Core) -> Option<Refusal> {
+        if let State::Refusing = self.settled.borrow().state {
+            return Some(Refusal::NoReplicas);
+        }
+        let has_room = core.draft.pending_bytes() < PENDING_BYTES_MAX;
+        self.refuses_read()
+            .or_else(|| (!has_room).then_some(Refusal::Busy))
+    }
+
+    pub(super) fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
+        let mut guard = self.core();
+        let Some(core) = guard.as_mut() else {
+            return Err(self.refuses_read().unwrap_or(Refusal::Loading));
+        };
+        if let Some(refusal) = self.refuses_write(core) {
+            return Err(refusal);
+        }
+        let storage = core.storage().clone();
+        {
+            let visible = storage.visible();
+            let mut space = Space::newest(&visible.table, &mut core.draft, WallTime::now());
+            act(&mut space);
+            space.end_atom();
+        }
+        let end = core.draft.end();
+        match core.make_if_idle(Instant::now()) {
+            Ok((is_made, news)) => {
+                if is_made {
+                    self.to_sync.notify_one();
+                    self.tell(core, &news);
+                }
+                Ok(end)
+            }
+            Err(error) => {
+                drop(guard);
+                self.fail(&error);
+                Err(Refusal::Storage {
+                    reason: understudy_replication::error_chain(&error),
+                })
+            }
+        }
+    }
+
+    /// Waits until everything up to `position` is visible.
+    async fn settle(&self, position: Position) -> Result<(), Refusal> {
+        let mut settled = self.settled.subscribe();
+        loop {
+            {
+                let now = settled.borrow_and_update();
+                if now.position >= position {
+                    return Ok(());
+                }
+                match &now.state {
+                    State::Opening | State::Open | State::Fenced => {}
+                    State::Refusing => return Err(Refusal::NoReplicas),
+                    State::Closed => return Err(Refusal::Closed),
+                    State::Failed(reason) => {
+                        let reason = reason.clone();
+                        return Err(Refusal::Storage { reason });
+                    }
+                }
+            }
+            if settled.changed().await.is_err() {
+                return Err(Refusal::Closed);
+            }
+        }
+    }
+
+    fn replicas(&self, position: Position) -> usize {
+        let guard = self.core();
+        let followers = guard.as_ref().map(|core| core.leader.followers().values());
+        followers
+            .into_iter()
+            .flatten()
+            .filter(|follower| follower.session.is_some() && follower.acknowledged >= position)
+            .count()
+    }
+}
+
+impl Keyspace for KvShipper {
+    fn read(&self, look: &mut dyn FnMut(&mut Space<'_>)) -> Result<(), Refusal> {
+        if let Some(refusal) = self.shared.refuses_read() {
+            return Err(refusal);
+        }
+        let storage = self.shared.storage().ok_or(Refusal::Loading)?;
+        let visible = storage.visible();
+        look(&mut Space::visible(&visible.table, WallTime::now()));
+        Ok(())
+    }
+
+    fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
+        self.shared.write(act)
+    }
+
+    fn settled(&self, position: Position) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(self.shared.settle(position))
+    }
+
+    fn replicated(
+        &self,
+        position: Position,
+        count: usize,
+        limit: Option<Duration>,
+    ) -> BoxFuture<'_, usize> {
+        Box::pin(async move {
+            let mut acknowledged = self.shared.acknowledged.subscribe();
+            let mut settled = self.shared.settled.subscribe();
+            let enough = async {
+                loop {
+                    acknowledged.mark_unchanged();
+                    let have = self.shared.replicas(position);
+                    let is_over = match settled.borrow_and_update().state {
+                        State::Fenced | State::Closed | State::Failed(_) => true,
+                        State::Opening | State::Open | State::Refusing => false,
+                    };
+                    if have >= count || is_over {
+                        return;
+                    }
+                    tokio::select! {
+                        changed = acknowledged.changed() => if changed.is_err() { return },
+                        changed = settled.changed() => if changed.is_err() { return },
+                    }
+                }
+            };
+            match limit {
+                None => enough.await,
+                Some(limit) => {
+                    let _in_time = tokio::time::timeout(limit, enough).await.is_ok();
+                }
+            }
+            self.shared.replicas(position)
+        })
+    }
+
+    fn standing(&self) -> Standing {
+        let guard = self.shared.core();
+        let core = guard.as_ref();
+        let followers = core.map(|core| core.leader.followers());
+        Standing {
+            is_primary: true,
+            primary: None,
+            position: core.map_or(Position(0), |core| core.leader.committed()),
+            standbys: followers
+                .into_iter()
+                .flatten()
+                .filter(|(_, seen)| seen.session.is_some())
+                .map(|(name, seen)| (name.to_string(), seen.acknowledged))
+                .collect(),
+            durability: match core.map(|core| core.leader.durability()) {
+                Some(Durability::Async) => "async",
+                Some(Durability::Alone { .. }) => "degraded",
+                Some(Durability::Standalone) => "standalone",
+                Some(Durability::Held | Durability::Waiting { .. }) | None => "standby-first",
+            },
+            memory_bytes_max: self.shared.config.memory_bytes,
+            allows_flush: self.shared.config.allow_flush,
+        }
+    }
+}

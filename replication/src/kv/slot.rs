@@ -1,0 +1,43 @@
+//! Where a node keeps its store open, whatever its role: what is in memory survives a change of roles.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::storage::{Opened, Storage, StorageError};
+
+/// The store of a node, opened at the first need. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    folder: PathBuf,
+    held: Arc<Mutex<Option<Arc<Storage>>>>,
+}
+
+impl Slot {
+    /// Returns a slot for the store in `folder`, which is not opened yet.
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            held: Arc::default(),
+        }
+    }
+
+    /// Returns the store, opened now if it is not open; then also what was found. Blocks while it is read.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(&self) -> Result<(Arc<Storage>, Option<Opened>), StorageError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = held.as_ref() {
+            return Ok((storage.clone(), None));
+        }
+        let (storage, opened) = Storage::open(&self.folder)?;
+        let storage = Arc::new(storage);
+        *held = Some(storage.clone());
+        Ok((storage, Some(opened)))
+    }
+
+    /// Forgets what is in memory: the store is read again at the next need. For a store that has failed.
+    pub fn close(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
