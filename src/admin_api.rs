@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -29,7 +29,7 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
-use crate::{check, returning, status_source, switchover, sync, wait};
+use crate::{check, kv_api, returning, status_source, switchover, sync, wait};
 
 /// How much news may wait for a slow terminal.
 pub(crate) const NEWS_WAITING_MAX: usize = 256;
@@ -123,10 +123,42 @@ pub(crate) async fn serve(
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
         .route("/settings/rollback", post(rollback))
+        .merge(kv_routes())
         .with_state(node);
     axum::serve(listener, router)
         .with_graceful_shutdown(async move { stop.wait().await })
         .await
+}
+
+/// Returns the routes of the key-value store: keys and values may be long.
+fn kv_routes() -> Router<Arc<Node>> {
+    type Asked<T> = (State<Arc<Node>>, Json<T>);
+    let get = |(State(node), Json(asked)): Asked<kv_api::Get>| async move {
+        stream(move |_| async move { kv_api::get(&node, &asked) })
+    };
+    let put = |(State(node), Json(asked)): Asked<kv_api::Put>| async move {
+        stream(move |_| async move { kv_api::put(&node, &asked).await })
+    };
+    let delete = |(State(node), Json(asked)): Asked<kv_api::Delete>| async move {
+        stream(move |_| async move { kv_api::delete(&node, &asked).await })
+    };
+    let scan = |(State(node), Json(asked)): Asked<kv_api::Scan>| async move {
+        stream_while_heard(move |_, stop| async move { kv_api::scan(&node, &asked, &stop).await })
+    };
+    let show = |(State(node), Json(asked)): Asked<kv_api::ShowBundle>| async move {
+        stream(move |_| async move { kv_api::show(&node, &asked).await })
+    };
+    let replay = |(State(node), Json(asked)): Asked<kv_api::ReplayBundle>| async move {
+        stream(move |progress| async move { kv_api::replay(&node, &asked, &progress).await })
+    };
+    Router::new()
+        .route("/kv/get", post(get))
+        .route("/kv/put", post(put))
+        .route("/kv/del", post(delete))
+        .route("/kv/scan", post(scan))
+        .route("/kv/salvage/show", post(show))
+        .route("/kv/salvage/replay", post(replay))
+        .layer(DefaultBodyLimit::max(kv_api::REQUEST_BYTES_MAX))
 }
 
 /// Runs `work`, and returns its progress and its result as a stream of lines. The work goes on when the

@@ -39,6 +39,9 @@ pub(crate) struct Init {
     /// Replicate the tree of files at PATH as the store NAME (may be repeated)
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_store)]
     files: Vec<(StoreName, PathBuf)>,
+    /// Keep a replicated key-value store, which clients reach with Redis' protocol
+    #[arg(long)]
+    kv: bool,
     /// Replicate this settings file or folder (may be repeated)
     #[arg(long, value_name = "PATH")]
     settings: Vec<PathBuf>,
@@ -64,6 +67,9 @@ pub(crate) struct LocalArguments {
     /// Serve the monitor here
     #[arg(long, default_value = "0.0.0.0:7480", value_name = "IP:PORT")]
     pub(crate) monitor: SocketAddr,
+    /// Serve clients of the key-value store here, if there is one
+    #[arg(long, default_value_t = Local::KV_LISTEN_DEFAULT, value_name = "IP:PORT")]
+    pub(crate) kv_listen: SocketAddr,
 }
 
 impl LocalArguments {
@@ -76,7 +82,7 @@ impl LocalArguments {
             run_dir: self.run_dir.clone(),
             pki_dir: PathBuf::new(),
             monitor_listen: self.monitor,
-            kv_listen: Local::KV_LISTEN_DEFAULT,
+            kv_listen: self.kv_listen,
         }
     }
 
@@ -87,6 +93,7 @@ impl LocalArguments {
             &self.state_dir,
             &self.run_dir,
             self.monitor,
+            self.kv_listen,
         )
     }
 }
@@ -212,6 +219,7 @@ impl Init {
             address: self.address,
             postgres,
             files: self.files.clone(),
+            kv: self.kv,
             settings: self.settings.clone(),
         });
         // A path that overlaps another, a name that is taken.

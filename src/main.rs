@@ -19,6 +19,9 @@ mod invite;
 mod invites;
 mod join;
 mod join_api;
+mod kv;
+mod kv_api;
+mod kv_clients;
 mod manual;
 mod node;
 mod output;
@@ -123,6 +126,8 @@ enum Verb {
     Rejoin(rejoin::Rejoin),
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
+    /// Read and change the key-value store; look at what a failover has set aside
+    Kv(kv::Kv),
     /// Search and rebuild indexes
     Index(index::Index),
     /// Show the services of this node
@@ -178,6 +183,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
         Verb::Settings(verb) => verb.run(place).await,
+        Verb::Kv(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,
         Verb::Services(verb) => verb.run(place).await,
         Verb::Events(verb) => verb.run(place).await,

@@ -21,6 +21,7 @@ use understudy_replication::{durable, error_chain};
 use understudy_standby::index::Indexes;
 
 use crate::failure::{Failure, Kind};
+use crate::kv_clients::Clients;
 use crate::node::{Node, Parts, Stage};
 use crate::role_file::RoleRecord;
 use crate::{Place, shell};
@@ -164,6 +165,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     ));
     let peers = bind(me.address, "peers").await?;
     let monitor = bind(local.monitor_listen, "the monitor").await?;
+    let clients = Clients::listen(&config, &local).await?;
     let (shell_sender, shell_events) = mpsc::channel(shell::EVENTS_WAITING_MAX);
     let node = Node::new(Parts {
         local,
@@ -210,6 +212,13 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     );
     let router = understudy_monitor::router(node.clone()).merge(search);
     tasks.spawn(understudy_monitor::serve(monitor, router, stop.clone()));
+    if let Some(clients) = clients {
+        let (node, stop) = (node.clone(), stop.clone());
+        tasks.spawn(async move {
+            clients.serve(node, stop).await;
+            Ok(())
+        });
+    }
     let (admin_node, admin_stop) = (node.clone(), stop.clone());
     let socket = node.local.socket();
     // Here and not in the task: who is told that the node is ready finds the socket.
@@ -344,7 +353,7 @@ async fn reload(node: &Arc<Node>) {
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 }
 
-async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
+pub(crate) async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = if error.kind() == io::ErrorKind::AddrInUse {
             format!(
@@ -357,7 +366,7 @@ async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {
                 address.ip()
             )
         } else {
-            "see [[node]] in understudy.toml and [monitor] in node.toml".to_owned()
+            "see [[node]] in understudy.toml, [monitor] and [kv] in node.toml".to_owned()
         };
         Failure::new(
             Kind::Failed,

@@ -18,6 +18,8 @@ pub struct Answers {
     pub postgres: Option<PostgresAnswers>,
     /// The trees of files.
     pub files: Vec<(StoreName, PathBuf)>,
+    /// There is a key-value store.
+    pub kv: bool,
     /// The files and directories of settings.
     pub settings: Vec<PathBuf>,
 }
@@ -80,7 +82,8 @@ address = {address}    # where the other nodes reach it: IP and port
         text.push_str(&files(false, "\"uploads\"", "\"/srv/catalog/uploads\""));
     }
 
-    text.push_str(KV);
+    text.push_str("\n# The key-value store, which clients reach with Redis' protocol.\n");
+    text.push_str(&section(answers.kv, KV));
     text.push_str("\n# The configuration of the appliance, fetched on a schedule.\n");
     let paths: Vec<String> = answers
         .settings
@@ -133,19 +136,17 @@ exclude = []                # what is local to a node, such as ["local.conf"]
     text
 }
 
-/// The key-value store, as an example.
-const KV: &str = r#"
-# The key-value store, which clients reach with Redis' protocol.
-#[kv]
-#durability = "standby-first"    # "async": a write does not wait for a standby
-#degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
-#write_timeout = "5s"        # how long a write waits for a standby
-#acknowledge = 1             # how many standbys it waits for
-#standby_reads = false       # whether a standby answers reads
-#allow_flush = false         # whether FLUSHDB may remove every key
-#view = false                # whether the monitor shows keys and values
-#memory = "1GB"              # what the table may use
-#log = "1GB"                 # kept for a standby that is away
+/// The key-value store.
+const KV: &str = r#"[kv]
+durability = "standby-first"    # "async": a write does not wait for a standby
+degrade_after = "5s"        # so long without a standby, then alone; "never": writes are refused
+write_timeout = "5s"        # how long a write waits for a standby
+acknowledge = 1             # how many standbys it waits for
+standby_reads = false       # whether a standby answers reads
+allow_flush = false         # whether FLUSHDB may remove every key
+view = false                # whether the monitor shows keys and values
+memory = "1GB"              # what the table may use
+log = "1GB"                 # kept for a standby that is away
 #password_file = "/etc/understudy/kv-password"    # what clients need, if not on loopback only
 "#;
 
@@ -156,6 +157,7 @@ pub fn node(
     state_dir: &Path,
     run_dir: &Path,
     monitor: SocketAddr,
+    kv: SocketAddr,
 ) -> String {
     format!(
         r#"# This machine: what is local to it.
@@ -171,14 +173,15 @@ run_dir = {run_dir}        # the socket that the command line talks to
 listen = {monitor}
 
 # Where the key-value store is reached, if understudy.toml has one.
-#[kv]
-#listen = "127.0.0.1:7479"
+[kv]
+listen = {kv}
 "#,
         name = quoted(name.as_str()),
         root = quoted_path(root),
         state_dir = quoted_path(state_dir),
         run_dir = quoted_path(run_dir),
         monitor = quoted(&monitor.to_string()),
+        kv = quoted(&kv.to_string()),
     )
 }
 
@@ -270,6 +273,7 @@ mod tests {
             address: "10.0.0.1:7400".parse().unwrap(),
             postgres: None,
             files: Vec::new(),
+            kv: false,
             settings: Vec::new(),
         }
     }
@@ -292,6 +296,7 @@ mod tests {
                 ("u".parse().unwrap(), "/a \"b\" 'c' \\".into()),
                 ("v".parse().unwrap(), "/v".into()),
             ],
+            kv: true,
             settings: vec!["/etc/x".into(), "/etc/y".into()],
             ..answers()
         };
@@ -365,7 +370,23 @@ mod tests {
                     scrub_rate: 52428800,
                 },
             ],
-            kv: None,
+            kv: Some(
+                Kv {
+                    durability: StandbyFirst {
+                        degrade_after: Some(
+                            5s,
+                        ),
+                    },
+                    write_timeout: 5s,
+                    acknowledge: 1,
+                    standby_reads: false,
+                    allow_flush: false,
+                    view: false,
+                    memory_bytes: 1073741824,
+                    log_bytes: 1073741824,
+                    password_file: None,
+                },
+            ),
             settings: Some(
                 Settings {
                     schedule: Schedule(

@@ -270,6 +270,7 @@ fn the_template_of_a_node_says_what_was_answered() {
         &local.state_dir,
         &local.run_dir,
         local.monitor_listen,
+        local.kv_listen,
     );
     std::fs::write(&node, text).unwrap();
     assert_eq!(load(&cluster, &node).unwrap().local, local);

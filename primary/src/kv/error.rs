@@ -6,12 +6,28 @@ use understudy_replication::kv::storage::StorageError;
 use understudy_replication::kv::wire::KvWireError;
 use understudy_replication::transport::PeerError;
 
+impl From<StorageError> for KvError {
+    fn from(error: StorageError) -> Self {
+        if error.is_damage() {
+            Self::Damaged(error)
+        } else {
+            Self::Storage(error)
+        }
+    }
+}
+
 /// Why the key-value store cannot be served or shipped.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
+    /// What is on the disk is damaged.
+    #[error(
+        "the key-value store of this primary is damaged, and nothing was changed; a standby has everything that was \
+         acknowledged: promote it with `understudy promote`"
+    )]
+    Damaged(#[source] StorageError),
     /// Its files cannot be used.
     #[error(transparent)]
-    Storage(#[from] StorageError),
+    Storage(StorageError),
     /// A snapshot cannot be sent.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

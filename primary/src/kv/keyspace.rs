@@ -21,7 +21,8 @@ impl Shared {
         match &self.settled.borrow().state {
             State::Open | State::Refusing => None,
             State::Opening => Some(Refusal::Loading),
-            State::Fenced | State::Closed => Some(Refusal::Closed),
+            // Who is primary now is not known here.
+            State::Fenced | State::Closed => Some(Refusal::NotHere { primary: None }),
             State::Failed(reason) => Some(Refusal::Storage {
                 reason: reason.clone(),
             }),
@@ -30,8 +31,10 @@ impl Shared {
 
     /// Returns why a write is refused now.
     fn refuses_write(&self, core: &Core) -> Option<Refusal> {
-        if let State::Refusing = self.settled.borrow().state {
-            return Some(Refusal::NoReplicas);
+        match self.settled.borrow().state {
+            State::Refusing => return Some(Refusal::NoReplicas),
+            State::Fenced | State::Closed => return Some(Refusal::ReadOnly),
+            State::Opening | State::Open | State::Failed(_) => {}
         }
         let has_room = core.draft.pending_bytes() < PENDING_BYTES_MAX;
         self.refuses_read()

@@ -59,6 +59,16 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &Stop) -> Result<(), KvError
             });
         }
     };
+    if ended.is_ok()
+        && let Some(storage) = shared.storage()
+        && let Err(error) = storage.note_settled()
+    {
+        let error = understudy_replication::error_chain(&error);
+        tracing::warn!(
+            error,
+            "the next start of the key-value store will wait for a standby"
+        );
+    }
     if let Some(snapshot) = snapshot {
         // It is short, or it is a snapshot, which is bounded by the size of the table.
         let _done = snapshot.await.is_ok();

@@ -12,14 +12,20 @@
 //! The log of entries is the truth; a snapshot of the table at a point of it lets its older part go. The
 //! [`table::Table`] is what they build, and holds committed operations only, on either side.
 
+mod command;
 pub mod draft;
 pub mod entry;
+pub mod glob;
 pub mod keyspace;
+#[doc(hidden)]
+pub mod memory;
 pub mod operation;
 pub mod point;
 mod points;
 pub mod protocol;
+pub mod resp;
 pub mod salvage;
+pub mod server;
 pub mod shown;
 pub mod slot;
 pub mod snapshot;

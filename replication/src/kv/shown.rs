@@ -6,6 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::space::Space;
+
 /// Bytes of a client.
 ///
 /// In JSON they are a string where they are UTF-8, and `{"base64": "…"}` where they are not. For people they
@@ -76,11 +78,107 @@ impl<'de> Deserialize<'de> for Shown {
     }
 }
 
+/// What is at a key, as much of it as fits within a bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Content {
+    /// Nothing.
+    None,
+    /// A string.
+    String {
+        /// Its value, or the beginning of it.
+        value: Shown,
+        /// How long it is, in bytes.
+        length: u64,
+        /// Not all of it is here.
+        truncated: bool,
+        /// In how many milliseconds it expires; absent for never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ttl_ms: Option<u64>,
+    },
+    /// A hash.
+    Hash {
+        /// Its fields, or some of them.
+        fields: Vec<Field>,
+        /// How many it has.
+        length: u64,
+        /// Not all of it is here.
+        truncated: bool,
+        /// In how many milliseconds it expires; absent for never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ttl_ms: Option<u64>,
+    },
+}
+
+/// A field of a hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Field {
+    /// Its name.
+    pub field: Shown,
+    /// Its value.
+    pub value: Shown,
+}
+
+impl Content {
+    /// Looks at `key`, and takes about `bytes_max` bytes of what is there.
+    pub fn of(space: &Space<'_>, key: &[u8], bytes_max: usize) -> Self {
+        let expires = space.expires(key).flatten();
+        let ttl_ms = expires.map(|at| at.0.saturating_sub(space.now().0));
+        if let Ok(Some(value)) = space.string(key) {
+            let start = value.get(..bytes_max).unwrap_or(value);
+            return Self::String {
+                value: Shown::from(start),
+                length: length(value.len()),
+                truncated: start.len() < value.len(),
+                ttl_ms,
+            };
+        }
+        let Ok(Some(hash)) = space.hash(key) else {
+            return Self::None;
+        };
+        let (mut fields, mut bytes, mut cursor) = (Vec::new(), 0_usize, 0);
+        loop {
+            cursor = hash.scan(cursor, FIELDS_AT_ONCE, &mut |field, value| {
+                if bytes < bytes_max {
+                    bytes = bytes
+                        .saturating_add(field.len())
+                        .saturating_add(value.len());
+                    fields.push(Field {
+                        field: field.into(),
+                        value: value.into(),
+                    });
+                }
+            });
+            if cursor == 0 || bytes >= bytes_max {
+                break;
+            }
+        }
+        fields.sort_by(|left, right| left.field.cmp(&right.field));
+        Self::Hash {
+            length: length(hash.field_count()),
+            truncated: fields.len() < hash.field_count(),
+            fields,
+            ttl_ms,
+        }
+    }
+}
+
+/// How many fields are looked at before the bound is looked at again.
+const FIELDS_AT_ONCE: usize = 64;
+
+fn length(of: usize) -> u64 {
+    u64::try_from(of).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kv::draft::Draft;
+    use crate::kv::table::Table;
+    use crate::position::Position;
+    use crate::wall_time::WallTime;
 
     #[test]
     fn text_is_text_and_the_rest_is_escaped_or_base64() {
@@ -93,6 +191,37 @@ mod tests {
         assert_eq!(shown(b""), pair("", r#""""#));
         assert_eq!(shown(b"a\xff\\"), pair(r"a\xff\\", r#"{"base64":"Yf9c"}"#));
         assert_eq!(shown(b"\x1b[2J\n"), pair(r"\x1b[2J\n", "\"\\u001b[2J\\n\""));
+    }
+
+    fn content(bytes_max: usize, key: &[u8]) -> String {
+        let (table, mut draft) = (Table::new(), Draft::new(Position(0)));
+        let mut space = Space::newest(&table, &mut draft, WallTime(100));
+        space.set(b"s", b"hello", Some(WallTime(350))).unwrap();
+        space.set(b"gone", b"hello", Some(WallTime(100))).unwrap();
+        space
+            .hash_set(b"h", &[(b"g", b"\xff"), (b"f", b"1")])
+            .unwrap();
+        let content = Content::of(&space, key, bytes_max);
+        let json = serde_json::to_string(&content).unwrap();
+        assert_eq!(serde_json::from_str::<Content>(&json).unwrap(), content);
+        json
+    }
+
+    #[test]
+    fn content_is_told_whole_or_says_that_it_is_not() {
+        let told = [(9, "s"), (2, "s"), (9, "h"), (9, "none"), (9, "gone")]
+            .map(|(bytes_max, key)| content(bytes_max, key.as_bytes()));
+        assert_eq!(
+            told,
+            [
+                r#"{"type":"string","value":"hello","length":5,"truncated":false,"ttl_ms":250}"#,
+                r#"{"type":"string","value":"he","length":5,"truncated":true,"ttl_ms":250}"#,
+                r#"{"type":"hash","fields":[{"field":"f","value":"1"},{"field":"g","value":{"base64":"/w=="}}],"length":2,"truncated":false}"#,
+                r#"{"type":"none"}"#,
+                r#"{"type":"none"}"#,
+            ]
+        );
+        assert!(content(1, b"h").contains(r#""length":2,"truncated":true"#));
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::storage::{Opened, Storage, StorageError};
+use super::storage::{self, Opened, Storage, StorageError};
 
 /// The store of a node, opened at the first need. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,6 +34,23 @@ impl Slot {
         let storage = Arc::new(storage);
         *held = Some(storage.clone());
         Ok((storage, Some(opened)))
+    }
+
+    /// Opens the store of a standby: a damaged one is moved aside and begun anew, to be filled by the primary.
+    /// Returns where the damaged one is, and what was wrong with it.
+    ///
+    /// # Errors
+    /// When it cannot be opened for another reason, or not be moved.
+    pub fn open_or_set_aside(&self) -> Result<Option<(PathBuf, StorageError)>, StorageError> {
+        match self.open() {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_damage() => {
+                let aside = storage::set_aside(&self.folder)?;
+                self.open()?;
+                Ok(Some((aside, error)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Forgets what is in memory: the store is read again at the next need. For a store that has failed.

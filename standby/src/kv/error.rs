@@ -8,6 +8,14 @@ use understudy_replication::kv::wire::KvWireError;
 use understudy_replication::position::Position;
 use understudy_replication::transport::PeerError;
 
+/// Returns why a copy is not whole before `until`.
+pub(super) fn why(until: Position) -> String {
+    if until == Position(u64::MAX) {
+        return "it was damaged, and is being copied anew".to_owned();
+    }
+    format!("a snapshot was taken, and the log behind it has not come up to operation {until} yet")
+}
+
 /// Why the copy of the key-value store cannot follow, or become the original.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
@@ -46,8 +54,8 @@ pub enum KvError {
     Gap,
     /// The copy waits for the rest of what a snapshot needs.
     #[error(
-        "the copy of the key-value store is not whole: a snapshot was taken, and the log behind it has not come up \
-         to operation {until} yet; let it follow the primary, or promote another standby"
+        "the copy of the key-value store is not whole: {}; let it follow the primary, or promote another standby",
+        why(*until)
     )]
     NotWhole {
         /// Up to where the log has to come.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use understudy_replication::durable;
 use understudy_replication::event::Severity;
 use understudy_replication::kv::point::Point;
 use understudy_replication::kv::protocol::{Attempt, Follower, Kept, Welcome};
-use understudy_replication::kv::salvage::{self, Acknowledged, Superseded};
+use understudy_replication::kv::salvage::{self, Acknowledged, SalvageError, Superseded};
 use understudy_replication::kv::snapshot::{Begin, Part};
 use understudy_replication::kv::storage::Storage;
 use understudy_replication::kv::wire::{
@@ -221,7 +222,7 @@ impl Following<'_> {
         }
         let mut session = Session::new(welcome);
         session.act(self, duplex, actions)?;
-        while !self.is_there(welcome) {
+        while !self.is_there(welcome)? {
             let Some(frame) = self.next(duplex, SILENCE_MAX)? else {
                 return Ok(());
             };
@@ -234,13 +235,15 @@ impl Following<'_> {
     }
 
     /// Returns whether what was to be reached is.
-    fn is_there(&self, welcome: &Welcome) -> bool {
+    fn is_there(&self, welcome: &Welcome) -> Result<bool, KvError> {
         let goal = self.goal.unwrap_or(welcome.end);
         let verified = self.follower.verified();
-        self.until == Until::CaughtUp
-            && verified.is_some_and(|point| point.position >= goal)
-            && self.storage.bounds().1 >= goal
-            && self.storage.whole_from().is_none()
+        let is_reached =
+            verified.is_some_and(|point| point.position >= goal) && self.storage.bounds().1 >= goal;
+        if is_reached {
+            self.storage.seeded()?;
+        }
+        Ok(self.until == Until::CaughtUp && is_reached && self.storage.whole_from().is_none())
     }
 
     /// Takes the table; returns whether it came whole.
@@ -291,13 +294,51 @@ impl Following<'_> {
                 })
             }
         };
-        self.salvage(&kept, epoch)?;
+        self.salvage_all(&kept, epoch)?;
         self.storage.install(incoming, end)?;
         self.follower.installed(&start);
         self.shared.state().has_installed = true;
         self.shared.moves.send_replace(());
         self.progress.end("copied");
         Ok(true)
+    }
+
+    /// Puts aside what only this node may have, before all of it is replaced.
+    fn salvage_all(
+        &self,
+        to: &Point,
+        superseded_by: Option<understudy_replication::epoch::Epoch>,
+    ) -> Result<(), KvError> {
+        let made_in = self.storage.tail().epoch;
+        // Of the epoch that it follows it has nothing that was ever acknowledged and that the primary lacks.
+        if made_in
+            .as_ref()
+            .is_none_or(|epoch| *epoch == self.primary.epoch())
+        {
+            return Ok(());
+        }
+        self.salvage(to, superseded_by)?;
+        // What it wrote as a primary may be in its snapshot only, and no more in its log.
+        let was_primary = made_in.is_some_and(|epoch| epoch.node == self.shared.me);
+        let snapshot = self.storage.folder().join("snapshot");
+        if !was_primary || !snapshot.exists() {
+            return Ok(());
+        }
+        let salvaged = self.shared.state().salvaged.clone();
+        let Some(bundle) = salvaged else {
+            return Ok(());
+        };
+        let kept = bundle.path.join("snapshot");
+        let linked = match std::fs::hard_link(&snapshot, &kept) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        };
+        let linked = linked.and_then(|()| durable::sync_directory_of(&kept));
+        Ok(linked.map_err(|source| SalvageError::File {
+            action: "link the snapshot to",
+            path: kept,
+            source,
+        })?)
     }
 
     /// Puts aside what lies behind `to`, if there is anything, before it is cut off or replaced.

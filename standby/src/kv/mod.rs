@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use understudy_config::{Kv, NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
-use understudy_replication::event::Events;
+use understudy_replication::event::{Events, Severity};
 use understudy_replication::kv::slot::Slot;
 use understudy_replication::kv::storage::Storage;
 use understudy_replication::position::Position;
@@ -30,6 +30,8 @@ use understudy_replication::store::{
 use understudy_replication::transport::PeerClient;
 
 pub use error::KvError;
+
+use error::why;
 
 /// What the copy's threads and tasks share.
 struct Shared {
@@ -110,6 +112,18 @@ impl KvReceiver {
             state: Mutex::default(),
             moves: watch::Sender::new(()),
         });
+        if let Some((aside, error)) = shared.slot.open_or_set_aside()? {
+            shared.events.record(
+                Severity::Error,
+                "kv_damaged",
+                format!(
+                    "the copy of the key-value store is damaged: {}; it was moved to {}, and a new one is copied \
+                     from the primary",
+                    understudy_replication::error_chain(&error),
+                    aside.display()
+                ),
+            );
+        }
         shared.storage()?;
         Ok(Self { shared })
     }
@@ -204,8 +218,8 @@ impl Receiver for KvReceiver {
         let (_, flushed) = storage.bounds();
         let problems = whole_from.map(|until| {
             format!(
-                "a snapshot was taken, and the log behind it has not come up to operation {until} yet: until then \
-                 this copy cannot be promoted"
+                "this copy is not whole, and cannot be promoted: {}",
+                why(until)
             )
         });
         Received {

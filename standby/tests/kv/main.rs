@@ -26,8 +26,6 @@ async fn what_is_acknowledged_is_durable_on_the_standby() {
     let cluster = Cluster::new(|_| {});
     let (a, b) = (cluster.node("a").await, cluster.node("b").await);
     let primary = a.lead(1, &standbys(1)).await;
-    // Nothing can be said yet of what the standby has.
-    assert_eq!(get(&*primary.end, "k"), Err(Refusal::Loading));
     let standby = b.follow(&a);
     until("it is open", || get(&*primary.end, "k").is_ok()).await;
     for number in 0..200 {
@@ -77,8 +75,6 @@ async fn an_outage_does_not_freeze_the_primary_and_what_is_at_risk_is_told() {
     });
     let (a, b) = (cluster.node("a").await, cluster.node("b").await);
     let primary = a.lead(1, &standbys(1)).await;
-    put(&*primary.end, "alone", "1").await.unwrap_err();
-    until("it goes on alone", || get(&*primary.end, "k").is_ok()).await;
     put(&*primary.end, "alone", "1").await.unwrap();
     let report = primary.end.report();
     assert!(matches!(report.durability, Some(Durability::Alone { .. })));
@@ -125,11 +121,21 @@ async fn a_strict_store_refuses_writes_while_no_standby_answers() {
     assert_eq!(get(&*primary.end, "k"), Ok(Some("old".to_owned())));
     let standby = b.follow(&a);
     until("it takes writes", || {
-        write(&*primary.end, "k", "newest").is_ok()
+        write(&*primary.end, "k", "newer").is_ok()
     })
     .await;
+    put(&*primary.end, "k", "newest").await.unwrap();
     equal(&a, &b).await;
     standby.stop().await;
+    primary.stop().await;
+    // After a stop in peace it answers reads at once, standby or not.
+    a.forget();
+    let primary = a.lead(1, &standbys(1)).await;
+    assert_eq!(get(&*primary.end, "k"), Ok(Some("newest".to_owned())));
+    assert_eq!(
+        put(&*primary.end, "k", "newer").await,
+        Err(Refusal::NoReplicas)
+    );
     primary.stop().await;
 }
 
@@ -203,7 +209,7 @@ async fn a_superseded_primary_keeps_aside_what_only_it_had_and_follows() {
     let successor = b.lead(2, &none).await;
     put(&*successor.end, "k", "b").await.unwrap();
     primary.end.fence().await.unwrap();
-    assert_eq!(write(&*primary.end, "k", "late"), Err(Refusal::Closed));
+    assert_eq!(write(&*primary.end, "k", "late"), Err(Refusal::ReadOnly));
     primary.stop().await;
     a.seed(&b).await;
     let follower = a.follow(&b);
@@ -213,4 +219,67 @@ async fn a_superseded_primary_keeps_aside_what_only_it_had_and_follows() {
     assert_eq!(a.salvaged(), 1);
     follower.stop().await;
     successor.stop().await;
+}
+
+/// Damages the beginning of the node's log.
+fn damage(node: &node::Node) {
+    let path = node.path().join("kv/log/00000000000000000000.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[80] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    node.forget();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_copy_is_set_aside_and_copied_anew_and_is_not_promoted_before() {
+    let cluster = Cluster::new(|_| {});
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    let primary = a.lead(1, &standbys(1)).await;
+    let standby = b.follow(&a);
+    until("it is open", || get(&*primary.end, "k").is_ok()).await;
+    for number in 0..50 {
+        put(&*primary.end, &format!("key {number}"), "v")
+            .await
+            .unwrap();
+    }
+    standby.stop().await;
+    damage(&b);
+    let epoch = Epoch {
+        number: 2,
+        node: "b".parse().unwrap(),
+    };
+    let refused = b.copy().take_over(&epoch, &NoProgress).await.unwrap_err();
+    assert!(refused.to_string().contains("it was damaged"), "{refused}");
+    // Nor after a restart.
+    b.forget();
+    let copy = b.copy();
+    assert!(copy.take_over(&epoch, &NoProgress).await.is_err());
+    assert_eq!(get(&copy, "key 1"), Err(Refusal::Loading));
+    assert_eq!(copy.received().applied, None);
+    let standby = b.follow(&a);
+    equal(&a, &b).await;
+    assert!(b.events().contains(&"kv_damaged".to_owned()));
+    assert!(b.path().join("kv.damaged-1/log").exists());
+    standby.stop().await;
+    b.copy().take_over(&epoch, &NoProgress).await.unwrap();
+    primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_original_is_refused_and_left_as_it_is() {
+    let cluster = Cluster::new(|_| {});
+    let a = cluster.node("a").await;
+    let primary = a.lead(1, &standbys(0)).await;
+    for number in 0..50 {
+        put(&*primary.end, &format!("key {number}"), "v")
+            .await
+            .unwrap();
+    }
+    primary.stop().await;
+    damage(&a);
+    let refused = a.shipper(1, &standbys(0)).open().await.unwrap_err();
+    let refused = understudy_replication::error_chain(refused.as_ref());
+    assert!(refused.contains("is damaged at byte"), "{refused}");
+    assert!(refused.contains("promote"), "{refused}");
+    assert!(a.path().join("kv/log/00000000000000000000.log").exists());
 }

@@ -181,26 +181,31 @@ impl Node {
         self.slot.close();
     }
 
-    /// Makes the node primary, with a count of standbys that can be changed.
-    pub(crate) async fn lead(
-        &self,
-        number: u64,
-        standbys: &Arc<AtomicUsize>,
-    ) -> Running<KvShipper> {
+    /// Returns the primary's end, which is not opened.
+    pub(crate) fn shipper(&self, number: u64, standbys: &Arc<AtomicUsize>) -> Arc<KvShipper> {
         let epoch = Epoch {
             number,
             node: self.name.clone(),
         };
         *self.told.epoch.lock().unwrap() = epoch.clone();
         let standbys = standbys.clone();
-        let shipper = Arc::new(KvShipper::new(
+        Arc::new(KvShipper::new(
             "kv".parse().unwrap(),
             self.config.clone(),
             self.slot.clone(),
             epoch,
             Arc::new(move || standbys.load(Ordering::SeqCst)),
             events(&self.folder),
-        ));
+        ))
+    }
+
+    /// Makes the node primary, with a count of standbys that can be changed.
+    pub(crate) async fn lead(
+        &self,
+        number: u64,
+        standbys: &Arc<AtomicUsize>,
+    ) -> Running<KvShipper> {
+        let shipper = self.shipper(number, standbys);
         shipper.open().await.unwrap();
         let routes = Router::new().nest("/store/kv", shipper.clone().routes());
         self.routes.set(routes);

@@ -103,7 +103,7 @@ impl Follower {
     ///
     /// The rim has recorded the epoch, durably, before. An answer that is not accepted changes nothing.
     pub fn welcomed(&mut self, welcome: &Welcome, own: Option<EntryDigest>) -> Vec<FollowerAction> {
-        let is_known = |it: &Stream| it.epoch == welcome.epoch && it.session >= welcome.session;
+        let is_known = |it: &Stream| it.session == welcome.session;
         if !self.accepts(welcome.attempt, &welcome.epoch)
             || self.stream.as_ref().is_some_and(is_known)
         {
@@ -154,6 +154,11 @@ impl Follower {
             actions.push(FollowerAction::Have);
         } else {
             if self.tail > head.start {
+                // A snapshot of the own table may have been taken since the sketch.
+                if stream.verified.position < self.base {
+                    self.stream = None;
+                    return vec![FollowerAction::NeedSnapshot];
+                }
                 let to = stream.verified.clone();
                 self.tail = to.position;
                 self.durable = self.durable.min(to.position);

@@ -305,9 +305,10 @@ impl Leader {
                 // Entries of an earlier run that enough nodes have can still lose to a tail of a run in between:
                 // only an entry of this run on top of them rules that out.
                 if upto < self.opening_end {
-                    return;
+                    self.committed
+                } else {
+                    upto
                 }
-                upto
             }
             Durability::Alone { .. } | Durability::Async | Durability::Standalone => self.durable,
         };

@@ -1,7 +1,5 @@
 //! Whether a promotion can be sure to have everything that was acknowledged.
 
-use std::num::NonZeroUsize;
-
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 
@@ -47,28 +45,23 @@ impl Outlook {
 
 /// Judges a promotion by the tails of the nodes that answered: the own one, and the `others`.
 ///
-/// `standbys` is how many the superseded primary had, of which `acknowledge` had to have a write. Any set of
-/// `standbys - acknowledge + 1` nodes has one of those that have it. The superseded primary itself
-/// (`superseded`, if it is known and has stopped) has everything.
+/// `standbys` is how many the superseded primary can have had (all other nodes, if in doubt), of which `acknowledge`
+/// had to have a write; the least, if that was changed; 0 where nothing may be missing that was committed without
+/// them. Any `standbys - acknowledge + 1` nodes have one among them that has it. That the superseded primary has
+/// answered helps no further: nobody here can know that none was promoted after it.
 pub fn survey(
     own: &Tail,
     others: &[(NodeName, Tail)],
-    superseded: Option<&NodeName>,
     standbys: usize,
-    acknowledge: NonZeroUsize,
+    acknowledge: usize,
 ) -> Outlook {
     let best = others.iter().max_by(|a, b| a.1.rank().cmp(&b.1.rank()));
     let adopt = best
         .filter(|(_, tail)| own.rank() < tail.rank())
         .map(|(name, _)| name.clone());
-    let has_superseded = superseded.is_some_and(|it| others.iter().any(|(name, _)| name == it));
-    let needed = (standbys + 1).saturating_sub(acknowledge.get()).max(1);
+    let needed = (standbys + 1).saturating_sub(acknowledge).max(1);
     Outlook {
         adopt,
-        missing: if has_superseded {
-            0
-        } else {
-            needed.saturating_sub(1 + others.len())
-        },
+        missing: needed.saturating_sub(1 + others.len()),
     }
 }

@@ -9,6 +9,8 @@
 
 mod bundle;
 mod manifest;
+mod replay;
+mod run;
 mod wish;
 
 use std::io;
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 pub use bundle::{Bundle, Entries, Listed, list, write};
 pub use manifest::{Acknowledged, Manifest, Place, SALVAGE_VERSION, Superseded};
+pub use replay::{CONFLICTS_LISTED_MAX, Conflict, Replayed, Verdict, apply, judge};
+pub use run::{ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show};
 pub use wish::{Part, Wish, Wishes};
 
 use crate::log::LOG_PAYLOAD_BYTES_MAX;

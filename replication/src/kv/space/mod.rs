@@ -138,6 +138,11 @@ impl<'a> Space<'a> {
         self.table.bytes() + pending
     }
 
+    /// Returns the bytes of all keys, fields and values of the table.
+    pub fn live_bytes(&self) -> usize {
+        self.table.live_bytes()
+    }
+
     /// Returns what the key is; `None` when it is absent.
     pub fn kind(&self, key: &[u8]) -> Option<Kind> {
         self.view(key).map(|view| kind_of(&view))

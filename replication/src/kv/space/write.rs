@@ -35,6 +35,36 @@ impl Space<'_> {
         Ok(())
     }
 
+    /// Checks that all these can be [set](Space::set) together.
+    ///
+    /// # Errors
+    /// When they are too large.
+    pub fn check_sets<'p>(
+        &self,
+        pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
+    ) -> Result<(), SpaceError> {
+        let mut bytes = 0usize;
+        for (key, value) in pairs {
+            bound_key(key)?;
+            bound_value(value)?;
+            bytes = bytes.saturating_add(3 * key.len() + value.len() + COMMAND_BYTES);
+        }
+        self.make_room(&[], bytes)
+    }
+
+    /// Checks that all these can be [deleted](Space::delete) together.
+    ///
+    /// # Errors
+    /// When their keys are too large.
+    pub fn check_deletes<'p>(
+        &self,
+        keys: impl Iterator<Item = &'p [u8]>,
+    ) -> Result<(), SpaceError> {
+        let there = keys.filter(|key| self.any_view(key).is_some());
+        let bytes = there.map(|key| 3 * key.len() + COMMAND_BYTES).sum();
+        self.make_room(&[], bytes)
+    }
+
     /// Removes the key, and returns whether it was there.
     ///
     /// # Errors

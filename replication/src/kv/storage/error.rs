@@ -85,7 +85,31 @@ pub enum StorageError {
         /// What there is.
         snapshot: Position,
     },
-    /// A thread of the store is gone.
-    #[error("the key-value store has been closed")]
-    Closed,
+}
+
+impl StorageError {
+    /// Returns whether what is on the disk is not what was written: trying again does not help, as it may where
+    /// a file could not be read or written.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(LogError::Damaged { .. } | LogError::Foreign { .. })
+            | Self::Snapshot(SnapshotError::Damaged { .. })
+            | Self::Entry { .. }
+            | Self::Broken { .. }
+            | Self::Short { .. }
+            | Self::Lost { .. }
+            | Self::Differs { .. } => true,
+            Self::Log(
+                LogError::File { .. }
+                | LogError::Poisoned { .. }
+                | LogError::TooLong { .. }
+                | LogError::Backwards { .. }
+                | LogError::Gone { .. }
+                | LogError::NotABoundary { .. },
+            )
+            | Self::Snapshot(SnapshotError::File { .. })
+            | Self::Gap { .. }
+            | Self::TooFarBack { .. } => false,
+        }
+    }
 }

@@ -18,10 +18,13 @@ mod open;
 mod snapshots;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::log::{Log, LogReader, LogView};
+use crate::durable;
+use crate::log::{Log, LogError, LogReader, LogView};
 use crate::position::Position;
 
 use super::entry::{Entry, EntryError};
@@ -34,6 +37,12 @@ use super::table::Table;
 pub use error::StorageError;
 pub use open::Opened;
 pub use snapshots::{Incoming, Walk};
+
+/// The file that says that the store was begun empty in the place of a damaged one.
+const UNSEEDED: &str = "unseeded";
+
+/// The file in which a primary that stops says that everything was committed.
+const SETTLED: &str = "settled";
 
 /// The name that the log's segments carry.
 const LOG_NAME: &str = "kv";
@@ -79,6 +88,8 @@ struct Chain {
     bytes: u64,
     /// Where the opening of the run begins in which the last entry was made.
     opened: Position,
+    /// It was begun empty in the place of a damaged one, and has not been made equal to the primary's yet.
+    is_unseeded: bool,
 }
 
 /// The store of one node.
@@ -155,8 +166,42 @@ impl Storage {
     /// reach its end yet. Until then the table is none that ever was.
     pub fn whole_from(&self) -> Option<Position> {
         let position = self.visible().position();
-        let end = self.chain().kept.as_ref().map(|kept| kept.end)?;
+        let chain = self.chain();
+        if chain.is_unseeded {
+            return Some(Position(u64::MAX));
+        }
+        let end = chain.kept.as_ref().map(|kept| kept.end)?;
         (position < end).then_some(end)
+    }
+
+    /// Notes, durably, that everything in the log is committed, so that the next start need not ask a standby.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_settled(&self) -> Result<(), StorageError> {
+        let point = self.visible().point.clone();
+        if point != self.tail() {
+            return Ok(());
+        }
+        let path = self.folder.join(SETTLED);
+        let text =
+            serde_json::to_vec(&point).map_err(|error| failed("write", &path)(error.into()))?;
+        durable::write(&path, &text, 0o600).map_err(failed("write", &path))
+    }
+
+    /// Notes, durably, that the copy has been made equal to the primary's.
+    ///
+    /// # Errors
+    /// When the mark cannot be removed.
+    pub fn seeded(&self) -> Result<(), StorageError> {
+        let mut chain = self.chain();
+        if chain.is_unseeded {
+            let mark = self.folder.join(UNSEEDED);
+            let removed = fs::remove_file(&mark).and_then(|()| durable::sync_directory_of(&mark));
+            removed.map_err(failed("remove", &mark))?;
+            chain.is_unseeded = false;
+        }
+        Ok(())
     }
 
     /// Returns the oldest position that the table can be taken back to.
@@ -342,6 +387,49 @@ impl EntryReader {
     /// Returns the position before the next entry.
     pub fn position(&self) -> Position {
         self.0.position()
+    }
+}
+
+/// Moves what is in `folder` aside, and begins an empty store there, which is no copy of anything until it has
+/// been made equal to the primary's. Returns where the old one is.
+///
+/// Invariant: under the name there is the old store or the new one with its mark, and never nothing.
+///
+/// # Errors
+/// When a file cannot be moved or made; what was there is then still there, or aside.
+pub fn set_aside(folder: &Path) -> Result<PathBuf, StorageError> {
+    let named = |suffix: &str| {
+        let mut name = folder.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let fresh = named(".fresh");
+    durable::create_directory(&fresh, 0o700).map_err(failed("create", &fresh))?;
+    let mark = fresh.join(UNSEEDED);
+    durable::write(&mark, b"", 0o600).map_err(failed("write", &mark))?;
+    let aside = (1..u32::MAX)
+        .map(|number| named(&format!(".damaged-{number}")))
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| named(".damaged"));
+    // In one step: in between there would be no store, and the next start would make an empty one without a mark.
+    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(rustix::fs::CWD, &fresh, rustix::fs::CWD, folder, exchange)
+        .map_err(|error| failed("exchange", folder)(error.into()))?;
+    durable::sync_directory_of(folder).map_err(failed("sync the folder of", folder))?;
+    fs::rename(&fresh, &aside).map_err(failed("rename", &fresh))?;
+    durable::sync_directory_of(folder).map_err(failed("sync the folder of", folder))?;
+    Ok(aside)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| {
+        LogError::File {
+            action,
+            path,
+            source,
+        }
+        .into()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a start makes of what is on the disk.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -14,7 +15,8 @@ use super::super::points::Points;
 use super::super::snapshot::{End, Part, SnapshotReader};
 use super::super::table::Table;
 use super::{
-    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, Storage, StorageError, Visible,
+    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, SETTLED, Storage, StorageError,
+    UNSEEDED, Visible,
 };
 
 /// What was found at the start.
@@ -48,8 +50,14 @@ struct Loading {
 impl Loading {
     /// Takes the next entry, and makes visible what is known to be committed by then.
     fn take(&mut self, entry: Entry, path: &Path) -> Result<(), StorageError> {
-        self.known = self.known.max(entry.head.committed);
+        let known = entry.head.committed;
         self.waiting.push_back(entry);
+        self.know(known, path)
+    }
+
+    /// Takes that everything up to `known` is committed, and makes it visible.
+    fn know(&mut self, known: Position, path: &Path) -> Result<(), StorageError> {
+        self.known = self.known.max(known);
         let known = self.known;
         while let Some(entry) = self.waiting.pop_front_if(|entry| entry.head.end <= known) {
             apply(&mut self.visible.table, &entry)?;
@@ -76,6 +84,7 @@ impl Storage {
     /// When a file cannot be read or written, is damaged, or does not belong to the others.
     pub fn open(folder: &Path) -> Result<(Self, Opened), StorageError> {
         let log_folder = folder.join("log");
+        let is_unseeded = folder.join(UNSEEDED).exists();
         durable::create_directory(folder, 0o700).map_err(|source| LogError::File {
             action: "create",
             path: folder.to_owned(),
@@ -126,6 +135,12 @@ impl Storage {
             waiting: VecDeque::new(),
         };
         let points = replay(&log, &start, &mut loading, &path, &mut opened)?;
+        // What the last stop has said holds if the log still is as it was then.
+        let settled = fs::read(folder.join(SETTLED)).ok();
+        let settled: Option<Point> = settled.and_then(|text| serde_json::from_slice(&text).ok());
+        if settled.as_ref() == Some(points.tail()) {
+            loading.know(points.tail().position, &path)?;
+        }
         opened.keys = loading.visible.table.len();
         let position = loading.visible.position();
         opened.unknown = points.tail().position.ahead_of(position);
@@ -149,6 +164,7 @@ impl Storage {
                 log,
                 points,
                 kept,
+                is_unseeded,
             }),
             view,
             snapshot: Mutex::new(()),
@@ -224,7 +240,7 @@ impl Storage {
 }
 
 /// Opens the log, of which nothing goes by itself: what the snapshot needs stays, whatever its size.
-fn open_log(folder: &Path, first: Position) -> Result<Log, LogError> {
+pub(super) fn open_log(folder: &Path, first: Position) -> Result<Log, LogError> {
     Log::open_bounded(folder, LOG_NAME, first, SEGMENT_BYTES_MAX, u64::MAX)
 }
 

@@ -1,0 +1,130 @@
+//! Commands on keys of any kind.
+
+use super::Outcome;
+use super::error::CommandError;
+use super::glob;
+use super::strings::kind_name;
+use crate::kv::resp::{Args, Reply, parse_integer};
+use crate::kv::space::Space;
+
+pub(super) fn del(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
+    space.check_deletes(args.from(1))?;
+    let mut count = 0;
+    for key in args.from(1) {
+        count += usize::from(space.delete(key)?);
+    }
+    reply.count(count);
+    Ok(())
+}
+
+pub(super) fn exists(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
+    let keys = args.from(1);
+    reply.count(keys.filter(|key| space.kind(key).is_some()).count());
+    Ok(())
+}
+
+pub(super) fn kind(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
+    reply.simple(kind_name(space.kind(args.at(1))));
+    Ok(())
+}
+
+pub(super) fn dbsize(space: &mut Space<'_>, _: Args<'_>, reply: &mut Reply) -> Outcome {
+    reply.count(space.len());
+    Ok(())
+}
+
+pub(super) fn keys(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
+    let mut found = Vec::new();
+    space.scan(0, usize::MAX, &mut |key, _| {
+        if glob::is_match(args.at(1), key) {
+            found.push(key.to_vec());
+        }
+    });
+    reply.array(found.len());
+    found.iter().for_each(|key| reply.bulk(key));
+    Ok(())
+}
+
+/// What `SCAN` and `HSCAN` were asked for.
+pub(super) struct ScanOptions<'a> {
+    pub(super) count: usize,
+    pattern: Option<&'a [u8]>,
+    kind: Option<Vec<u8>>,
+}
+
+impl<'a> ScanOptions<'a> {
+    /// Reads the options that begin at an argument; only some scans can ask for a kind.
+    pub(super) fn parse(
+        args: Args<'a>,
+        first: usize,
+        has_kinds: bool,
+    ) -> Result<Self, CommandError> {
+        let mut options = Self {
+            count: 10,
+            pattern: None,
+            kind: None,
+        };
+        let mut words = args.from(first);
+        while let Some(word) = words.next() {
+            let value = words.next().ok_or(CommandError::Syntax)?;
+            match &word.to_ascii_uppercase()[..] {
+                b"COUNT" => {
+                    let count = parse_integer(value).ok_or(CommandError::NotAnInteger)?;
+                    if count < 1 {
+                        return Err(CommandError::Syntax);
+                    }
+                    options.count = usize::try_from(count).unwrap_or(usize::MAX);
+                }
+                b"MATCH" => options.pattern = Some(value),
+                b"TYPE" if has_kinds => options.kind = Some(value.to_ascii_lowercase()),
+                _ => return Err(CommandError::Syntax),
+            }
+        }
+        Ok(options)
+    }
+
+    pub(super) fn wants(&self, name: &[u8]) -> bool {
+        self.pattern
+            .is_none_or(|pattern| glob::is_match(pattern, name))
+    }
+}
+
+/// Reads a cursor; like Redis, as `strtoul` would.
+pub(super) fn parse_cursor(bytes: &[u8]) -> Result<u64, CommandError> {
+    let (is_negative, digits) = match bytes {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] | digits => (false, digits),
+    };
+    let text = std::str::from_utf8(digits).unwrap_or_default();
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        // Nothing at all is 0.
+        return if bytes.is_empty() {
+            Ok(0)
+        } else {
+            Err(CommandError::InvalidCursor)
+        };
+    }
+    let cursor: u64 = text.parse().map_err(|_| CommandError::InvalidCursor)?;
+    Ok(if is_negative {
+        cursor.wrapping_neg()
+    } else {
+        cursor
+    })
+}
+
+pub(super) fn scan(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
+    let cursor = parse_cursor(args.at(1))?;
+    let options = ScanOptions::parse(args, 2, true)?;
+    let mut found = Vec::new();
+    let next = space.scan(cursor, options.count, &mut |key, kind| {
+        let is_kind = |wanted: &Vec<u8>| wanted == kind_name(Some(kind)).as_bytes();
+        if options.wants(key) && options.kind.as_ref().is_none_or(is_kind) {
+            found.push(key.to_vec());
+        }
+    });
+    reply.array(2);
+    reply.text(&next);
+    reply.array(found.len());
+    found.iter().for_each(|key| reply.bulk(key));
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! Runs the commands of a client that have come in together.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::session::{Access, Need, Scene, Session};
+use crate::kv::command::Command;
+use crate::kv::keyspace::{Keyspace, Refusal};
+use crate::kv::resp::{Args, Reply, Span};
+use crate::kv::space::Space;
+use crate::position::Position;
+
+/// How many bytes of answers there may be before the rest of the commands waits until they are sent.
+const ANSWERS_BYTES_MAX: usize = 1 << 20;
+
+/// A command that has come in.
+#[derive(Debug)]
+struct Request {
+    /// `None` if nobody knows it.
+    command: Option<&'static Command>,
+    args: Range<usize>,
+}
+
+/// Commands that have come in together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    requests: Vec<Request>,
+    spans: Vec<Span>,
+}
+
+impl Batch {
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.requests.clear();
+        self.spans.clear();
+    }
+
+    /// Adds a command whose arguments lie at `spans` behind `offset` of `bytes`.
+    pub(super) fn add(&mut self, bytes: &[u8], offset: usize, spans: &[Span]) {
+        let start = self.spans.len();
+        let moved =
+            |span: &Span| span.start.saturating_add(offset)..span.end.saturating_add(offset);
+        self.spans.extend(spans.iter().map(moved));
+        let args = start..self.spans.len();
+        let name = self
+            .spans
+            .get(start)
+            .and_then(|name| bytes.get(name.clone()));
+        let command = name.and_then(Command::named);
+        self.requests.push(Request { command, args });
+    }
+
+    fn get<'a>(
+        &'a self,
+        index: usize,
+        bytes: &'a [u8],
+    ) -> Option<(Option<&'static Command>, Args<'a>)> {
+        let request = self.requests.get(index)?;
+        let spans = self.spans.get(request.args.clone()).unwrap_or_default();
+        Some((request.command, Args::new(bytes, spans)))
+    }
+}
+
+/// Answers that may be told once a position has settled, and the index of the next command.
+pub(super) struct Pending {
+    keyspace: Arc<dyn Keyspace>,
+    position: Position,
+    /// Where each of them begins, and whether it has anything to do with what has to settle.
+    answers: Vec<(usize, bool)>,
+}
+
+impl Pending {
+    /// Waits until the answers may be told. If what they tell of was not kept, they tell that instead.
+    async fn settle(self, session: &mut Session, reply: &mut Reply) {
+        session.last_write = session.last_write.max(self.position);
+        let Err(refusal) = self.keyspace.settled(self.position).await else {
+            return;
+        };
+        let Some(&(first, _)) = self.answers.first() else {
+            return;
+        };
+        let written = reply.bytes().split_off(first);
+        let ends = self.answers.iter().skip(1).map(|(start, _)| *start);
+        let ends = ends.chain([first.saturating_add(written.len())]);
+        for ((start, is_bound), end) in self.answers.iter().zip(ends) {
+            let own = start.saturating_sub(first)..end.saturating_sub(first);
+            match written.get(own) {
+                Some(own) if !is_bound => reply.bytes().extend_from_slice(own),
+                Some(_) | None => reply.answer(|_| Err(refusal.clone())),
+            }
+        }
+    }
+}
+
+/// What is at hand while commands run.
+struct Run<'r> {
+    session: &'r mut Session,
+    reply: &'r mut Reply,
+    batch: &'r Batch,
+    bytes: &'r [u8],
+    /// The command that is to be run next.
+    next: usize,
+}
+
+impl Run<'_> {
+    /// Runs commands from the next on, for as long as they need no more than what there is.
+    fn run(&mut self, most: Access, scene: &mut Scene<'_, '_>, answers: &mut Vec<(usize, bool)>) {
+        let first = self.next;
+        while let Some((command, args)) = self.batch.get(self.next, self.bytes) {
+            let need = self.session.need(command, args);
+            let is_first = self.next == first;
+            let fits = need.access <= most && !need.waits && (is_first || !need.standing);
+            if !fits || self.session.is_closing || self.reply.len() > ANSWERS_BYTES_MAX {
+                break;
+            }
+            answers.push((self.reply.len(), need.access != Access::None));
+            self.session.run(command, args, scene, self.reply);
+            if let Some(space) = &mut scene.space {
+                space.end_atom();
+            }
+            self.next += 1;
+        }
+    }
+
+    /// Refuses the next command.
+    fn refuse(&mut self, refusal: &Refusal) {
+        if let Some((command, _)) = self.batch.get(self.next, self.bytes) {
+            self.session.refuse(command, refusal, self.reply);
+        }
+        self.next += 1;
+    }
+
+    /// Runs `WAIT`, the next command.
+    async fn wait(&mut self, keyspace: &Arc<dyn Keyspace>, args: Args<'_>) {
+        let standing = keyspace.standing();
+        match Session::wait_options(args, Some(&standing)) {
+            Ok((count, limit)) => {
+                let position = self.session.last_write;
+                let has = keyspace.replicated(position, count, limit).await;
+                self.reply.answer(|reply| {
+                    reply.count(has);
+                    Ok::<_, Refusal>(())
+                });
+            }
+            Err(error) => self.reply.answer(|_| Err(error)),
+        }
+        self.next += 1;
+    }
+}
+
+/// Runs commands from `first` on and writes their answers, which may be sent then. Returns the index of the
+/// first that has not run: not all have when there is much to be sent, or the client has said goodbye.
+pub(super) async fn answer(
+    session: &mut Session,
+    reply: &mut Reply,
+    batch: &Batch,
+    bytes: &[u8],
+    first: usize,
+) -> usize {
+    let shared = Arc::clone(&session.shared);
+    let mut pending: Option<Pending> = None;
+    let mut run = Run {
+        session,
+        reply,
+        batch,
+        bytes,
+        next: first,
+    };
+    while let Some((command, args)) = batch.get(run.next, bytes) {
+        if run.session.is_closing || run.reply.len() > ANSWERS_BYTES_MAX {
+            break;
+        }
+        let need = run.session.need(command, args);
+        let none = Need::default();
+        if need.access == none.access && need.standing == none.standing {
+            let mut bound = Vec::new();
+            let answers = pending
+                .as_mut()
+                .map_or(&mut bound, |pending| &mut pending.answers);
+            let mut scene = Scene {
+                space: None,
+                standing: None,
+            };
+            run.run(Access::None, &mut scene, answers);
+            continue;
+        }
+        let store = pending
+            .as_ref()
+            .map(|pending| Arc::clone(&pending.keyspace));
+        let Some(keyspace) = store.or_else(|| (shared.source)()) else {
+            run.refuse(&Refusal::Loading);
+            continue;
+        };
+        if need.waits {
+            if let Some(pending) = pending.take() {
+                pending.settle(run.session, run.reply).await;
+            }
+            run.wait(&keyspace, args).await;
+            continue;
+        }
+        let standing = need.standing.then(|| keyspace.standing());
+        let standing = standing.as_ref();
+        let mut answers = match &mut pending {
+            Some(pending) => std::mem::take(&mut pending.answers),
+            None => Vec::new(),
+        };
+        // Behind a write of the same client everything is seen that it has written.
+        let access = if pending.is_some() {
+            need.access.max(Access::Write)
+        } else {
+            need.access
+        };
+        let before = run.next;
+        let mut act = |space: &mut Space<'_>| {
+            let mut scene = Scene {
+                space: Some(space),
+                standing,
+            };
+            run.run(access, &mut scene, &mut answers);
+        };
+        let done = match access {
+            Access::None => {
+                let mut scene = Scene {
+                    space: None,
+                    standing,
+                };
+                run.run(access, &mut scene, &mut answers);
+                Ok(None)
+            }
+            Access::Read => keyspace.read(&mut act).map(|()| None),
+            Access::Write => keyspace.write(&mut act).map(Some),
+        };
+        // A store that says that it has run the commands, and has not, is none.
+        let done = if done.is_ok() && run.next == before {
+            Err(Refusal::Closed)
+        } else {
+            done
+        };
+        match (done, &mut pending) {
+            (Ok(None), _) => {}
+            (Ok(Some(position)), None) => {
+                pending = Some(Pending {
+                    keyspace,
+                    position,
+                    answers,
+                });
+            }
+            (Ok(Some(position)), Some(pending)) => {
+                pending.position = position;
+                pending.answers = answers;
+            }
+            (Err(refusal), None) => run.refuse(&refusal),
+            (Err(refusal), Some(pending)) => {
+                answers.push((run.reply.len(), false));
+                pending.answers = answers;
+                run.refuse(&refusal);
+            }
+        }
+    }
+    let next = run.next;
+    if let Some(pending) = pending {
+        pending.settle(session, reply).await;
+    }
+    next
+}
