@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use understudy_config::NodeName;
 use understudy_replication::event::Severity;
 use understudy_replication::kv::glob;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
@@ -16,7 +17,8 @@ use understudy_replication::store::Stop;
 use understudy_replication::wall_time::WallTime;
 
 use crate::admin_api::acting_primary;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
+use crate::kv_bundles;
 use crate::node::Node;
 use crate::progress::Sender;
 use crate::stores::Makings;
@@ -63,12 +65,16 @@ pub(crate) struct Scan {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ShowBundle {
     pub(crate) bundle: String,
+    /// The node that has it, if not this one.
+    pub(crate) from: Option<NodeName>,
     pub(crate) limit: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ReplayBundle {
     pub(crate) bundle: String,
+    /// The node that has it, if not this one.
+    pub(crate) from: Option<NodeName>,
     pub(crate) order: ReplayOrder,
 }
 
@@ -249,19 +255,41 @@ pub(crate) async fn scan(node: &Node, asked: &Scan, stop: &Stop) -> Result<Scann
     Ok(found)
 }
 
-async fn open(node: &Node, name: &str) -> Result<Arc<Bundle>, Failure> {
+/// Opens a bundle; one that another node has is copied here first.
+async fn open(
+    node: &Arc<Node>,
+    name: &str,
+    from: Option<&NodeName>,
+) -> Result<Arc<Bundle>, Failure> {
+    if let Some(from) = from.filter(|from| *from != node.me()) {
+        kv_bundles::fetch(node, from, name).await?;
+    }
     let (folder, name) = (Makings::salvage(&node.local), name.to_owned());
     let opened = tokio::task::spawn_blocking(move || Bundle::open(&folder, &name)).await?;
     Ok(Arc::new(opened?))
+}
+
+/// Says where a bundle can be shown and replayed: where the store is, and not where the bundle is.
+fn elsewhere(node: &Node, failure: Failure, verb: &str, bundle: &str) -> Failure {
+    match (failure.kind, node.role().primary(node.me())) {
+        (Kind::Refused, Some(primary)) => failure.hint(format!(
+            "run it on node {primary}: `understudy kv salvage {verb} {bundle} --from {}`",
+            node.me()
+        )),
+        (Kind::Refused, None) | (Kind::Failed | Kind::Usage | Kind::NoDaemon, _) => failure,
+    }
 }
 
 fn not_replayed(node: &Node, error: ReplayError) -> Failure {
     match error {
         ReplayError::Refused { refusal, done } => {
             let failure = refused(node, &refusal);
+            if done.keys == 0 {
+                return failure;
+            }
             Failure {
                 message: format!(
-                    "{}; {} keys were judged by then, {} of them added; the replay can be repeated",
+                    "{}; {} keys were looked at by then, and {} added; it can be repeated",
                     failure.message, done.keys, done.added
                 ),
                 ..failure
@@ -275,22 +303,24 @@ fn not_replayed(node: &Node, error: ReplayError) -> Failure {
 }
 
 /// Shows a bundle of what was superseded, beside what is there now.
-pub(crate) async fn show(node: &Node, asked: &ShowBundle) -> Result<ShownBundle, Failure> {
-    let keyspace = keyspace(node)?;
-    let bundle = open(node, &asked.bundle).await?;
+pub(crate) async fn show(node: &Arc<Node>, asked: &ShowBundle) -> Result<ShownBundle, Failure> {
+    let elsewhere = |failure| elsewhere(node, failure, "show", &asked.bundle);
+    let keyspace = keyspace(node).map_err(elsewhere)?;
+    let bundle = open(node, &asked.bundle, asked.from.as_ref()).await?;
     salvage::show(keyspace.as_ref(), &bundle, asked.limit)
         .await
-        .map_err(|error| not_replayed(node, error))
+        .map_err(|error| elsewhere(not_replayed(node, error)))
 }
 
 /// Replays a bundle of what was superseded.
 pub(crate) async fn replay(
-    node: &Node,
+    node: &Arc<Node>,
     asked: &ReplayBundle,
     progress: &Sender,
 ) -> Result<Replayed, Failure> {
-    let keyspace = primary(node)?;
-    let bundle = open(node, &asked.bundle).await?;
+    let elsewhere = |failure| elsewhere(node, failure, "replay", &asked.bundle);
+    let keyspace = primary(node).map_err(elsewhere)?;
+    let bundle = open(node, &asked.bundle, asked.from.as_ref()).await?;
     let done = salvage::replay(keyspace.as_ref(), &bundle, asked.order, progress)
         .await
         .map_err(|error| not_replayed(node, error))?;

@@ -22,6 +22,7 @@ mod join_api;
 mod kv;
 mod kv_api;
 mod kv_clients;
+mod kv_bundles;
 mod manual;
 mod node;
 mod output;

@@ -82,6 +82,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/switchover", post(switchover))
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
+        .route("/peer/kv/salvage/{name}", get(crate::kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)
         .fallback_service(axum::handler::Handler::with_state(not_here, node.clone()))

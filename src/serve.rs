@@ -210,7 +210,9 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         indexes,
         Arc::new(move || crate::admin_api::acting_primary(&serving)),
     );
-    let router = understudy_monitor::router(node.clone()).merge(search);
+    let router = understudy_monitor::router(node.clone())
+        .merge(understudy_monitor::kv_router(node.clone()))
+        .merge(search);
     tasks.spawn(understudy_monitor::serve(monitor, router, stop.clone()));
     if let Some(clients) = clients {
         let (node, stop) = (node.clone(), stop.clone());

@@ -1,9 +1,11 @@
 //! Tells a node's status, from what its parts know.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use understudy_config::StoreName;
+use understudy_monitor::KvSource;
 use understudy_replication::check::Trouble;
+use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::Now;
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::role::Role;
@@ -17,6 +19,16 @@ use crate::failure::Failure;
 use crate::node::{Node, Stage};
 use crate::primary_run::PrimaryRun;
 use crate::selection::Selection;
+
+impl KvSource for Node {
+    fn kv_view(&self) -> Option<bool> {
+        self.config().kv.as_ref().map(|kv| kv.view)
+    }
+
+    fn keyspace(&self) -> Option<Arc<dyn Keyspace>> {
+        Self::keyspace(self)
+    }
+}
 
 /// How many events a status holds.
 const EVENTS_SHOWN: usize = 50;

@@ -6,9 +6,11 @@
 //! StatusSource ──────┼─ health       /primary /replica /health …
 //!   one Status per   ├─ metrics      /metrics
 //!   request          └─ text         `understudy status`
+//!
+//! KvSource ──────────── kv           /kv /kv/keys /kv/key/KEY
 //! ```
 //! Everything here is a rendering of one [`Status`](understudy_replication::status::Status):
-//! nothing is measured, remembered or changed. Read first: [`router`], [`metrics::TABLE`] and
+//! nothing is measured, remembered or changed. But for keys and values, which are looked at in the store. Read first: [`router`], [`metrics::TABLE`] and
 //! [`text()`](fn@text).
 
 #[cfg(test)]
@@ -16,6 +18,7 @@ mod docs;
 #[cfg(test)]
 mod example;
 mod health;
+mod kv;
 pub mod metrics;
 mod peer;
 mod quantity;
@@ -25,6 +28,7 @@ mod server;
 mod store_text;
 mod text;
 
+pub use kv::{KvSource, kv_router};
 pub use router::router;
 pub use server::serve;
 pub use store_text::store_text;

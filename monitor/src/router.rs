@@ -44,7 +44,7 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .with_state(source)
 }
 
-async fn uncached(mut response: Response) -> Response {
+pub(crate) async fn uncached(mut response: Response) -> Response {
     let no_store = HeaderValue::from_static("no-store");
     response
         .headers_mut()

@@ -135,6 +135,14 @@ impl Generator {
                     "<number>" => self.random.pick(NUMBERS),
                     "<seconds>" => self.random.pick(SECONDS),
                     "<pattern>" => self.random.pick(PATTERNS),
+                    // What has expired already is deleted by Redis when it comes to it.
+                    "<far>" => self
+                        .random
+                        .pick(&["99999999999", "9999999999", "0", "-1", "x"]),
+                    "<farms>" => {
+                        self.random
+                            .pick(&["99999999999999", "9999999999999", "0", "-1", "x"])
+                    }
                     "<future>" => {
                         self.random
                             .pick(&["99999999999", "9999999999", "0", "-1", "x", "1"])
@@ -251,8 +259,8 @@ impl Generator {
             let option: &[&str] = match self.random.below(10) {
                 0 => &["EX", "<seconds>"],
                 1 => &["PX", "<seconds>000"],
-                2 => &["EXAT", "<future>"],
-                3 => &["pxat", "<futurems>"],
+                2 => &["EXAT", "<far>"],
+                3 => &["pxat", "<farms>"],
                 4 => &["NX"],
                 5 => &["XX"],
                 6 | 7 => &["GET"],
@@ -665,6 +673,9 @@ fn what_is_asked_of_the_session_is_answered_as_redis_answers_it() {
             "COMMAND GETKEYS MSET a 1 b 2",
             "COMMAND GETKEYS DEL a b c",
             "COMMAND GETKEYS PING",
+            "COMMAND GETKEYS PING x",
+            "COMMAND GETKEYS NOPE a",
+            "COMMAND GETKEYS GET a b",
             "COMMAND GETKEYS NOPE a",
             "COMMAND GETKEYS GET",
             "COMMAND INFO nope",

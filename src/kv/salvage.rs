@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use understudy_config::Local;
+use understudy_config::{Local, NodeName};
 use understudy_replication::kv::salvage::{
     self, Listed, Manifest, ReplayOrder, Replayed, ShownBundle, ShownWish, ShownWished, Verdict,
 };
@@ -16,8 +16,8 @@ use crate::stores::Makings;
 
 /// Look at what was superseded on this node, and put it back
 ///
-/// What a failover or a rejoin cuts off the store's log is kept in a bundle first. It may hold writes that
-/// clients were told to be kept.
+/// What a rejoin cuts off the log of a former primary is kept in a bundle there first. It may hold writes
+/// that clients were told to be kept. Bundles are shown and replayed on the primary, with --from NODE.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Salvage {
     #[command(subcommand)]
@@ -34,8 +34,11 @@ enum Verb {
     },
     /// Show what a bundle would make of each key, beside what is there now
     Show {
-        /// The bundle (default: the newest)
+        /// The bundle (default: the newest of this node)
         bundle: Option<String>,
+        /// The node that has it; it is copied here first
+        #[arg(long, value_name = "NODE", requires = "bundle")]
+        from: Option<NodeName>,
         /// Show so many keys
         #[arg(long, default_value_t = 100)]
         limit: usize,
@@ -50,6 +53,9 @@ enum Verb {
     Replay {
         /// The bundle
         bundle: String,
+        /// The node that has it; it is copied here first
+        #[arg(long, value_name = "NODE")]
+        from: Option<NodeName>,
         /// Change and remove what is in the way
         #[arg(long)]
         overwrite: bool,
@@ -92,6 +98,7 @@ impl Salvage {
             }
             Verb::Show {
                 bundle,
+                from,
                 limit,
                 json,
             } => {
@@ -103,7 +110,11 @@ impl Salvage {
                         newest.ok_or_else(none)?.name
                     }
                 };
-                let asked = ShowBundle { bundle, limit };
+                let asked = ShowBundle {
+                    bundle,
+                    from,
+                    limit,
+                };
                 let shown: ShownBundle = ask(&socket, "/kv/salvage/show", &asked).await?;
                 if json {
                     return print_json(&shown);
@@ -113,6 +124,7 @@ impl Salvage {
             }
             Verb::Replay {
                 bundle,
+                from,
                 overwrite,
                 dry_run,
                 json,
@@ -121,7 +133,11 @@ impl Salvage {
                     overwrites: overwrite,
                     is_dry_run: dry_run,
                 };
-                let asked = ReplayBundle { bundle, order };
+                let asked = ReplayBundle {
+                    bundle,
+                    from,
+                    order,
+                };
                 let done: Replayed = ask(&socket, "/kv/salvage/replay", &asked).await?;
                 if json {
                     print_json(&done)?;

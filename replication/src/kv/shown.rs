@@ -125,7 +125,7 @@ impl Content {
         let expires = space.expires(key).flatten();
         let ttl_ms = expires.map(|at| at.0.saturating_sub(space.now().0));
         if let Ok(Some(value)) = space.string(key) {
-            let start = value.get(..bytes_max).unwrap_or(value);
+            let start = beginning(value, bytes_max);
             return Self::String {
                 value: Shown::from(start),
                 length: length(value.len()),
@@ -160,6 +160,17 @@ impl Content {
             fields,
             ttl_ms,
         }
+    }
+}
+
+/// Returns at most `bytes_max` bytes of a value; text is not cut within a character.
+fn beginning(value: &[u8], bytes_max: usize) -> &[u8] {
+    let start = value.get(..bytes_max).unwrap_or(value);
+    match std::str::from_utf8(start) {
+        Err(error) if error.error_len().is_none() => {
+            start.get(..error.valid_up_to()).unwrap_or(start)
+        }
+        Ok(_) | Err(_) => start,
     }
 }
 
@@ -222,6 +233,13 @@ mod tests {
             ]
         );
         assert!(content(1, b"h").contains(r#""length":2,"truncated":true"#));
+    }
+
+    #[test]
+    fn text_is_not_cut_within_a_character() {
+        assert_eq!(beginning("grün".as_bytes(), 3), b"gr");
+        assert_eq!(beginning("grün".as_bytes(), 4), "grü".as_bytes());
+        assert_eq!(beginning(b"\xff\xff\xff", 2), b"\xff\xff");
     }
 
     proptest! {

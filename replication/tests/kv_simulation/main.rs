@@ -13,6 +13,7 @@ mod oracle;
 mod primary;
 mod promotion;
 mod random;
+mod seen;
 mod standby;
 mod world;
 
@@ -20,6 +21,7 @@ use std::time::Instant;
 
 use crate::fault::Fault;
 use crate::oracle::Violation;
+use crate::seen::Seen;
 use crate::world::World;
 
 /// How many schedules are run, unless told otherwise.
@@ -33,8 +35,16 @@ fn number(name: &str, otherwise: u64) -> u64 {
     text.and_then(|it| it.parse().ok()).unwrap_or(otherwise)
 }
 
-fn schedule(seed: u64, began: Instant, fault: Option<Fault>) -> Result<(), Violation> {
-    World::new(seed, began, fault, false).run()
+fn schedule(
+    seed: u64,
+    began: Instant,
+    fault: Option<Fault>,
+    seen: &mut Seen,
+) -> Result<(), Violation> {
+    let mut world = World::new(seed, began, fault, false);
+    let result = world.run();
+    seen.add(&world.seen);
+    result
 }
 
 /// Runs a schedule again, and tells what happened in it.
@@ -54,8 +64,9 @@ fn no_schedule_breaks_a_promise() {
         number("UNDERSTUDY_SCHEDULES", SCHEDULES),
     );
     let began = Instant::now();
+    let mut seen = Seen::default();
     for seed in first..first.saturating_add(count) {
-        if let Err(violation) = schedule(seed, began, None) {
+        if let Err(violation) = schedule(seed, began, None, &mut seen) {
             panic!(
                 "{}: {}\nrepeat with UNDERSTUDY_SEED={seed} UNDERSTUDY_SCHEDULES=1\n{}",
                 violation.invariant,
@@ -65,7 +76,12 @@ fn no_schedule_breaks_a_promise() {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    eprintln!("{count} schedules from seed {first} in {seconds:.1} s: every promise was kept");
+    eprintln!(
+        "{count} schedules from seed {first} in {seconds:.1} s: every promise was kept\n{seen}"
+    );
+    if count >= SCHEDULES {
+        assert_eq!(seen.missing(), None, "this never happened");
+    }
 }
 
 #[test]
@@ -75,7 +91,7 @@ fn every_broken_rule_is_caught() {
         .into_iter()
         .filter(|fault| {
             let caught = (0..CAUGHT_WITHIN).find_map(|seed| {
-                let violation = schedule(seed, began, Some(*fault)).err()?;
+                let violation = schedule(seed, began, Some(*fault), &mut Seen::default()).err()?;
                 Some((seed, violation))
             });
             match caught {
@@ -92,4 +108,19 @@ fn every_broken_rule_is_caught() {
         })
         .collect();
     assert!(missed.is_empty(), "nobody noticed {missed:?}");
+}
+
+#[test]
+#[ignore = "tells how often each broken rule is caught"]
+fn rates() {
+    let began = Instant::now();
+    for fault in Fault::ALL {
+        let mut by = std::collections::BTreeMap::new();
+        for seed in 0..50_000 {
+            if let Err(it) = schedule(seed, began, Some(fault), &mut Seen::default()) {
+                *by.entry(it.invariant).or_insert(0) += 1;
+            }
+        }
+        eprintln!("{fault:?}: {by:?}");
+    }
 }

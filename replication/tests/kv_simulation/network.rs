@@ -87,6 +87,12 @@ impl Network {
         queue.push_back(letter);
     }
 
+    /// Sends on a new link, which overtakes what is still on its way on an old one.
+    pub(crate) fn send_first(&mut self, from: usize, to: usize, letter: Letter) {
+        self.pending += 1;
+        self.queues[from][to].push_front(letter);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.pending == 0
     }

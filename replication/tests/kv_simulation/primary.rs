@@ -14,6 +14,7 @@ use crate::disk::{KEYS, Snapshot};
 use crate::fault::Fault;
 use crate::network::{Message, NODES_MAX};
 use crate::oracle::Invariant;
+use crate::seen::Happening;
 use crate::world::{Link, Primary, Role, World, say};
 
 /// How many entries are sent at once.
@@ -22,20 +23,23 @@ const BURST: usize = 3;
 impl World {
     /// Opens a run: everything in the log is committed, or only what is known to be.
     pub(crate) fn open_run(&mut self, node: usize, known: Option<Position>) {
+        let is_silent = self.is_faulty(Fault::OpensWithoutEntry);
+        let is_hasty = self.is_faulty(Fault::SendsTheOpeningEarly);
+        let is_early = self.is_faulty(Fault::CommitsBelowTheOpening);
         let it = &mut self.nodes[node];
         let epoch = it.disk.promised.clone();
         let last = it.disk.place();
         let tail = last.point.position;
         let committed = known.unwrap_or(tail);
         let mut opened = tail;
-        if self.fault == Some(Fault::OpensWithoutEntry) && known.is_some() && last.id.is_some() {
+        if is_silent && known.is_some() && last.id.is_some() {
             opened = last.opened;
         } else {
             let opening = self
                 .oracle
                 .entry(&last, tail, &epoch, committed, Vec::new());
             it.disk.append(opening);
-            if self.fault != Some(Fault::SendsTheOpeningEarly) {
+            if !is_hasty {
                 it.disk.sync();
                 if self.may_crash(node, 3) {
                     return;
@@ -44,7 +48,6 @@ impl World {
         }
         let it = &mut self.nodes[node];
         let end = it.disk.end();
-        let is_early = self.fault == Some(Fault::CommitsBelowTheOpening);
         let start = Start {
             epoch,
             opened: tail,
@@ -107,10 +110,30 @@ impl World {
             .position(|it| matches!(it, LeaderAction::Degrade { .. }));
         for (index, action) in actions.iter().enumerate() {
             say!(self, "{node} {action:?}");
-            if let LeaderAction::Commit(upto) = action {
-                // Up to a degradation, commits are by the standbys.
-                let is_alone = degraded.map_or(is_free_now, |it| it < index);
-                self.commit(node, *upto, &epoch, is_alone);
+            match action {
+                LeaderAction::Commit(upto) => {
+                    // Up to a degradation, commits are by the standbys.
+                    let is_alone = degraded.map_or(is_free_now, |it| it < index);
+                    self.commit(node, *upto, &epoch, is_alone);
+                }
+                LeaderAction::Degrade { .. } => {
+                    self.seen.count(Happening::Degraded);
+                    let never = matches!(
+                        self.policy.mode,
+                        Mode::StandbyFirst {
+                            degrade_after: None,
+                            ..
+                        }
+                    );
+                    if never {
+                        self.oracle.broken(Invariant::VisibleIsOnTheStandbys, || {
+                            format!("{node} degrades in {epoch}, which it never may")
+                        });
+                    }
+                }
+                LeaderAction::Recover => self.seen.count(Happening::Recovered),
+                LeaderAction::Refuse => self.seen.count(Happening::Refused),
+                LeaderAction::Open | LeaderAction::Rejoin | LeaderAction::Accept => {}
             }
         }
     }
@@ -120,9 +143,11 @@ impl World {
         let id = self.nodes[node].applied_id;
         self.oracle.shows(epoch, id);
         if is_alone {
+            self.seen.count(Happening::CommitAlone);
             self.oracle.excuses(epoch, id);
             return;
         }
+        self.seen.count(Happening::CommitByStandbys);
         let demanded = match self.policy.mode {
             Mode::Async => 1,
             Mode::StandbyFirst { acknowledge, .. } => acknowledge.get(),
@@ -311,6 +336,9 @@ impl World {
             return;
         };
         let present = primary.links[from].as_ref().map(|it| it.session);
+        if present != Some(session) {
+            self.seen.count(Happening::StaleAcknowledgement);
+        }
         let session = present.filter(|_| ignores).unwrap_or(session);
         self.lead(node, |leader, now| {
             leader.acknowledged(&name, session, position, now)

@@ -6,6 +6,7 @@ use understudy_replication::kv::protocol::{Meeting, Mode, Session, Tail, Welcome
 use crate::disk::Snapshot;
 use crate::fault::Fault;
 use crate::network::Message;
+use crate::seen::Happening;
 use crate::world::{Candidacy, Role, World, say};
 
 impl World {
@@ -82,6 +83,9 @@ impl World {
                 return;
             }
             is_sure &= is_adopted;
+            if is_adopted {
+                self.seen.count(Happening::Adoption);
+            }
         }
         self.take_over(node, is_sure);
     }
@@ -147,6 +151,7 @@ impl World {
 
     /// Everything durable here counts as committed from now on.
     fn take_over(&mut self, node: usize, is_sure: bool) {
+        let forgets = self.is_faulty(Fault::TakesOverWithoutTheTail);
         let it = &mut self.nodes[node];
         let is_standby = matches!(it.role, Role::Standby(_));
         let epoch = it.candidacy.take().map(|it| it.epoch);
@@ -154,7 +159,7 @@ impl World {
             return;
         };
         it.disk.sync();
-        if self.fault == Some(Fault::TakesOverWithoutTheTail) {
+        if forgets {
             it.disk.cut(it.applied);
         }
         it.disk.leads = true;
@@ -163,6 +168,11 @@ impl World {
             self,
             "{node} takes over in {epoch} with {taken:?}; sure: {is_sure}"
         );
+        self.seen.count(if is_sure {
+            Happening::SurePromotion
+        } else {
+            Happening::UnsurePromotion
+        });
         self.oracle.opens(&epoch, taken, is_sure);
         if !self.may_crash(node, 5) {
             self.open_run(node, None);

@@ -9,8 +9,9 @@ use understudy_replication::position::Position;
 
 use crate::disk::{Entry, Snapshot};
 use crate::fault::Fault;
-use crate::network::Message;
+use crate::network::{Letter, Message};
 use crate::oracle::Invariant;
+use crate::seen::Happening;
 use crate::world::{World, say};
 
 impl World {
@@ -48,7 +49,14 @@ impl World {
         };
         self.nodes[node].source = leader;
         let sketch = self.nodes[node].disk.sketch();
-        self.send(node, leader, Message::Hello { attempt, sketch });
+        let message = Message::Hello { attempt, sketch };
+        if self.is_rough && self.random.chance(40) {
+            let epoch = self.nodes[node].disk.promised.clone();
+            self.network
+                .send_first(node, leader, Letter { epoch, message });
+        } else {
+            self.send(node, leader, message);
+        }
     }
 
     pub(crate) fn welcomed(&mut self, node: usize, from: usize, welcome: &Welcome) {
@@ -115,7 +123,7 @@ impl World {
                         self.obey(node, more.unwrap_or_default(), None);
                     }
                 }
-                FollowerAction::Have => {}
+                FollowerAction::Have => self.seen.count(Happening::EntryHad),
                 FollowerAction::Cut { to, rebuild } => {
                     if self.cut(node, to.position, rebuild).is_none() {
                         return;
@@ -164,7 +172,9 @@ impl World {
             return None;
         }
         it.disk.cut(to);
+        self.seen.count(Happening::EntryCut);
         if rebuild {
+            self.seen.count(Happening::AppliedCut);
             if !keeps {
                 it.table = it.disk.table_at(to);
             }
@@ -200,8 +210,8 @@ impl World {
             for entry in disk.behind(from) {
                 self.oracle.salvage(entry.id);
             }
-            if shared.is_none() {
-                // Entries that were let go are in the own snapshot alone.
+            if shared.is_none_or(|it| it.position < disk.first()) {
+                // Entries that were let go, maybe since the sketch, are in the own snapshot alone.
                 self.oracle.salvage_all(disk.snapshot.place.id);
             }
         }
@@ -214,6 +224,7 @@ impl World {
         it.applied = snapshot.place.point.position;
         it.applied_id = snapshot.place.id;
         let position = it.applied;
+        self.seen.count(Happening::SnapshotInstalled);
         say!(self, "{node} has installed a snapshot at {position}");
         if let Some(follower) = self.follower(node) {
             follower.installed(&snapshot.place.point);

@@ -15,6 +15,7 @@ use crate::fault::Fault;
 use crate::network::{Letter, Message, NODES_MAX, Network};
 use crate::oracle::{Invariant, Oracle};
 use crate::random::Random;
+use crate::seen::{Happening, Seen};
 
 /// Notes what happens, if this run is traced.
 macro_rules! say {
@@ -72,7 +73,8 @@ struct Weights {
 }
 
 /// What can happen in a step, and how likely it is at first.
-const STEPS: [(Step, usize); 17] = [
+const STEPS: [(Step, usize); 18] = [
+    (Step::Calm, 4),
     (Step::Deliver, 40),
     (Step::Write, 14),
     (Step::Sync, 18),
@@ -80,8 +82,8 @@ const STEPS: [(Step, usize); 17] = [
     (Step::Beat, 6),
     (Step::Connect, 8),
     (Step::Time, 6),
-    (Step::Crash, 2),
-    (Step::Restart, 5),
+    (Step::Crash, 3),
+    (Step::Restart, 8),
     (Step::Part, 2),
     (Step::Unpart, 3),
     (Step::Reset, 1),
@@ -94,6 +96,8 @@ const STEPS: [(Step, usize); 17] = [
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
+    /// For once, everything that is up and not parted works.
+    Calm,
     Deliver,
     Write,
     Sync,
@@ -127,6 +131,7 @@ pub(crate) struct World {
     pub(crate) is_rough: bool,
     pub(crate) values: u32,
     pub(crate) attempts: u64,
+    pub(crate) seen: Seen,
     pub(crate) trace: Option<Vec<String>>,
     weights: Weights,
 }
@@ -134,7 +139,9 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, began: Instant, fault: Option<Fault>, is_traced: bool) -> Self {
         let mut random = Random::new(seed);
-        let count = 2 + random.below(2);
+        // Some troubles need a third node, and more promotions and crashes than most schedules have.
+        let is_turmoil = random.chance(30);
+        let count = if is_turmoil { 3 } else { 2 + random.below(2) };
         let names = ["a", "b", "c"];
         let nodes = names
             .iter()
@@ -143,7 +150,7 @@ impl World {
         let nodes: Vec<NodeName> = nodes.collect();
         let first = Epoch::first(nodes[0].clone());
         let policy = policy(&mut random, count - 1);
-        let weights = weights(&mut random);
+        let weights = weights(&mut random, is_turmoil);
         let nodes = nodes.into_iter().map(|name| Node {
             name,
             disk: Disk::new(first.clone()),
@@ -166,6 +173,7 @@ impl World {
             is_rough: true,
             values: 0,
             attempts: 0,
+            seen: Seen::default(),
             trace: is_traced.then(Vec::new),
             weights,
         };
@@ -189,8 +197,9 @@ impl World {
         }
     }
 
+    /// Whether a rule is broken: while things go wrong, because what is mended is mended with all of them.
     pub(crate) fn is_faulty(&self, fault: Fault) -> bool {
-        self.fault == Some(fault)
+        self.is_rough && self.fault == Some(fault)
     }
 
     pub(crate) fn is_up(&self, node: usize) -> bool {
@@ -250,6 +259,7 @@ impl World {
         let node = self.random.below(self.nodes.len());
         let other = (node + 1 + self.random.below(self.nodes.len() - 1)) % self.nodes.len();
         match step {
+            Step::Calm => self.be_calm(),
             Step::Deliver => {
                 for _ in 0..=self.random.below(4) {
                     self.deliver();
@@ -276,7 +286,12 @@ impl World {
                 let millis = 1 + self.random.below(40);
                 self.pass(u64::try_from(millis).unwrap_or(1));
             }
-            Step::Crash => self.crash(node),
+            Step::Crash => {
+                self.crash(node);
+                if self.random.chance(40) && !self.is_up(node) {
+                    self.start(node);
+                }
+            }
             Step::Restart => {
                 if !self.is_up(node) {
                     self.start(node);
@@ -309,6 +324,35 @@ impl World {
             Step::Snapshot => self.keep(node),
             Step::Regulate => self.regulate(node),
             Step::Gossip => self.send(node, other, Message::Gossip),
+        }
+    }
+
+    fn be_calm(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.connect_if_idle(node);
+        }
+        self.flow();
+        for node in 0..self.nodes.len() {
+            self.stream(node);
+        }
+        self.flow();
+        for node in 0..self.nodes.len() {
+            self.sync(node, false);
+        }
+        self.flow();
+        for node in 0..self.nodes.len() {
+            self.beat(node);
+        }
+        self.flow();
+    }
+
+    /// Delivers what moves, in order.
+    fn flow(&mut self) {
+        for _ in 0..50 {
+            let Some((from, to, letter)) = self.network.take(&mut self.random, false) else {
+                return;
+            };
+            self.receive(from, to, letter);
         }
     }
 
@@ -382,6 +426,7 @@ impl World {
             Role::Standby(follower) => follower.promise(epoch),
             Role::Primary(_) => {
                 say!(self, "{node} steps down for {epoch}");
+                self.seen.count(Happening::StepDown);
                 self.become_standby(node);
             }
         }
@@ -417,6 +462,7 @@ impl World {
             let durable = it.disk.durable_id();
             let epoch = it.disk.promised.clone();
             say!(self, "{node} starts again as primary of {epoch}");
+            self.seen.count(Happening::RestartInTheEpoch);
             self.oracle.reopens(&epoch, durable);
             let is_unknown = !self.is_faulty(Fault::ServesAnUnknownTail);
             self.open_run(node, is_unknown.then_some(known));
@@ -436,6 +482,7 @@ impl World {
         it.role = Role::Down;
         it.candidacy = None;
         let end = it.disk.end();
+        self.seen.count(Happening::Crash);
         say!(self, "{node} crashes; its log ends at {end}, was at {had}");
     }
 
@@ -596,13 +643,15 @@ fn policy(random: &mut Random, standbys: usize) -> Policy {
 }
 
 /// Each schedule has its own habits: what all of them did would seldom go far into one direction.
-fn weights(random: &mut Random) -> Weights {
+fn weights(random: &mut Random, is_turmoil: bool) -> Weights {
     let mut of = [0; STEPS.len()];
     for (weight, (step, usual)) in of.iter_mut().zip(STEPS) {
         let factor = match step {
             Step::Deliver => 2,
             Step::Write | Step::Sync | Step::Stream | Step::Connect => 1 + random.below(2),
-            Step::Beat
+            Step::Crash | Step::Restart | Step::Propose | Step::Conclude if is_turmoil => 3,
+            Step::Calm
+            | Step::Beat
             | Step::Time
             | Step::Crash
             | Step::Restart

@@ -19,11 +19,11 @@ use understudy_replication::store::{BoxFuture, Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
 /// How long anything may take that a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a store does with what was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Commits {
+pub(crate) enum Commits {
     /// It is committed at once.
     AtOnce,
     /// It is committed a little later, by somebody else.
@@ -33,20 +33,20 @@ pub enum Commits {
 }
 
 /// A store without a log.
-pub struct Store {
+pub(crate) struct Store {
     table: RwLock<Table>,
     draft: Mutex<Draft>,
     settled: watch::Sender<Position>,
     commits: Commits,
-    pub standing: Mutex<Standing>,
+    pub(crate) standing: Mutex<Standing>,
     /// Why writes are not settled, once there is a reason.
-    pub failure: watch::Sender<Option<Refusal>>,
+    pub(crate) failure: watch::Sender<Option<Refusal>>,
     /// Why nothing is read and written.
-    pub refusal: Mutex<Option<Refusal>>,
+    pub(crate) refusal: Mutex<Option<Refusal>>,
 }
 
 impl Store {
-    pub fn new(commits: Commits) -> Arc<Self> {
+    pub(crate) fn new(commits: Commits) -> Arc<Self> {
         Arc::new(Self {
             table: RwLock::new(Table::new()),
             draft: Mutex::new(Draft::new(Position(0))),
@@ -56,7 +56,7 @@ impl Store {
                 is_primary: true,
                 primary: None,
                 position: Position(0),
-                standbys: vec![("b".to_owned(), Position(0))],
+                standbys: Vec::new(),
                 durability: "async",
                 memory_bytes_max: 1 << 30,
                 allows_flush: true,
@@ -67,7 +67,7 @@ impl Store {
     }
 
     /// Commits everything that was appended.
-    pub fn commit(&self) {
+    pub(crate) fn commit(&self) {
         let mut draft = self.draft.lock().unwrap();
         let mut table = self.table.write().unwrap();
         while let Some(taken) = draft.take(1 << 20) {
@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// Returns how much was appended.
-    pub fn end(&self) -> Position {
+    pub(crate) fn end(&self) -> Position {
         self.draft.lock().unwrap().end()
     }
 }
@@ -152,17 +152,17 @@ impl Keyspace for Store {
 }
 
 /// A server over a store, with a thread of its own for as long as it lives.
-pub struct Running {
-    pub store: Arc<Store>,
-    pub address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) store: Arc<Store>,
+    pub(crate) address: SocketAddr,
     /// Whether the store is there.
-    pub is_open: Arc<std::sync::atomic::AtomicBool>,
+    pub(crate) is_open: Arc<std::sync::atomic::AtomicBool>,
     stopper: Stopper,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Running {
-    pub fn start(commits: Commits, options: ServerOptions) -> Self {
+    pub(crate) fn start(commits: Commits, options: ServerOptions) -> Self {
         let store = Store::new(commits);
         let is_open = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let (stopper, stop) = Stopper::new();
@@ -219,7 +219,7 @@ impl Drop for Running {
 
 /// What a server answers.
 #[derive(Clone, Debug, PartialEq, PartialOrd)]
-pub enum Value {
+pub(crate) enum Value {
     Null,
     Simple(String),
     Error(String),
@@ -232,12 +232,12 @@ pub enum Value {
 }
 
 /// A client.
-pub struct Client {
+pub(crate) struct Client {
     reader: BufReader<TcpStream>,
 }
 
 impl Client {
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -246,21 +246,21 @@ impl Client {
         }
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.reader.get_mut().write_all(bytes).unwrap();
     }
 
-    pub fn send_command<T: AsRef<[u8]>>(&mut self, command: &[T]) {
+    pub(crate) fn send_command<T: AsRef<[u8]>>(&mut self, command: &[T]) {
         self.send(&encode(command));
     }
 
-    pub fn call<T: AsRef<[u8]>>(&mut self, command: &[T]) -> Value {
+    pub(crate) fn call<T: AsRef<[u8]>>(&mut self, command: &[T]) -> Value {
         self.send_command(command);
         self.receive()
     }
 
     /// Sends words that hold no space.
-    pub fn say(&mut self, line: &str) -> Value {
+    pub(crate) fn say(&mut self, line: &str) -> Value {
         let words: Vec<_> = line.split(' ').collect();
         self.call(&words)
     }
@@ -273,7 +273,7 @@ impl Client {
         String::from_utf8_lossy(&line).into_owned()
     }
 
-    pub fn receive(&mut self) -> Value {
+    pub(crate) fn receive(&mut self) -> Value {
         let line = self.line();
         let (kind, rest) = line.split_at(1);
         let len = || rest.parse::<usize>().unwrap();
@@ -304,14 +304,17 @@ impl Client {
     }
 
     /// Returns what comes until the server closes the connection.
-    pub fn rest(&mut self) -> String {
+    pub(crate) fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
-        self.reader.read_to_end(&mut bytes).unwrap();
+        // A server that has not read everything resets the connection when it closes it.
+        if let Err(error) = self.reader.read_to_end(&mut bytes) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-pub fn encode<T: AsRef<[u8]>>(command: &[T]) -> Vec<u8> {
+pub(crate) fn encode<T: AsRef<[u8]>>(command: &[T]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
     for arg in command {
         bytes.extend_from_slice(format!("${}\r\n", arg.as_ref().len()).as_bytes());
@@ -321,20 +324,20 @@ pub fn encode<T: AsRef<[u8]>>(command: &[T]) -> Vec<u8> {
     bytes
 }
 
-pub fn ok() -> Value {
+pub(crate) fn ok() -> Value {
     Value::Simple("OK".to_owned())
 }
 
-pub fn bulk(text: &str) -> Value {
+pub(crate) fn bulk(text: &str) -> Value {
     Value::Bulk(text.to_owned())
 }
 
-pub fn error(text: &str) -> Value {
+pub(crate) fn error(text: &str) -> Value {
     Value::Error(text.to_owned())
 }
 
 /// Waits until `is_so`.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(
@@ -346,14 +349,14 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Redis' own server, in a directory of its own.
-pub struct Redis {
+pub(crate) struct Redis {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _directory: tempfile::TempDir,
 }
 
 impl Redis {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let deadline = Instant::now() + PATIENCE;
         // Somebody else may take the free port in between.
         loop {
@@ -414,14 +417,14 @@ impl Drop for Redis {
 }
 
 /// Numbers that are the same for the same seed.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -429,21 +432,21 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
     }
 
-    pub fn one_in(&mut self, count: usize) -> bool {
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 
-    pub fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+    pub(crate) fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
         from[self.below(from.len())]
     }
 }
 
 /// Sorts what has no order of its own.
-pub fn sorted(value: Value) -> Value {
+pub(crate) fn sorted(value: Value) -> Value {
     match value {
         Value::Array(mut parts) => {
             parts.sort_by(|a, b| a.partial_cmp(b).unwrap());
@@ -458,7 +461,7 @@ pub fn sorted(value: Value) -> Value {
 }
 
 /// Reads the lines `name:value` of `INFO`.
-pub fn fields(text: &str) -> BTreeMap<String, String> {
+pub(crate) fn fields(text: &str) -> BTreeMap<String, String> {
     let pairs = text.lines().filter_map(|line| line.split_once(':'));
     pairs
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

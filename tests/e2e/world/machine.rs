@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::places::{MONITOR, PEERS, POSTGRES};
+use super::places::{KV, MONITOR, PEERS, POSTGRES};
 use super::{Answer, Network, Signal, kill_beneath, signal, until};
 
 /// A node may take this long to be what it should be.
@@ -81,7 +81,11 @@ impl Machine {
     pub(crate) fn local_arguments(&self) -> Vec<String> {
         let path = |part: &str| self.home.join(part).display().to_string();
         let monitor = format!("{}:{MONITOR}", self.ip);
+        // On loopback in any case: elsewhere it would need a password.
+        let is_loopback = self.ip.starts_with("127.");
+        let kv = if is_loopback { &self.ip } else { "127.0.0.1" };
         [
+            ("--kv-listen", format!("{kv}:{KV}")),
             ("--root", path("root")),
             ("--state-dir", path("state")),
             ("--run-dir", path("run")),

@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     /// Further lines of its section.
     pub(crate) postgres_more: String,
     pub(crate) files: bool,
+    /// The keys of `[kv]`, as TOML; `None` for no key-value store.
+    pub(crate) kv: Option<String>,
     /// `validate`, `reload` and `exclude` of the settings, as TOML; `None` for no settings.
     pub(crate) settings: Option<String>,
     pub(crate) index: bool,
@@ -53,10 +55,18 @@ impl Plan {
         }
     }
 
+    pub(crate) fn kv(keys: &str) -> Self {
+        Self {
+            kv: Some(keys.to_owned()),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn everything() -> Self {
         Self {
             postgres: true,
             files: true,
+            kv: Some("standby_reads = true".to_owned()),
             settings: Some("exclude = [\"*.local\"]".to_owned()),
             index: true,
             services: vec!["one", "two"],
@@ -78,6 +88,9 @@ impl Plan {
             text += &format!(
                 "\n[[files]]\nname = \"docs\"\npath = \"{FILES}\"\nexclude = [\"*.tmp\"]\n"
             );
+        }
+        if let Some(keys) = &self.kv {
+            text += &format!("\n[kv]\n{keys}\n");
         }
         if let Some(settings) = &self.settings {
             text += &format!(
@@ -304,6 +317,9 @@ impl Pair {
         if self.plan.files {
             fs::write(a.at(FILES).join(format!("file-{number}")), vec![b'x'; 1000]).unwrap();
         }
+        if self.plan.kv.is_some() {
+            a.understudy(&["kv", "put", &format!("key-{number}"), "written"]);
+        }
         if self.plan.settings.is_some() {
             fs::write(
                 a.at(SETTINGS).join("app.conf"),
@@ -339,6 +355,7 @@ impl Pair {
         let b = &self.b;
         self.assert_written_rows(number);
         self.assert_written_files(number);
+        self.assert_written_keys(number);
         if self.plan.settings.is_some() {
             let content = fs::read_to_string(b.at(SETTINGS).join("app.conf")).unwrap();
             assert_eq!(content, format!("generation = {number}\n"));
@@ -350,6 +367,14 @@ impl Pair {
         if self.plan.postgres {
             let sql = format!("SELECT count(*) FROM change WHERE number = {number}");
             assert_eq!(self.b.sql(&sql), "1");
+        }
+    }
+
+    /// Asserts that b has the key that `write` wrote, where it may answer reads.
+    pub(crate) fn assert_written_keys(&self, number: u32) {
+        if self.plan.kv.is_some() {
+            let value = self.b.understudy(&["kv", "get", &format!("key-{number}")]);
+            assert_eq!(value.trim_end(), "written");
         }
     }
 
@@ -390,6 +415,10 @@ impl Pair {
             });
             assert!(self.a.try_sql("INSERT INTO change VALUES (-1)").is_err());
         }
+        if self.plan.kv.is_some() {
+            let refused = self.a.try_understudy(&["kv", "put", "late", "write"]);
+            assert_ne!(refused.status, Some(0), "{refused:?}");
+        }
         assert_eq!(self.a.health("/primary"), 503);
         let services = self.a.json(&["services"]);
         for service in services.as_array().unwrap() {
@@ -411,6 +440,12 @@ impl Pair {
         }
         if self.plan.files {
             fs::write(self.b.at(FILES).join("proof"), "served\n").unwrap();
+        }
+        if self.plan.kv.is_some() {
+            until("the key-value store of b takes writes", READY, || {
+                let written = self.b.try_understudy(&["kv", "put", "proof", "served"]);
+                super::holds(written.status == Some(0), &written.stderr)
+            });
         }
         if self.plan.settings.is_some() {
             fs::write(self.b.at(SETTINGS).join("app.conf"), "generation = 9999\n").unwrap();

@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 /// Every node of a test has these ports on an address of its own.
 pub(crate) const PEERS: u16 = 7400;
 pub(crate) const MONITOR: u16 = 7480;
+pub(crate) const KV: u16 = 7479;
 pub(crate) const POSTGRES: u16 = 5432;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -18,7 +19,7 @@ pub(crate) fn free_ips() -> [String; 3] {
         let (second, third) = (20 + number / 250 % 200, 1 + number % 250);
         let ips = [1, 2, 3].map(|last| format!("127.{second}.{third}.{last}"));
         let is_free = |ip: &String| {
-            [PEERS, MONITOR, POSTGRES]
+            [PEERS, MONITOR, KV, POSTGRES]
                 .iter()
                 .all(|port| TcpListener::bind((ip.as_str(), *port)).is_ok())
         };

@@ -53,7 +53,9 @@ impl<'a> SetOptions<'a> {
             };
             let (unit, clock) = timed;
             let time = words.next().ok_or(CommandError::Syntax)?;
-            if options.keeps_expiry || options.expiry.is_some() {
+            let is_other =
+                |(_, unit_before, clock_before)| (unit_before, clock_before) != (unit, clock);
+            if options.keeps_expiry || options.expiry.is_some_and(is_other) {
                 return Err(CommandError::Syntax);
             }
             options.expiry = Some((time, unit, clock));

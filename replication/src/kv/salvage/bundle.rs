@@ -19,6 +19,8 @@ const MANIFEST: &str = "manifest.json";
 const ENTRIES: &str = "entries.log";
 /// What the names of bundles begin with: other stores keep theirs in the same folder.
 const PREFIX: &str = "kv-";
+/// The longest name of a bundle: that of its partial form is a file's name, too.
+const NAME_BYTES_MAX: usize = 200;
 
 /// Keeps the entries of what is about to be cut off in a new bundle beneath `folder`, and returns its path.
 /// What an earlier call has kept of the very same is not kept twice.
@@ -43,14 +45,7 @@ where
         return Ok(folder.join(&same.name));
     }
     let name = free_name(folder, what, made);
-    let (target, staged) = (folder.join(&name), folder.join(format!(".{name}.partial")));
-    match fs::remove_dir_all(&staged) {
-        // Of an attempt that was cut short: the log still has what it held.
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file("remove", &staged)(error)),
-    }
-    durable::create_directory(&staged, 0o700).map_err(file("create", &staged))?;
+    let staged = stage(folder, &name)?;
     let written = write_entries(&staged.join(ENTRIES), entries)?;
     let manifest = Manifest {
         version: SALVAGE_VERSION,
@@ -66,14 +61,77 @@ where
         superseded_by: what.superseded_by.clone(),
         made,
     };
-    let path = staged.join(MANIFEST);
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|source| SalvageError::Malformed {
+    finish(folder, &name, &staged, &manifest)
+}
+
+/// Keeps a copy of another node's bundle beneath `folder`, under its name there, and returns its path. A
+/// copy that is here already is not written again.
+///
+/// # Errors
+/// When it cannot be written, or what came is not what `manifest` says; no bundle is left then. And when
+/// another bundle has the name.
+pub fn adopt<E>(
+    folder: &Path,
+    name: &str,
+    manifest: &Manifest,
+    entries: impl IntoIterator<Item = Result<Bytes, E>>,
+) -> Result<PathBuf, SalvageError>
+where
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    let target = folder.join(name);
+    if !is_name(name) {
+        return Err(absent(folder, name));
+    }
+    durable::create_directory(folder, 0o700).map_err(file("create", folder))?;
+    if target.exists() {
+        return match read_manifest(&target)? == *manifest {
+            true => Ok(target),
+            false => Err(SalvageError::Taken { path: target }),
+        };
+    }
+    let staged = stage(folder, name)?;
+    let path = staged.join(ENTRIES);
+    let written = write_entries(&path, entries)?;
+    if (written.entries, written.bytes, &written.hash)
+        != (manifest.entries, manifest.bytes, &manifest.hash)
+    {
+        return Err(SalvageError::Damaged {
+            path,
+            reason: "what came is not what its manifest says",
+        });
+    }
+    finish(folder, name, &staged, manifest)
+}
+
+/// Makes an empty folder for a bundle that is being written.
+fn stage(folder: &Path, name: &str) -> Result<PathBuf, SalvageError> {
+    let staged = folder.join(format!(".{name}.partial"));
+    match fs::remove_dir_all(&staged) {
+        // Of an attempt that was cut short: whoever made it still has what it held.
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(file("remove", &staged)(error)),
+    }
+    durable::create_directory(&staged, 0o700).map_err(file("create", &staged))?;
+    Ok(staged)
+}
+
+/// Gives a bundle whose entries are durable its manifest and its name.
+fn finish(
+    folder: &Path,
+    name: &str,
+    staged: &Path,
+    manifest: &Manifest,
+) -> Result<PathBuf, SalvageError> {
+    let (target, path) = (folder.join(name), staged.join(MANIFEST));
+    let text = serde_json::to_vec_pretty(manifest).map_err(|source| SalvageError::Malformed {
         path: path.clone(),
         source,
     })?;
     // Synced, and its folder with it, so that both names are durable before the bundle has its own.
     durable::write(&path, &text, 0o600).map_err(file("write", &path))?;
-    fs::rename(&staged, &target).map_err(file("name", &target))?;
+    fs::rename(staged, &target).map_err(file("name", &target))?;
     durable::sync_directory_of(&target).map_err(file("sync", folder))?;
     Ok(target)
 }
@@ -209,6 +267,18 @@ fn read_manifest(bundle: &Path) -> Result<Manifest, SalvageError> {
     serde_json::from_slice(&text).map_err(malformed)
 }
 
+/// Returns whether bundles can have that name; it then leads nowhere else.
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX && name.starts_with(PREFIX) && !name.contains(['/', '\0'])
+}
+
+fn absent(folder: &Path, name: &str) -> SalvageError {
+    SalvageError::Absent {
+        name: name.chars().take(NAME_BYTES_MAX).collect(),
+        folder: folder.to_owned(),
+    }
+}
+
 /// A bundle that is read.
 #[derive(Clone, Debug)]
 pub struct Bundle {
@@ -225,13 +295,9 @@ impl Bundle {
     /// # Errors
     /// When there is none, or it is damaged.
     pub fn open(folder: &Path, name: &str) -> Result<Self, SalvageError> {
-        let is_name = name.starts_with(PREFIX) && !name.contains('/');
         let path = folder.join(name);
-        if !is_name || !path.is_dir() {
-            return Err(SalvageError::Absent {
-                name: name.chars().take(200).collect(),
-                folder: folder.to_owned(),
-            });
+        if !is_name(name) || !path.is_dir() {
+            return Err(absent(folder, name));
         }
         let bundle = Self {
             name: name.to_owned(),

@@ -16,7 +16,7 @@ mod wish;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use bundle::{Bundle, Entries, Listed, list, write};
+pub use bundle::{Bundle, Entries, Listed, adopt, list, write};
 pub use manifest::{Acknowledged, Manifest, Place, SALVAGE_VERSION, Superseded};
 pub use replay::{CONFLICTS_LISTED_MAX, Conflict, Replayed, Verdict, apply, judge};
 pub use run::{ReplayError, ReplayOrder, ShownBundle, ShownWish, ShownWished, replay, show};
@@ -88,6 +88,12 @@ pub enum SalvageError {
         path: PathBuf,
         /// Why not.
         source: serde_json::Error,
+    },
+    /// Another bundle has the name.
+    #[error("{} is another bundle of that name; move it away", path.display())]
+    Taken {
+        /// The bundle that is there.
+        path: PathBuf,
     },
     /// There is no bundle of that name.
     #[error("there is no bundle `{name}` in {}; `understudy kv salvage list` lists them", folder.display())]

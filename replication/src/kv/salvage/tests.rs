@@ -202,3 +202,34 @@ fn where_nothing_was_ever_kept_the_list_is_empty() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(list(&folder.path().join("salvage")).unwrap().len(), 0);
 }
+
+#[test]
+fn a_copy_of_another_nodes_bundle_is_whole_or_not_there() {
+    let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name = name(&keep(theirs.path(), 13));
+    let bundle = Bundle::open(theirs.path(), &name).unwrap();
+    let adopt_some = |count: usize| {
+        let entries = bundle.entries().unwrap().take(count);
+        adopt(ours.path(), &name, &bundle.manifest, entries)
+    };
+    let error = adopt_some(2).unwrap_err();
+    assert!(matches!(error, SalvageError::Damaged { .. }), "{error}");
+    assert_eq!(list(ours.path()).unwrap().len(), 0);
+    adopt_some(3).unwrap();
+    adopt_some(0).expect("it is here already");
+    let copy = Bundle::open(ours.path(), &name).unwrap();
+    assert_eq!(copy.manifest, bundle.manifest);
+    let other = Manifest {
+        operations: 9,
+        ..bundle.manifest.clone()
+    };
+    let error = adopt(
+        ours.path(),
+        &name,
+        &other,
+        entries().into_iter().map(Ok::<_, Infallible>),
+    );
+    assert!(matches!(error, Err(SalvageError::Taken { .. })));
+    let outside = adopt(ours.path(), "kv-/../x", &other, [Err("never read")]);
+    assert!(matches!(outside, Err(SalvageError::Absent { .. })));
+}

@@ -57,7 +57,7 @@ pub(super) fn command(args: Args<'_>, reply: &mut Reply) -> Outcome {
                 ));
             }
         }
-        b"GETKEYS" if args.len() >= 3 => {
+        b"GETKEYS" if args.len() >= 4 => {
             let inner = args.skip(2);
             let command = Command::named(inner.at(0))
                 .ok_or(CommandError::Other("Invalid command specified"))?;

@@ -1,5 +1,6 @@
 //! What a client has said so far, and what its commands do.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::Shared;
@@ -123,7 +124,8 @@ impl Session {
                 if let Some(transaction) = &mut self.transaction {
                     transaction.is_spoiled = true;
                 }
-                reply.answer(|_| Err(error));
+                let is_exec = command.is_some_and(|command| is(command, SessionCommand::Exec));
+                reply.answer(|_| Err(if is_exec { self.abort(&error) } else { error }));
                 return;
             }
         };
@@ -143,16 +145,23 @@ impl Session {
         reply: &mut Reply,
     ) {
         let is_exec = command.is_some_and(|command| is(command, SessionCommand::Exec));
-        let error = match self.transaction.take_if(|_| is_exec) {
-            Some(_) => {
-                self.watches.clear();
-                CommandError::Worded(format!(
-                    "EXECABORT Transaction discarded because of: {refusal}"
-                ))
-            }
-            None => CommandError::Worded(refusal.to_string()),
+        let error = if is_exec {
+            self.abort(refusal)
+        } else {
+            CommandError::Worded(refusal.to_string())
         };
         reply.answer(|_| Err(error));
+    }
+
+    /// Forgets the transaction, and returns the answer to its `EXEC`.
+    fn abort(&mut self, reason: &dyn fmt::Display) -> CommandError {
+        self.transaction = None;
+        self.watches.clear();
+        let reason = reason.to_string();
+        let reason = reason.strip_prefix("ERR ").unwrap_or(&reason);
+        CommandError::Worded(format!(
+            "EXECABORT Transaction discarded because of: {reason}"
+        ))
     }
 
     /// Does what a command says, without regard to a transaction.
