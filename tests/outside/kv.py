@@ -39,23 +39,20 @@ class KvNode(Agent):
 
     def init(self, settings: dict[str, str | bool]) -> None:
         """Makes the first node of a cluster, with these settings of `[kv]`."""
-        self.verb("init", "--name", self.name, "--cluster", "campaign", *self._places())
-        with open(self.folder / "etc/understudy.toml", "a") as file:
-            file.write("\n[kv]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items()))
-        self._listen()
+        self.verb("init", "--name", self.name, "--cluster", "campaign", "--kv", *self._places())
+        path = self.folder / "etc/understudy.toml"
+        lines = [line for line in path.read_text().splitlines() if line.partition(" ")[0] not in settings]
+        lines.insert(lines.index("[kv]") + 1, "\n".join(f"{name} = {_toml(value)}" for name, value in settings.items()))
+        path.write_text("\n".join(lines) + "\n")
 
     def join(self, primary: "KvNode") -> None:
         """Makes this node a standby of the other's cluster; it does not run yet."""
         self.verb("join", *primary.invite(self.name), *self._places(), timeout=600)
-        self._listen()
 
     def _places(self) -> list[str]:
         return ["--address", self._peer, "--monitor", self._monitor, "--root", str(self.folder / "root"),
-                "--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run")]
-
-    def _listen(self) -> None:
-        with open(self.folder / "etc/node.toml", "a") as file:
-            file.write(f'\n[kv]\nlisten = "127.0.0.1:{self.kv_port}"\n')
+                "--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run"),
+                "--kv-listen", f"127.0.0.1:{self.kv_port}"]
 
     def connect(self, timeout: float = 2) -> Connection:
         """Connects to the store from the node itself, even when that is cut off from the others."""
