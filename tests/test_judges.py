@@ -370,6 +370,13 @@ class KvRounds(unittest.TestCase):
 
     def test_never_alone_is_never(self) -> None:
         self.assert_sees(self.found([], {}, claims=self.claims((1, "alone"))), "must never")
+        # Who has just been promoted may be, and afterwards the judge swaps roles himself.
+        promoted = handed_over(old="b", new="a")
+        self.assertEqual(self.found([], {}, claims=self.claims((21, "alone")), change=promoted), [])
+        self.assertEqual(self.found([], {}, claims=self.claims((92, "alone"))), [])
+        lost = [write("x", 18, 19)]
+        claims = self.claims((17, "alone"), (92, "held"))
+        self.assertEqual(self.found(lost, {}, True, claims=claims, change=handed_over(salvaged=b"x")), [])
 
     def test_which_errors_say_that_nothing_came_of_it(self) -> None:
         refused = ["READONLY You can't write against a read only replica.", "LOADING Redis is loading the dataset in memory",

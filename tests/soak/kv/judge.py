@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tests.soak.hearing import could_hear
 
-from .history import Round, TakeOver
+from .history import Claim, Round, TakeOver
 from .linear import NEVER, Kind, Operation, Undecided, first_inexplicable
 
 DIFFERENCES_TOLD = 5
@@ -27,9 +27,17 @@ def violations(seen: Round) -> list[str]:
         found += _inexplicable(alone, f", for {seen.change.old} by itself")
         found += _lost(seen, seen.change)
     found += two_writers(seen)
-    if not seen.may_degrade and any(claim.durability == "alone" for claim in seen.claims):
-        found.append("a node went on alone, though it must never")
+    # Whoever has just been promoted has nobody yet who could have joined it; everybody else has a standby.
+    alone = [claim for claim in _claims(seen) if claim.durability == "alone" and not seen.may_degrade
+             and not (seen.change and claim.node == seen.change.new)]
+    if alone:
+        found.append(f"{alone[0].node} said at {alone[0].told:.3f} that it goes on alone, though it must never")
     return found
+
+
+def _claims(seen: Round) -> list[Claim]:
+    """Returns what was claimed until all was quiet: how the judge looks is no part of the round."""
+    return [claim for claim in seen.claims if claim.asked <= seen.ended[1]]
 
 
 def branches(seen: Round) -> tuple[list[Operation], list[Operation]]:
@@ -60,7 +68,7 @@ def is_promised(one: Operation, seen: Round, change: TakeOver) -> bool:
         return False
     if not seen.may_degrade or not one.is_known:
         return True
-    own = [claim for claim in seen.claims if claim.node == change.old and claim.role == "primary"]
+    own = [claim for claim in _claims(seen) if claim.node == change.old and claim.role == "primary"]
     if any(claim.durability == "held" and claim.asked >= one.returned for claim in own):
         # Whatever was between, it is on the standby by then.
         return True
@@ -77,6 +85,7 @@ def two_writers(seen: Round) -> list[str]:
     found = []
     primaries = defaultdict(set)
     for claim in seen.claims:
+        # In any epoch, the judge's own included.
         if claim.role == "primary":
             primaries[claim.epoch].add(claim.node)
     for epoch, nodes in sorted(primaries.items()):
