@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tests.outside import redis_server
 from tests.outside.binary import REPOSITORY, Binary
-from tests.outside.kv import KvPair
+from tests.outside.kv import KvNode, KvPair
+from tests.outside.pair import Failed
 from tests.outside.redis_server import BENCHMARK, CLI, RedisPair
 
 from . import script
@@ -83,8 +84,35 @@ def compare(ours: KvPair, theirs: RedisPair) -> tuple[int, list[str]]:
                 note(f"redis-cli, RESP{protocol}, line {at + 1} of the answers", *pair)
         else:
             note(f"redis-cli, RESP{protocol}: {len(lines)} commands", "\n".join(our), "\n".join(their))
+    for name, our, wanted in _verbs(ours):
+        note(f"understudy kv {name}", our, wanted)
     note("redis-benchmark", *(_benchmark(port) for port in (ours.primary.kv_port, theirs.primary.port)))
     return asked, different
+
+
+def _verbs(pair: KvPair) -> list[tuple[str, str, str]]:
+    """Uses the command line beside a client: returns what was typed, what came of it, and what had to."""
+    asked = script.client(pair.primary.kv_port, 3)
+
+    def typed(node: KvNode, *words: str) -> str:
+        try:
+            return node.verb("kv", *words).strip()
+        except Failed as failed:
+            return f"refused: {'READONLY' in str(failed) or 'standby' in str(failed)}"
+
+    told = [
+        ("put", typed(pair.primary, "put", "verb", "one two"), "verb is set"),
+        ("put, seen by a client", str(asked.get("verb")), "b'one two'"),
+        ("get", typed(pair.primary, "get", "verb"), "one two"),
+        ("put that expires", typed(pair.primary, "put", "passing", "x", "--expires", "1h"), "passing is set"),
+        ("put that expires, seen by a client", str(3590 < asked.ttl("passing") <= 3600), "True"),
+        ("scan", typed(pair.primary, "scan", "verb*", "--values"), "verb  one two"),
+        ("put on a standby", typed(pair.standby, "put", "verb", "no"), "refused: True"),
+        ("del", typed(pair.primary, "del", "verb", "passing", "none"), "2 of 3 keys removed"),
+        ("del, seen by a client", str(asked.exists("verb", "passing")), "0"),
+    ]
+    asked.close()
+    return told
 
 
 def _cli(port: int, protocol: int) -> list[str]:
