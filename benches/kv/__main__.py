@@ -34,7 +34,7 @@ def main() -> int:
     started = time.strftime("%Y%m%d-%H%M%S")
     folder = arguments.dir / f"kv-{started}"
     folder.mkdir(parents=True)
-    bench = Bench(binary, folder, QUICK if arguments.quick else FULL)
+    bench = Bench(binary, folder, QUICK if arguments.quick else FULL, arguments.keep)
     facts = {"machine": campaign.machine(folder, binary, redis=[redis_server.SERVER, "--version"]), "quick": arguments.quick}
     try:
         facts["floors"] = _floors(bench)

@@ -26,6 +26,8 @@ class Bench:
     binary: Binary
     folder: Path
     sizes: Sizes
+    # The folders of both sides stay.
+    keeps: bool = False
     numbers = itertools.count(1)
 
     def pair(self, **settings: str) -> KvPair:
@@ -34,6 +36,9 @@ class Bench:
 
     def redis_pair(self) -> RedisPair:
         return _begun(RedisPair(self.folder / f"redis{next(self.numbers)}"))
+
+    def discard(self, pair: KvPair | RedisPair) -> None:
+        pair.remove() if self.keeps else pair.discard()
 
     def redis_benchmark(self, port: int, test: str, *more: str) -> float:
         """Returns requests a second by Redis' own program: 64 clients, all keys the same size, at random."""
@@ -72,7 +77,7 @@ class KvCase(Case):
     def end(self) -> None:
         for pair in (self._ours, self._redis):
             if pair:
-                pair.discard()
+                self.bench.discard(pair)
         self._ours = self._redis = None
 
 

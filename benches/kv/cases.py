@@ -97,8 +97,8 @@ class CatchUp(KvCase):
     def ours(self, number: int) -> Sample:
         pair, wanted = self.our_pair(), self.bench.sizes.catch_up_operations
         pair.standby.stop_daemon()
-        begin = pair.primary.position()
-        while (end := pair.primary.position()) - begin < wanted:
+        begin = pair.primary.await_position()
+        while (end := pair.primary.await_position()) - begin < wanted:
             self._write(pair.primary.kv_port)
         started = time.monotonic()
         pair.standby.serve()
@@ -155,7 +155,7 @@ class Memory(Case):
             pair.await_equal()
             return filled | {"after start": rss(pair.standby.daemon.pid) / MIB}
         finally:
-            pair.discard()
+            self.bench.discard(pair)
 
     def against(self, number: int) -> Sample:
         pair = self.bench.redis_pair()
@@ -168,7 +168,7 @@ class Memory(Case):
             pair.await_following()
             return filled | {"after start": rss(pair.replica.process.pid) / MIB}
         finally:
-            pair.discard()
+            self.bench.discard(pair)
 
     def _fill(self, port: int) -> None:
         load.fill(port, range(self.bench.sizes.memory_keys), self.bench.sizes.value_bytes)
@@ -194,14 +194,14 @@ class Disk(Case):
         try:
             return self._churn(pair.primary.kv_port, pair.primary.state_bytes, pair.standby.state_bytes)
         finally:
-            pair.discard()
+            self.bench.discard(pair)
 
     def against(self, number: int) -> Sample:
         pair = self.bench.redis_pair()
         try:
             return self._churn(pair.primary.port, lambda: _du(pair.primary.folder), lambda: _du(pair.replica.folder))
         finally:
-            pair.discard()
+            self.bench.discard(pair)
 
     def _churn(self, port: int, primary, standby) -> Sample:
         sizes = self.bench.sizes

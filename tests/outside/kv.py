@@ -79,8 +79,12 @@ class KvNode(Agent):
         return store
 
     def position(self) -> int | None:
-        """Returns how many operations this node has made visible."""
+        """Returns how many operations this node has made visible; `None` while it does not know yet."""
         return self.store()["position"]
+
+    def await_position(self) -> int:
+        until(f"{self.name} has a position", lambda: self.position() is not None)
+        return self.position()
 
     def state_bytes(self) -> int:
         """Returns what the store takes on the disk."""
