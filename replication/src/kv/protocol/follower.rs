@@ -101,7 +101,8 @@ impl Follower {
 
     /// Takes the leader's answer. `own` is the digest of the own entry that ends at `welcome.from`.
     ///
-    /// The rim has recorded the epoch, durably, before. An answer that is not accepted changes nothing.
+    /// The rim has recorded the epoch, durably, before: what is shared is acknowledged, and must not be cut for a
+    /// lower one from then on. An answer that is not accepted changes nothing.
     pub fn welcomed(&mut self, welcome: &Welcome, own: Option<EntryDigest>) -> Vec<FollowerAction> {
         let is_known = |it: &Stream| it.session == welcome.session;
         if !self.accepts(welcome.attempt, &welcome.epoch)
@@ -122,9 +123,11 @@ impl Follower {
             epoch: welcome.epoch.clone(),
             verified: welcome.from.clone(),
             committed: Position(0),
-            acknowledged: welcome.from.position,
+            acknowledged: Position(0),
         });
-        Vec::new()
+        let mut actions = Vec::new();
+        self.progress(&mut actions);
+        actions
     }
 
     /// Takes an entry of the stream. `own` is the digest of the own entry that ends where this one does, if there

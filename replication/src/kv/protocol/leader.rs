@@ -20,7 +20,9 @@ pub struct FollowerSeen {
     pub session: Option<Session>,
     /// Up to where it has everything durable. What a follower has when it leaves, it still has.
     pub acknowledged: Position,
-    /// Whether it has acknowledged anything in this session, and since writes were last committed alone. Without,
+    /// What it shared when it joined.
+    matched: Position,
+    /// Whether it has acknowledged anything new in this session, and since writes were last committed alone. Without,
     /// a follower whose disk hangs would be waited for again each time its link comes back.
     is_lively: bool,
 }
@@ -99,8 +101,10 @@ impl Leader {
 
     /// Takes a follower whose log, all durable, shares everything up to `matched`; a session it had is over.
     ///
-    /// `promised` is the highest epoch that it knows. `None` when that is above the leader's own: the follower
-    /// has left it, and the primary has to fence itself.
+    /// `promised` is the highest epoch that it had recorded when it asked. If that is the leader's own, what matches
+    /// counts as acknowledged at once; otherwise the follower may have followed another since, and cut it, and
+    /// has to acknowledge it in the session. `None` when it is above the leader's own: the follower has left it,
+    /// and the primary has to fence itself.
     pub fn join(
         &mut self,
         name: &NodeName,
@@ -113,11 +117,14 @@ impl Leader {
         }
         let session = self.next_session;
         self.next_session = Session(session.0.wrapping_add(1));
+        let matched = matched.min(self.end);
+        let is_ours = promised == Some(&self.epoch);
         self.followers.insert(
             name.clone(),
             FollowerSeen {
                 session: Some(session),
-                acknowledged: matched.min(self.end),
+                acknowledged: if is_ours { matched } else { Position(0) },
+                matched,
                 is_lively: false,
             },
         );
@@ -138,7 +145,7 @@ impl Leader {
                 if follower.session == Some(session) && follower.acknowledged < position =>
             {
                 follower.acknowledged = position;
-                follower.is_lively = true;
+                follower.is_lively |= follower.matched < position;
                 self.settle(now)
             }
             Some(_) | None => Vec::new(),

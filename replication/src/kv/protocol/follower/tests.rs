@@ -53,7 +53,7 @@ fn streaming() -> Follower {
     let mut follower = Follower::new(kept, Some(epoch(1)), Attempt(5));
     let attempt = follower.connect();
     let actions = follower.welcomed(&welcome(attempt, point(20, 2)), Some(digest(2)));
-    assert_eq!(actions, []);
+    assert_eq!(actions, [acknowledge(20)]);
     follower
 }
 

@@ -55,9 +55,10 @@ impl Scene {
     }
 
     fn join(&mut self, name: &str, matched: u64) -> Session {
+        let epoch = self.leader.epoch().clone();
         let joined = self
             .leader
-            .join(&node(name), None, Position(matched), self.now);
+            .join(&node(name), Some(&epoch), Position(matched), self.now);
         joined.unwrap().0
     }
 
@@ -135,6 +136,16 @@ fn a_standby_that_has_promised_to_follow_another_is_not_taken_in() {
         .leader
         .join(&node("b"), Some(&higher), Position(101), scene.now);
     assert_eq!(joined, None);
+}
+
+#[test]
+fn what_a_standby_had_before_it_promised_to_follow_counts_once_it_acknowledges_it() {
+    let mut scene = Scene::started(policy(1, None), Position(100));
+    let joined = scene.leader.join(&node("b"), None, Position(95), scene.now);
+    let session = joined.unwrap().0;
+    assert_eq!(scene.leader.at_risk(), 100);
+    scene.acknowledge("b", session, 95);
+    assert_eq!(scene.leader.at_risk(), 5);
 }
 
 #[test]
