@@ -39,6 +39,7 @@ fn a_write_is_neither_answered_nor_seen_by_others_before_it_is_committed() {
         Value::Null,
         "reads do not wait for others' writes"
     );
+    assert!(writer.is_silent());
     server.store.commit();
     assert_eq!(writer.receive(), Value::Simple("PONG".to_owned()));
     assert_eq!(writer.receive(), ok());
