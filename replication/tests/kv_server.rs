@@ -3,7 +3,8 @@
 
 mod kv_support;
 
-use kv_support::{Client, Commits, Running, Value, bulk, encode, error, fields, ok, wait_until};
+use kv_support::client::{Client, Value, bulk, encode, error, fields, ok};
+use kv_support::{Commits, Running, wait_until};
 use std::sync::atomic::Ordering;
 use understudy_replication::kv::keyspace::Refusal;
 use understudy_replication::kv::server::{Password, ServerOptions};
