@@ -3,7 +3,8 @@
 
 mod kv_support;
 
-use kv_support::{Client, Commits, Running, Value, bulk, encode, error, fields, ok, wait_until};
+use kv_support::client::{Client, Value, bulk, encode, error, fields, ok};
+use kv_support::{Commits, Running, wait_until};
 use std::sync::atomic::Ordering;
 use understudy_replication::kv::keyspace::Refusal;
 use understudy_replication::kv::server::{Password, ServerOptions};
@@ -39,6 +40,7 @@ fn a_write_is_neither_answered_nor_seen_by_others_before_it_is_committed() {
         Value::Null,
         "reads do not wait for others' writes"
     );
+    assert!(writer.is_silent());
     server.store.commit();
     assert_eq!(writer.receive(), Value::Simple("PONG".to_owned()));
     assert_eq!(writer.receive(), ok());
