@@ -8,17 +8,23 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from benches import report as cases_report
+from benches.case import Case, Measure
 from benches.files.cases import CASES
 from benches.files.compare import Different, assert_equal
 from benches.files.measured import Round, Run
 from benches.files.report import Result, figures
 from benches.files.stream import Unseen, _latencies
-from benches.postgres import report as postgres_report
-from benches.postgres.case import Case as PostgresCase
-from benches.postgres.case import Measure
+from tests.outside.resp import RespError
 from tests.soak.files import judge
 from tests.soak.files.mutator import CAPABILITIES, Mutator
 from tests.soak.files.tagged import Ledger
+from tests.soak.kv import judge as kv_judge
+from tests.soak.kv.clients import has_refused
+from tests.soak.kv.history import Claim as KvClaim
+from tests.soak.kv.history import Round as KvRound
+from tests.soak.kv.history import TakeOver as KvTakeOver
+from tests.soak.kv.linear import NEVER, Kind, Operation, first_inexplicable
 from tests.soak.postgres import judge as postgres_judge
 from tests.soak.postgres.history import Ack, Claim, History, Loss, TakeOver
 
@@ -208,6 +214,178 @@ class TakeOvers(unittest.TestCase):
         self.assertEqual(self.two_writers([row(1, "a", 20.5), row(2, "b", 21, timeline=2)], is_fenced=True), [])
 
 
+def write(value: str, called: float, returned: float = NEVER, node: str = "a", key: str = "k") -> Operation:
+    """A write; without a return nobody knows of it."""
+    return Operation(0, node, key, Kind.WRITE, value, called, returned)
+
+
+def read(value: str | int | None, called: float, returned: float, node: str = "a", key: str = "k") -> Operation:
+    return Operation(1, node, key, Kind.READ, value, called, returned)
+
+
+def add(value: int | None, called: float, returned: float = NEVER, node: str = "a", key: str = "k") -> Operation:
+    return Operation(0, node, key, Kind.ADD, value, called, returned)
+
+
+class Linearizability(unittest.TestCase):
+    """Whether one copy that does one thing at a time explains what was seen."""
+
+    def assert_good(self, *operations: Operation) -> None:
+        self.assertIsNone(first_inexplicable(operations))
+
+    def assert_bad_at(self, wanted: Operation, *others: Operation) -> None:
+        self.assertEqual(first_inexplicable([*others, wanted]), wanted)
+
+    def test_what_one_after_the_other_saw(self) -> None:
+        self.assert_good(read(None, 1, 2), write("x", 3, 4), read("x", 5, 6), write("y", 7, 8), read("y", 9, 10))
+
+    def test_of_two_at_once_either_may_be_first(self) -> None:
+        for last in "xy":
+            self.assert_good(write("x", 1, 5), write("y", 2, 6), read(last, 7, 8))
+        self.assert_good(write("x", 1, 9), read(None, 2, 3), read("x", 4, 5))
+
+    def test_what_meets_in_one_moment_is_at_once(self) -> None:
+        self.assert_good(write("x", 1, 2), read(None, 2, 3))
+
+    def test_a_stale_read(self) -> None:
+        self.assert_bad_at(read("x", 5, 6), write("x", 1, 2), write("y", 3, 4))
+        self.assert_bad_at(read(None, 3, 4), write("x", 1, 2))
+
+    def test_what_was_seen_once_is_not_unseen(self) -> None:
+        self.assert_bad_at(read(None, 4, 5), write("x", 1, 9), read("x", 2, 3))
+
+    def test_a_lost_write(self) -> None:
+        self.assert_bad_at(read("x", 9, 10), write("x", 1, 2), write("y", 3, 4), read("y", 5, 6))
+
+    def test_what_was_never_written(self) -> None:
+        self.assert_bad_at(read("z", 3, 4), write("x", 1, 2))
+
+    def test_an_unanswered_write_comes_late_or_never_but_once(self) -> None:
+        unknown, later = write("x", 1), write("y", 2, 3)
+        self.assert_good(unknown, later, read("y", 4, 5))
+        self.assert_good(unknown, later, read("y", 4, 5), read("x", 6, 7))
+        self.assert_bad_at(read("x", 10, 11), unknown, later, read("x", 4, 5), write("z", 6, 7), read("z", 8, 9))
+        # Not before it was asked for.
+        self.assert_bad_at(read("x", 0.1, 0.2), unknown)
+
+    def test_counters(self) -> None:
+        self.assert_good(add(2, 1, 5), add(1, 2, 4), read(2, 6, 7))
+        self.assert_good(add(1, 1, 2), add(None, 3), add(3, 4, 5), read(3, 6, 7))
+        self.assert_good(add(1, 1, 2), add(None, 3), add(2, 4, 5), read(2, 6, 7), read(3, 8, 9))
+
+    def test_a_fractured_increment(self) -> None:
+        twice, lost = add(1, 3, 4), read(1, 5, 6)
+        self.assert_bad_at(twice, add(1, 1, 2))
+        self.assert_bad_at(lost, add(1, 1, 2), add(2, 3, 4))
+        self.assert_bad_at(add(3, 3, 4), add(1, 1, 2))
+
+    def test_a_long_history_of_many_at_once_is_decided(self) -> None:
+        # Five writers whose requests overlap without a pause, and one who reads what the first of them wrote.
+        writes = [write(f"{number}", number, number + 4.5) for number in range(2000)]
+        reads = [read(f"{number}", number + 4.6, number + 4.9) for number in range(0, 2000, 7)]
+        self.assert_good(*writes, *reads)
+        self.assert_bad_at(read("3", 1900, 1900.5), *writes)
+
+
+def handed_over(**changes) -> KvTakeOver:
+    """Node b took over from a at 20, by force if nothing else is said."""
+    return KvTakeOver(**{"old": "a", "new": "b", "begun": 20.0, "ended": 21.0, "is_fenced": False, "is_forced": True,
+                         "lost": None, **changes})
+
+
+class KvRounds(unittest.TestCase):
+    """What a round of kills and take-overs may leave, and what not."""
+
+    def found(self, operations: list[Operation], final: dict, may_degrade: bool = False, **more) -> list[str]:
+        final_standby = more.pop("final_standby", final)
+        return kv_judge.violations(KvRound(may_degrade, operations, final=final, final_standby=final_standby,
+                                           ended=(90.0, 91.0), **more))
+
+    def assert_sees(self, found: list[str], words: str) -> None:
+        self.assertTrue(any(words in line for line in found), found)
+
+    def claims(self, *durabilities: tuple[float, str]) -> list[KvClaim]:
+        return [KvClaim("a", at, at + 0.01, "primary", (1, "a"), durability) for at, durability in durabilities]
+
+    def test_an_acknowledged_write_survives(self) -> None:
+        operations = [write("x", 1, 2), write("y", 22, 23, node="b", key="l")]
+        self.assertEqual(self.found(operations, {"k": "x", "l": "y"}, change=handed_over()), [])
+        for lost in ({"l": "y"}, {"k": "x"}):
+            self.assert_sees(self.found(operations, lost, change=handed_over(salvaged=b"xy")), "writes are lost")
+            self.assert_sees(self.found(operations, lost, change=handed_over(salvaged=b"xy")), "not linearizable")
+
+    def test_an_unanswered_one_may_be_there_or_not(self) -> None:
+        for final in ({"k": "x"}, {}):
+            self.assertEqual(self.found([write("x", 1)], final), [])
+            self.assertEqual(self.found([write("x", 1)], final, change=handed_over()), [])
+
+    def test_both_nodes_have_the_same_in_the_end(self) -> None:
+        self.assert_sees(self.found([write("x", 1, 2)], {"k": "x"}, final_standby={}), "the standby has something else")
+
+    def test_what_a_lonely_primary_took_may_be_lost_if_it_was_kept_aside(self) -> None:
+        operations = [add(1, 10, 11), read(1, 12, 13), write("x", 18, 19, key="u"), add(1, 22, 23, node="b")]
+        alone = {"may_degrade": True, "claims": self.claims((9, "held"), (15, "alone"))}
+        kept, final = b"..x..", {"k": 1}
+        self.assertEqual(self.found(operations, final, change=handed_over(salvaged=kept), **alone), [])
+        self.assert_sees(self.found(operations, final, change=handed_over(), **alone), "did not keep them aside")
+        self.assert_sees(self.found(operations, final, change=handed_over(salvaged=kept, lost=0), **alone),
+                         "0 operations were lost, and more")
+        # It said once more that they are on the standby.
+        healed = {"may_degrade": True, "claims": self.claims((9, "held"), (15, "alone"), (19.5, "held"))}
+        self.assert_sees(self.found(operations, final, change=handed_over(salvaged=kept), **healed), "were on both nodes")
+        # A pair that never degrades has no such excuse; nor has a primary that was asked.
+        self.assert_sees(self.found(operations, final, change=handed_over(salvaged=kept)), "were on both nodes")
+        clean = handed_over(is_fenced=True, is_forced=False, salvaged=kept)
+        self.assert_sees(self.found(operations, final, change=clean, **alone), "handed over, and acknowledged")
+
+    def test_a_lonely_primary_contradicts_itself_no_more_than_any_other(self) -> None:
+        operations = [write("x", 18, 18.1), read(None, 18.2, 18.3)]
+        self.assert_sees(self.found(operations, {"k": "x"}, True, change=handed_over()), "for a by itself")
+
+    def test_just_before_its_death_an_untouched_primary_is_not_alone(self) -> None:
+        operations = [write("x", 10.1, 10.2)]
+        held = {"claims": self.claims((10, "held")), "change": handed_over(salvaged=b"x")}
+        self.assert_sees(self.found(operations, {}, True, **held), "were on both nodes")
+        self.assertEqual(self.found(operations, {}, True, **held, troubles=[(10.05, None)]), [])
+        self.assertEqual(self.found([write("x", 10.1, 10.9)], {}, True, **held), [])
+
+    def test_a_superseded_primary_that_cannot_hear_may_answer_reads(self) -> None:
+        operations = [write("x", 1, 2), write("y", 22, 23, node="b"), read("x", 24, 25)]
+        self.assertEqual(self.found(operations, {"k": "y"}, change=handed_over()), [])
+        clean = handed_over(is_fenced=True, is_forced=False)
+        self.assert_sees(self.found(operations, {"k": "y"}, change=clean), "not linearizable")
+
+    def test_one_node_takes_writes(self) -> None:
+        both = [write("x", 1, 2), write("y", 3, 4, node="b", key="l")]
+        self.assert_sees(self.found(both, {"k": "x", "l": "y"}), "nobody took over")
+        self.assert_sees(self.found(both, {"k": "x", "l": "y"}, change=handed_over()), "before it was promoted")
+        late = [write("x", 22, 23, node="b"), write("y", 31, 32, key="l")]
+        final = {"k": "x", "l": "y"}
+        self.assert_sees(self.found(late, final, change=handed_over()), "could hear of it")
+        self.assertEqual(self.found(late, final, change=handed_over(), cuts=[(19, 30)]), [])
+        fenced = handed_over(is_fenced=True, is_forced=False)
+        self.assert_sees(self.found(late, final, change=fenced, cuts=[(19, 30)]), "had been fenced")
+        claims = [KvClaim(node, 1, 1.1, "primary", (2, "b"), None) for node in "ab"]
+        self.assert_sees(self.found([], {}, claims=claims), "two primaries")
+
+    def test_never_alone_is_never(self) -> None:
+        self.assert_sees(self.found([], {}, claims=self.claims((1, "alone"))), "must never")
+        # Who has just been promoted may be, and afterwards the judge swaps roles himself.
+        promoted = handed_over(old="b", new="a")
+        self.assertEqual(self.found([], {}, claims=self.claims((21, "alone")), change=promoted), [])
+        self.assertEqual(self.found([], {}, claims=self.claims((92, "alone"))), [])
+        lost = [write("x", 18, 19)]
+        claims = self.claims((17, "alone"), (92, "held"))
+        self.assertEqual(self.found(lost, {}, True, claims=claims, change=handed_over(salvaged=b"x")), [])
+
+    def test_which_errors_say_that_nothing_came_of_it(self) -> None:
+        refused = ["READONLY You can't write against a read only replica.", "LOADING Redis is loading the dataset in memory",
+                   "EXECABORT Transaction discarded because of previous errors."]
+        unknown = ["READONLY This node is no longer the primary; whether the write was kept is not known.",
+                   "NOREPLICAS Not enough good replicas to write.", "MISCONF The log cannot be written: disk full"]
+        self.assertEqual([has_refused(RespError(text)) for text in refused + unknown], [True] * 3 + [False] * 3)
+
+
 class Figures(unittest.TestCase):
     """How runs become what `--json` prints."""
 
@@ -221,21 +399,30 @@ class Figures(unittest.TestCase):
         self.assertEqual((wire["ratio"], wire["met"]), (1.3, False))
         self.assertEqual([figure["met"] for figure in figures(Result(case, rounds), is_full_size=False)], [None, None])
 
-    def test_postgres_medians_bounds_and_what_is_only_told(self) -> None:
-        class Swap(PostgresCase):
+    def test_medians_bounds_and_what_is_only_told(self) -> None:
+        class Swap(Case):
             name = "swap"
             measures = (Measure("window", "s", "script", 1.3), Measure("word", "s", "limit", 1.0, limit=0.5),
                         Measure("window", "s", "script", None, against_key="other"))
 
         samples = [{"window": window, "word": 0.6} for window in (0.2, 9.0, 0.3)]
-        result = postgres_report.Result(Swap, samples, [{"window": 0.25, "other": 0.1}])
+        result = cases_report.Result(Swap, samples, [{"window": 0.25, "other": 0.1}])
         told = [(figure["ours"], figure["against_value"], figure["ratio"], figure["met"])
-                for figure in postgres_report.figures(result, is_full_size=True)]
+                for figure in cases_report.figures(result, is_full_size=True)]
         self.assertEqual(told, [(0.3, 0.25, 1.2, True), (0.6, 0.5, 1.2, False), (0.3, 0.1, 0.3 / 0.1, None)])
-        quick = postgres_report.figures(result, is_full_size=False)
+        quick = cases_report.figures(result, is_full_size=False)
         self.assertEqual([figure["met"] for figure in quick], [None] * 3)
-        missing = postgres_report.figures(postgres_report.Result(Swap, [], [{"window": 0.25}]), is_full_size=True)
+        missing = cases_report.figures(cases_report.Result(Swap, [], [{"window": 0.25}]), is_full_size=True)
         self.assertEqual([(figure["ours"], figure["ratio"], figure["met"]) for figure in missing], [(None, None, None)] * 3)
+
+    def test_of_what_there_should_be_more_a_target_is_the_least(self) -> None:
+        class Rate(Case):
+            name = "rate"
+            measures = (Measure("rate", "/s", "peer", 1.0, is_floor=True),)
+
+        told = [cases_report.figures(cases_report.Result(Rate, [{"rate": rate}], [{"rate": 100.0}]), True)[0]["met"]
+                for rate in (99.0, 101.0)]
+        self.assertEqual(told, [False, True])
 
     def test_a_version_shows_all_changes_up_to_its_own(self) -> None:
         changes = [(b"f", 1, 10.0), (b"f", 2, 11.0), (b"g", 3, 12.0)]

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from benches import campaign
+from benches.campaign import say
 from tests.outside import network
-from tests.outside.binary import REPOSITORY, Binary
+from tests.outside.binary import Binary
 
 from . import disk, floors, report
 from .cases import CASES, SCENES, NotMeasurable
@@ -39,7 +41,7 @@ def main() -> int:
         for place in places:
             disk.mount_own(place, sizes.disk_bytes)
     bench = Bench(binary, folder, sizes, arguments.seed, has_own_network, arguments.verify)
-    facts = {"machine": report.machine(places[0], binary), "quick": arguments.quick, "seed": arguments.seed,
+    facts = {"machine": campaign.machine(places[0], binary, rsync=["rsync", "--version"]), "quick": arguments.quick, "seed": arguments.seed,
              "own_network": has_own_network}
     try:
         say("what an idle pair and this machine need at least")
@@ -64,33 +66,12 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    names = [case.name for case in CASES]
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench files", description="Measure the files store beside rsync, in turn, in the same run.",
-        epilog="cases: " + ", ".join(f"{case.name} ({case.title})" for case in CASES))
-    parser.add_argument("--quick", action="store_true", help="smaller trees and two rounds, for a look within 3 minutes")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--case", action="append", choices=names, metavar="CASE", help="run this one only (may be repeated)")
-    parser.add_argument("--rounds", type=_positive, help="how often each case is run (default: 5, quick 2)")
+    parser = campaign.parser("files", "Measure the files store beside rsync, in turn, in the same run.", CASES)
     parser.add_argument("--seed", type=int, default=1, help="of trees and changes (default: 1)")
-    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench", help="work in this folder, on a real disk")
     parser.add_argument("--shared-disk", action="store_true",
-                        help="use that folder's file system as it is, not a fresh one in an image there")
+                        help="use that folder's file system as it is, not a fresh one in an image there; --keep implies it")
     parser.add_argument("--verify", action="store_true", help="compare all content after each case, not a sample")
-    parser.add_argument("--keep", action="store_true", help="keep the trees and the nodes' folders; implies --shared-disk")
-    parser.add_argument("--gate", action="store_true", help="exit with 1 unless every target is met")
-    arguments = parser.parse_args()
-    if arguments.gate and arguments.quick:
-        parser.error("--gate needs the full size: --quick cannot tell whether a target is met")
-    arguments.dir = arguments.dir.resolve()
-    return arguments
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    return campaign.parse(parser)
 
 
 def _floors(bench: Bench) -> dict:
@@ -172,10 +153,6 @@ def _remove(folder: Path) -> None:
             # Whoever still has it open keeps it no longer than it lives.
             subprocess.run(["umount", "--lazy", place], check=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

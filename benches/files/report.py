@@ -1,11 +1,7 @@
 """The results, as a table for people and as JSON for programs."""
 
 import json
-import os
-import platform
-import subprocess
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from .cases import Case, Measure
 from .measured import Round, median
@@ -41,20 +37,6 @@ def figures(result: Result, is_full_size: bool) -> list[dict]:
 
 def _medians(measure: Measure, rounds: list[Round]) -> tuple[float | None, float | None]:
     return median(map(measure.ours, rounds)), median(map(measure.against, rounds))
-
-
-def machine(folder: Path, binary) -> dict:
-    """Tells what the figures were measured on."""
-    first_line = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]
-    return {
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "file_system": first_line("findmnt", "-no", "FSTYPE", "-T", str(folder)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load": os.getloadavg(),
-        "rsync": first_line("rsync", "--version").removeprefix("rsync  "),
-        "understudy": binary.version().removeprefix("understudy "),
-    }
 
 
 def table(results: list[Result], is_full_size: bool) -> str:

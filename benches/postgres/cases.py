@@ -1,6 +1,7 @@
 """The cases, in the order in which they run."""
 
-from .case import Case
+from benches.case import Case
+
 from .latency import Latency
 from .promotion import Promotion, SilentPromotion
 from .rejoin import LargeRejoin, Rejoin

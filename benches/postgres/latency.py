@@ -3,11 +3,11 @@
 import statistics
 import subprocess
 
+from benches.case import Measure, PairsCase, Sample
 from tests.outside.node import Pair
 
 from . import load
 from .bare import BarePair
-from .case import Measure, PairsCase, Sample
 
 SCRIPT = "INSERT INTO latency (at) VALUES (now());\n"
 

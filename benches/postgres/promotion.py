@@ -3,13 +3,13 @@
 import time
 from datetime import datetime
 
+from benches.case import Case, Measure, Sample
 from tests.outside.node import Node, Pair
 from tests.outside.pair import Failed
 from tests.outside.postgres import Machine, until
 from tests.outside.writer import Writer
 
 from .bare import BarePair
-from .case import Case, Measure, Sample
 
 TAKE_OVER = 'promotion step step="take over postgres"'
 # The client writes for this long before, and is alone with the standby for this long.

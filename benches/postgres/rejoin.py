@@ -2,13 +2,13 @@
 
 import time
 
+from benches.case import Measure, PairsCase, Sample
 from tests.outside.node import Pair
 from tests.outside.pair import Failed
 from tests.outside.writer import TABLE, Writer
 
 from . import load
 from .bare import BarePair
-from .case import Measure, PairsCase, Sample
 
 
 class Rejoin(PairsCase):

@@ -4,11 +4,11 @@ import shutil
 import subprocess
 import time
 
+from benches.case import Case, Measure, Sample
 from tests.outside.node import Node, Pair
 from tests.outside.postgres import BARE_SETTINGS, Server, until
 
 from . import load
-from .case import Case, Measure, Sample
 
 
 # What `join` prints when a base backup is durable, before the server is started on it.

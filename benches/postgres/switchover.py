@@ -2,6 +2,7 @@
 
 import time
 
+from benches.case import Measure, NotMeasurable, PairsCase, Sample
 from tests.outside.node import Pair
 from tests.outside.pair import Failed
 from tests.outside.postgres import until
@@ -9,7 +10,6 @@ from tests.outside.writer import Writer
 
 from . import load, patroni
 from .bare import BarePair
-from .case import Measure, NotMeasurable, PairsCase, Sample
 from .patroni import PatroniPair
 
 # The client, and the load, run for this long before the word, and the client after the first row of the new primary.

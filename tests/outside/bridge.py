@@ -46,9 +46,14 @@ class Plug:
             subprocess.run(self.within(["ip", *line.split()]), check=True)
         self.mend()
 
+    @property
+    def namespace(self) -> str:
+        """Returns the path by which this namespace is entered."""
+        return f"/proc/{self._holder.pid}/ns/net"
+
     def within(self, command: list) -> list:
         """Returns the command, to be run in this namespace."""
-        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--", *command]
+        return ["nsenter", f"--net={self.namespace}", "--", *command]
 
     def cut(self) -> None:
         """Pulls the cable: nothing leaves any more, not even the end of a connection."""
@@ -67,7 +72,7 @@ class Plug:
 
     def processes(self) -> list[int]:
         """Returns all processes of this machine."""
-        mine = os.readlink(f"/proc/{self._holder.pid}/ns/net")
+        mine = os.readlink(self.namespace)
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != self._holder.pid:
@@ -86,7 +91,7 @@ class Plug:
 
     def _await_namespace(self) -> None:
         ours = os.readlink("/proc/self/ns/net")
-        while os.readlink(f"/proc/{self._holder.pid}/ns/net") == ours:
+        while os.readlink(self.namespace) == ours:
             time.sleep(0.001)
 
 

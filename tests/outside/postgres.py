@@ -4,10 +4,9 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
-from . import client
+from . import client, waiting
 from .bridge import Plug
 from .pair import Failed
 from .processes import descendants
@@ -186,15 +185,5 @@ def kill(pids: list[int]) -> None:
 
 
 def until(what: str, holds, patience: float = 60, interval: float = 0.005) -> float:
-    """Waits until `holds` returns something true, and returns the moment; what fails meanwhile does not hold yet."""
-    deadline = time.monotonic() + patience
-    while True:
-        trouble = ""
-        try:
-            if holds():
-                return time.monotonic()
-        except (Failed, client.Error, OSError) as error:
-            trouble = f"; {error}"
-        if time.monotonic() > deadline:
-            raise Failed(f"not within {patience:.0f} s: {what}{trouble}")
-        time.sleep(interval)
+    """Waits as [`waiting.until`] does; a server that does not answer yet is no failure, either."""
+    return waiting.until(what, holds, patience, interval, (client.Error,))

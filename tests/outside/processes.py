@@ -27,13 +27,12 @@ def cpu_of_reaped_children(pid: int) -> float:
 
 def peak_rss(pid: int) -> int:
     """Returns the most memory that `pid` has held since [`reset_peak_rss`], in bytes; 0 when it is gone."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return 0
+    return _memory(pid, "VmHWM:")
+
+
+def rss(pid: int) -> int:
+    """Returns the memory that `pid` holds now, in bytes; 0 when it is gone."""
+    return _memory(pid, "VmRSS:")
 
 
 def reset_peak_rss(pid: int) -> None:
@@ -55,3 +54,13 @@ def descendants(pid: int) -> list[int]:
 def _stat(pid: int) -> list[str]:
     """Returns the fields of /proc/PID/stat from the state on; the name before it may hold anything."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
+def _memory(pid: int, name: str) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return 0

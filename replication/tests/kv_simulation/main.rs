@@ -5,6 +5,7 @@
 //! One seed is one schedule. `UNDERSTUDY_SCHEDULES` sets how many are run, `UNDERSTUDY_SEED` the first; a failure
 //! prints its seed and what happened in it.
 
+mod check;
 mod disk;
 mod fault;
 mod mended;
@@ -13,6 +14,7 @@ mod oracle;
 mod primary;
 mod promotion;
 mod random;
+mod schedule;
 mod seen;
 mod standby;
 mod world;

@@ -57,7 +57,7 @@ pub(crate) enum Message {
         epoch: Epoch,
         tail: Tail,
     },
-    /// Nothing but the epoch that every message carries.
+    /// Nothing but the epoch.
     Gossip,
 }
 

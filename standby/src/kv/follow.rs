@@ -1,6 +1,7 @@
 //! A link to the primary, from its opening to its end: hellos, snapshots, sessions. In a thread that blocks:
 //! it reads the socket, syncs the disk and answers, and nobody has to be woken in between.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,8 @@ pub(super) struct Following<'a> {
     pub(super) goal: Option<Position>,
     /// The next hello asks for the table.
     pub(super) wants_snapshot: bool,
+    /// When this node last said something on the link.
+    said: Cell<Instant>,
     primary: &'a PeerClient,
     progress: &'a dyn Progress,
 }
@@ -89,6 +92,7 @@ pub(super) fn follow(
         until,
         goal: None,
         wants_snapshot: false,
+        said: Cell::new(Instant::now()),
         primary,
         progress,
     };
@@ -140,6 +144,7 @@ impl Following<'_> {
 
     /// Sends a frame.
     pub(super) fn say(&self, duplex: &mut Duplex, says: &FollowerSays) -> Result<(), KvError> {
+        self.said.set(Instant::now());
         duplex.outgoing.add(&[&wire::encode(says)?]);
         let sent = self.wait(duplex.outgoing.flush(SEND_PATIENCE));
         Ok(sent.unwrap_or(Ok(()))?)
@@ -153,6 +158,10 @@ impl Following<'_> {
     ) -> Result<Option<FromLeader>, KvError> {
         let begun = Instant::now();
         loop {
+            // Whatever is heard: the primary has to know that somebody is here.
+            if self.said.get().elapsed() >= HEARTBEAT_INTERVAL {
+                self.say(duplex, &FollowerSays::Here)?;
+            }
             // Made within the runtime, whose timer it is.
             let frame =
                 async { tokio::time::timeout(HEARTBEAT_INTERVAL, duplex.incoming.next()).await };
@@ -165,7 +174,7 @@ impl Following<'_> {
                     return Ok(Some(wire::from_leader(frame)?));
                 }
                 Err(_) if begun.elapsed() >= limit => return Err(KvError::Silent { limit }),
-                Err(_) => self.say(duplex, &FollowerSays::Here)?,
+                Err(_) => {}
             }
         }
     }

@@ -283,3 +283,23 @@ async fn a_damaged_original_is_refused_and_left_as_it_is() {
     assert!(refused.contains("promote"), "{refused}");
     assert!(a.path().join("kv/log/00000000000000000000.log").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_on_which_nothing_happens_stays() {
+    let cluster = Cluster::new(|_| {});
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    let primary = a.lead(1, &standbys(1)).await;
+    let standby = b.follow(&a);
+    put(&*primary.end, "k", "v").await.unwrap();
+    let linked = || primary.end.standing().standbys.len();
+    assert_eq!(linked(), 1);
+    // Longer than either side puts up with silence.
+    let begun = std::time::Instant::now();
+    until("it was quiet for long", || {
+        assert_eq!(linked(), 1, "after {:?}", begun.elapsed());
+        begun.elapsed() > Duration::from_secs(8)
+    })
+    .await;
+    standby.stop().await;
+    primary.stop().await;
+}

@@ -9,12 +9,13 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.outside import network
-from tests.outside.binary import REPOSITORY, Binary
+from tests.outside.binary import Binary
 from tests.outside.pair import STORE, Failed, Pair
+from tests.soak import campaign
+from tests.soak.campaign import SEEDS_VIOLATED_MAX, Outcome, Violation, say
 
 from . import faults, judge, power, syscalls
 from .mutator import CAPABILITIES, Mutator
@@ -22,24 +23,10 @@ from .tagged import Ledger
 
 # A pair that has not caught up by then never will.
 PATIENCE = 90
-SEEDS_VIOLATED_MAX = 3
 
 # With `--faults`: in how many rounds calls fail, and how long a node may take to say that all is well then.
 FAULTY_SHARE = 0.7
 FAULTY_PATIENCE = 3
-
-
-class Violation(Exception):
-    """Something that is guaranteed does not hold."""
-
-
-@dataclass
-class Outcome:
-    """What a run has found."""
-
-    rounds: int = 0
-    seeds: list[int] = field(default_factory=list)
-    violations: int = 0
 
 
 class Trial:
@@ -94,6 +81,9 @@ class Trial:
 
     def end(self) -> None:
         self._pair.stop()
+
+    def keep(self) -> None:
+        """Nothing is kept but the folder: the trees tell all."""
 
     def _mutate(self, number: int) -> Mutator:
         # The changes have random numbers of their own: how many the disturbances need depends on time.
@@ -185,56 +175,24 @@ def main() -> int:
         say("nobody is cut off: no network namespace can be made here")
     without = set(arguments.without)
     binary = Binary()
-    folder = arguments.dir / f"{time.strftime('files-%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = campaign.folder(arguments, "files")
     if arguments.syscalls:
         return _hit_all(binary, folder, arguments)
     if arguments.power:
         return _cut_power(binary, folder, arguments)
-    outcome = Outcome()
-    seed = arguments.seed
-    say(f"begins with seed {seed}")
-    while outcome.rounds < arguments.rounds and outcome.violations < SEEDS_VIOLATED_MAX:
-        trial = Trial(binary, folder / f"seed-{seed}", seed, without, may_cut, arguments.faults)
-        _try(trial, seed, arguments, outcome)
-        if seed not in outcome.seeds:
-            shutil.rmtree(folder / f"seed-{seed}")
-        seed += 1
+    outcome = campaign.run(
+        lambda place, seed: Trial(binary, place, seed, without, may_cut, arguments.faults), folder, arguments,
+        "files" + " --faults" * arguments.faults)
     if not outcome.seeds:
         folder.rmdir()
-    told = {"rounds": outcome.rounds, "violations": outcome.violations, "seeds": outcome.seeds}
-    print(json.dumps(told) if arguments.json else
-          f"{outcome.rounds} rounds, {outcome.violations} violations" +
-          (f", of the seeds {', '.join(map(str, outcome.seeds))}; kept: {folder}" if outcome.seeds else ""))
-    return 1 if outcome.violations else 0
-
-
-def _try(trial: Trial, seed: int, arguments: argparse.Namespace, outcome: Outcome) -> None:
-    """Runs rounds until all are done or one finds a violation; then nothing after it would tell anything."""
-    number = 0
-    try:
-        trial.begin()
-        while outcome.rounds < arguments.rounds:
-            number += 1
-            outcome.rounds += 1
-            say(f"seed {seed}, round {number}: {trial.round(number)}")
-    except (Violation, Failed) as violation:
-        outcome.violations += 1
-        outcome.seeds.append(seed)
-        say(f"VIOLATION with seed {seed} in round {number}: {violation}")
-        say(f"again: scripts/soak files --seed {seed} --rounds {number}" + " --faults" * arguments.faults)
-    finally:
-        trial.end()
+    return outcome.tell(arguments.json, folder)
 
 
 def _cut_power(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int:
     rounds, seeds = power.run(binary, folder, arguments, say)
     if not seeds:
         folder.rmdir()
-    told = {"rounds": rounds, "violations": len(seeds), "seeds": seeds}
-    print(json.dumps(told) if arguments.json else
-          f"{rounds} rounds, {len(seeds)} violations" +
-          (f", of the seeds {', '.join(map(str, seeds))}; kept: {folder}" if seeds else ""))
-    return 1 if seeds else 0
+    return Outcome(rounds, seeds, len(seeds)).tell(arguments.json, folder)
 
 
 def _hit_all(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int:
@@ -281,13 +239,8 @@ def _hit_all(binary: Binary, folder: Path, arguments: argparse.Namespace) -> int
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/soak files",
-        description="Change a replicated tree at random, kill and cut off its nodes, and compare both trees.")
-    parser.add_argument("--rounds", type=int, default=None,
-                        help="how many rounds (default: 10; with --syscalls: all)")
-    parser.add_argument("--seed", type=int, default=None, help="repeat the history of this seed (default: a new one)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = campaign.parser("files",
+                             "Change a replicated tree at random, kill and cut off its nodes, and compare both trees.")
     parser.add_argument("--without", action="append", default=[], choices=CAPABILITIES,
                         help="neither make nor compare these (may be repeated)")
     parser.add_argument("--faults", action="store_true", help="let system calls of the daemons fail (needs strace)")
@@ -296,21 +249,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--power", action="store_true",
                         help="instead, cut the standby's power (needs loop devices and mkfs.ext4)")
     parser.add_argument("--only", help="with --syscalls: hit these calls only (a regular expression)")
-    parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/soak", help="work in this folder, on a real disk")
-    arguments = parser.parse_args()
+    arguments = campaign.parse(parser, rounds=None)
     if arguments.rounds is None and not arguments.syscalls:
         arguments.rounds = 10
-    if arguments.rounds is not None and arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    if arguments.seed is None:
-        # A number that is easily typed again.
-        arguments.seed = random.SystemRandom().randrange(1, 10**6)
-    arguments.dir = arguments.dir.resolve()
     return arguments
-
-
-def say(line: str) -> None:
-    print(f"soak: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from bisect import bisect_right
 from collections import defaultdict
 
+from tests.soak.hearing import could_hear
+
 from .history import Ack, Claim, History, TakeOver
 
 DIFFERENCES_TOLD = 5
 
-# A primary that hears of a higher epoch has this long to stop: the peers' heartbeat, and Postgres' own end.
-CONTACT = 6.0
 # For so long after `held` was told, a commit still waits, whatever happens to the standby: the primary goes on alone
 # after `degrade_after`, counted from the standby's last answer, which is at most three seconds old while it is held.
 HELD_FOR = 1.0
@@ -84,18 +84,6 @@ def two_writers(history: History, changes: list[TakeOver]) -> list[str]:
             found.append(f"{change.old} took writes {late[-1].sent - first:.3f} s after the first of {change.new}, "
                          f"though it {why}: {_told(late)}")
     return found
-
-
-def could_hear(moment: float, since: float, cuts: list[tuple[float, float | None]]) -> bool:
-    """Returns whether the nodes had heard each other for long enough at `moment` for what was so since `since`."""
-    begun = since
-    for start, end in cuts:
-        if end is None or end > moment:
-            if start <= moment:
-                return False
-        else:
-            begun = max(begun, end)
-    return moment - begun > CONTACT
 
 
 def _told(acks: list[Ack]) -> str:

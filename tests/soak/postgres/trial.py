@@ -8,10 +8,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.outside.agent import Ended
 from tests.outside.binary import Binary
-from tests.outside.node import Ended, Node, Pair
+from tests.outside.node import Node, Pair
 from tests.outside.pair import Failed
 from tests.outside.postgres import until
+
+from tests.soak.campaign import Violation
 
 from . import faults, judge
 from .clients import TABLE, Clients, is_held
@@ -33,10 +36,6 @@ PROMOTION_PATIENCE = 15
 # An old primary that is cut off and superseded goes on for so long before the cable is plugged in again.
 APART_SECONDS_MAX = 4.0
 KINDS = ("switchover", "switchover", "promote", "death", "death", "cut", "cut")
-
-
-class Violation(Exception):
-    """Something that is guaranteed does not hold."""
 
 
 class Trial:

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::error::CommandError;
 use super::glob;
 use super::strings::kind_name;
-use crate::kv::resp::{Args, Reply, parse_integer};
+use crate::kv::resp::{Args, REPLY_BYTES_MAX, Reply, parse_integer};
 use crate::kv::space::Space;
 
 pub(super) fn del(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
@@ -34,15 +34,36 @@ pub(super) fn dbsize(space: &mut Space<'_>, _: Args<'_>, reply: &mut Reply) -> O
 }
 
 pub(super) fn keys(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
-    let mut found = Vec::new();
+    let mut found = Found::default();
     space.scan(0, usize::MAX, &mut |key, _| {
         if glob::is_match(args.at(1), key) {
-            found.push(key.to_vec());
+            found.push(key);
         }
     });
-    reply.array(found.len());
-    found.iter().for_each(|key| reply.bulk(key));
+    found.write(reply);
     Ok(())
+}
+
+/// Keys that were found, as far as an answer has room for them.
+#[derive(Default)]
+struct Found {
+    keys: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Found {
+    fn push(&mut self, key: &[u8]) {
+        // Of what is more than an answer may have, the first keys are enough to see that.
+        if self.bytes <= REPLY_BYTES_MAX {
+            self.bytes = self.bytes.saturating_add(key.len()).saturating_add(1);
+            self.keys.push(key.to_vec());
+        }
+    }
+
+    fn write(&self, reply: &mut Reply) {
+        reply.array(self.keys.len());
+        self.keys.iter().for_each(|key| reply.bulk(key));
+    }
 }
 
 /// What `SCAN` and `HSCAN` were asked for.
@@ -115,16 +136,15 @@ pub(super) fn parse_cursor(bytes: &[u8]) -> Result<u64, CommandError> {
 pub(super) fn scan(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
     let cursor = parse_cursor(args.at(1))?;
     let options = ScanOptions::parse(args, 2, true)?;
-    let mut found = Vec::new();
+    let mut found = Found::default();
     let next = space.scan(cursor, options.count, &mut |key, kind| {
         let is_kind = |wanted: &Vec<u8>| wanted == kind_name(Some(kind)).as_bytes();
         if options.wants(key) && options.kind.as_ref().is_none_or(is_kind) {
-            found.push(key.to_vec());
+            found.push(key);
         }
     });
     reply.array(2);
     reply.text(&next);
-    reply.array(found.len());
-    found.iter().for_each(|key| reply.bulk(key));
+    found.write(reply);
     Ok(())
 }

@@ -231,6 +231,14 @@ impl Follower {
         self.stream.as_ref().map(|it| it.session)
     }
 
+    /// Returns the epoch of the leader that entries are taken from.
+    ///
+    /// Entries *of that epoch* that are cut need not be salvaged: they are what the leader lost in a crash before
+    /// they were durable there, so that nobody can have committed them.
+    pub fn epoch(&self) -> Option<&Epoch> {
+        self.stream.as_ref().map(|it| &it.epoch)
+    }
+
     /// Returns up to where the own log is known to be the leader's, in this session.
     pub fn verified(&self) -> Option<&Point> {
         self.stream.as_ref().map(|it| &it.verified)

@@ -7,4 +7,4 @@ mod reply;
 
 pub use self::decode::{Args, COMMAND_BYTES_MAX, Decoder, ProtocolError, Span};
 pub(crate) use self::number::parse_integer;
-pub use self::reply::{Protocol, Reply};
+pub use self::reply::{Protocol, REPLY_BYTES_MAX, Reply};

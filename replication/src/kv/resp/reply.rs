@@ -1,13 +1,13 @@
 //! What goes out.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 
 use bytes::BytesMut;
 
 use super::number::Digits;
 
 /// What an answer may have at most, in bytes. More is answered by an error.
-const REPLY_BYTES_MAX: usize = 64 << 20;
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// Which version of the protocol a client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -191,9 +191,69 @@ impl Reply {
     }
 }
 
-impl Write for Reply {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.put(&[text.as_bytes()]);
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(
+        protocol: Protocol,
+        write: impl FnOnce(&mut Reply) -> Result<(), &'static str>,
+    ) -> String {
+        let mut reply = Reply {
+            protocol,
+            ..Reply::default()
+        };
+        reply.answer(write);
+        String::from_utf8(reply.bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn each_version_has_its_own_forms() {
+        let write = |reply: &mut Reply| {
+            reply.null();
+            reply.null_array();
+            reply.map(1);
+            reply.bulk(b"a");
+            reply.integer(-10);
+            reply.set(0);
+            reply.verbatim("text");
+            Ok(())
+        };
+        assert_eq!(
+            written(Protocol::Two, write),
+            "$-1\r\n*-1\r\n*2\r\n$1\r\na\r\n:-10\r\n*0\r\n$4\r\ntext\r\n"
+        );
+        assert_eq!(
+            written(Protocol::Three, write),
+            "_\r\n_\r\n%1\r\n$1\r\na\r\n:-10\r\n~0\r\n=8\r\ntxt:text\r\n"
+        );
+    }
+
+    #[test]
+    fn an_error_stands_alone_and_on_one_line() {
+        let answer = written(Protocol::Two, |reply| {
+            reply.ok();
+            Err("ERR a\r\nb")
+        });
+        assert_eq!(answer, "-ERR a  b\r\n");
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_an_error() {
+        let part = vec![b'a'; 1 << 20];
+        let mut reply = Reply::default();
+        reply.answer(|reply| {
+            reply.array(100);
+            (0..100).for_each(|_| reply.bulk(&part));
+            Ok::<_, &str>(())
+        });
+        reply.answer(|reply| {
+            reply.ok();
+            Ok::<_, &str>(())
+        });
+        assert_eq!(
+            reply.bytes(),
+            &b"-ERR the answer is too large; SCAN and HSCAN give it in parts\r\n+OK\r\n"[..]
+        );
     }
 }

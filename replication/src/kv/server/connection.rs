@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Shared;
@@ -38,6 +38,9 @@ const AUTHENTICATION_MAX: Duration = Duration::from_secs(60);
 
 /// How long somebody waits who has told a wrong password.
 const SUSPECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client that is no longer understood is listened to, so that it hears why.
+const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// A client's connection.
 pub(super) struct Connection {
@@ -102,7 +105,8 @@ impl Connection {
             self.input.advance(found.bytes);
             if let Some(error) = found.error {
                 self.reply.answer(|_| Err(error));
-                return self.send().await;
+                self.send().await?;
+                return self.linger().await;
             }
             if found.is_all || self.reply.len() > SEND_BYTES {
                 self.send().await?;
@@ -168,6 +172,26 @@ impl Connection {
         };
         self.session.client.heard(self.reply.protocol);
         Ok(count > 0)
+    }
+
+    /// Reads for a while what nobody will look at: to close the connection before the client has sent all would
+    /// take from it the answer as well.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let draining = async {
+            loop {
+                self.input.clear();
+                self.input.reserve(READ_BYTES);
+                if self.stream.read_buf(&mut self.input).await? == 0 {
+                    return Ok(());
+                }
+            }
+        };
+        // The client that goes on and on is cut off.
+        match tokio::time::timeout(LINGER_MAX, draining).await {
+            Ok(drained) => drained,
+            Err(_elapsed) => Ok(()),
+        }
     }
 
     /// Sends the answers.

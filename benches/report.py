@@ -28,11 +28,11 @@ def figures(result: Result, is_full_size: bool) -> list[dict]:
     for measure in result.case.measures:
         ours, against = _ours(measure, result), _against(measure, result)
         ratio = ours / against if ours is not None and against else None
-        is_told = is_full_size and ratio is not None and measure.at_most is not None and not result.failure
+        is_told = is_full_size and ratio is not None and measure.target is not None and not result.failure
         told.append({
             "name": f"{result.case.name} {measure.name}", "unit": measure.unit,
             "ours": ours, "against": measure.against, "against_value": against,
-            "ratio": ratio, "target": measure.at_most, "met": ratio <= measure.at_most if is_told else None,
+            "ratio": ratio, "target": measure.target, "met": measure.is_met(ratio) if is_told else None,
         })
     return told
 
@@ -64,7 +64,7 @@ def table(results: list[Result], is_full_size: bool) -> str:
                 _short(min(values, default=None), measure.unit), _short(max(values, default=None), measure.unit),
                 measure.against, _short(figure["against_value"], measure.unit),
                 "-" if figure["ratio"] is None else f"{figure['ratio']:.2f}",
-                "-" if measure.at_most is None else f"<= {measure.at_most:g}", met,
+                measure.target_text(), met,
             ])
         if result.missing:
             lines.append([result.case.name, f"not measured: {result.missing}"])
@@ -79,7 +79,7 @@ def _short(value: float | None, unit: str) -> str:
         return "-"
     if unit == "s" and value < 0.01:
         return f"{value * 1e6:.0f} us"
-    return f"{value:.3f} {unit}"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3f} {unit}"
 
 
 def raw(results: list[Result], facts: dict) -> str:

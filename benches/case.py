@@ -1,16 +1,6 @@
 """What a case is: one side after the other, over and over, and the figures that come of it."""
 
-import itertools
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
-
-from tests.outside.binary import Binary
-from tests.outside.isolation import WORK
-from tests.outside.node import Pair
-
-from .bare import BarePair
-from .sizes import Sizes
 
 
 class NotMeasurable(Exception):
@@ -19,49 +9,28 @@ class NotMeasurable(Exception):
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of ours beside one that it is compared with; `at_most` bounds the ratio, `None` only tells it."""
+    """A figure of ours beside one that it is compared with; `target` bounds the ratio, `None` only tells it."""
 
     name: str
     unit: str
     against: str
-    at_most: float | None
+    target: float | None
     # What the values are called in a side's sample, where that is not the figure's own name.
     ours_key: str = ""
     against_key: str = ""
     # A bound that takes the place of the other side.
     limit: float | None = None
+    # More is better: the ratio is to be at least `target`.
+    is_floor: bool = False
+
+    def is_met(self, ratio: float) -> bool:
+        return ratio >= self.target if self.is_floor else ratio <= self.target
+
+    def target_text(self) -> str:
+        return "-" if self.target is None else f"{'>=' if self.is_floor else '<='} {self.target:g}"
 
 
 Sample = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all cases share."""
-
-    binary: Binary
-    sizes: Sizes
-    numbers = itertools.count(1)
-
-    def folder(self, name: str) -> Path:
-        """Returns a new folder."""
-        folder = WORK / f"{name}{next(self.numbers)}"
-        folder.mkdir()
-        return folder
-
-    def pair(self, section: str = "") -> Pair:
-        """Makes a pair of ours; its standby has not joined."""
-        return Pair(self.binary, self.folder("ours"), section)
-
-    def bare_pair(self) -> BarePair:
-        return BarePair(self.folder("bare"))
-
-    @staticmethod
-    def discard(pair) -> None:
-        """Ends and removes a pair of either side, if there is one."""
-        if pair:
-            pair.remove()
-            shutil.rmtree(pair.primary.folder.parent)
 
 
 class Case:
@@ -76,7 +45,7 @@ class Case:
     once = False
     is_default = True
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench) -> None:
         self.bench = bench
 
     def ours(self, number: int) -> Sample:
@@ -94,18 +63,18 @@ class Case:
 class PairsCase(Case):
     """A case with a pair on each side that outlives a round; each is made when it is first needed."""
 
-    _ours: Pair | None = None
-    _bare: BarePair | None = None
+    _ours = None
+    _bare = None
 
-    def prepare(self, pair: Pair | BarePair) -> None:
+    def prepare(self, pair) -> None:
         """Fills a primary that has no standby yet."""
 
-    def our_pair(self) -> Pair:
+    def our_pair(self):
         if self._ours is None:
             self._ours = self._joined(self.bench.pair())
         return self._ours
 
-    def bare_pair(self) -> BarePair:
+    def bare_pair(self):
         if self._bare is None:
             self._bare = self._joined(self.bench.bare_pair())
         return self._bare

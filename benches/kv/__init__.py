@@ -1,0 +1,1 @@
+"""The KV store beside Redis with the same guarantee."""
