@@ -124,6 +124,8 @@ name = "docs"
 path = "{DOCS}"
 exclude = ["*.tmp"]
 
+[kv]
+
 [settings]
 schedule = "*/2 * * * * *"
 paths = ["{SETTINGS}"]
@@ -245,7 +247,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         run_dir: "/nonexistent".into(),
         pki_dir: "/nonexistent".into(),
         monitor_listen: machines.monitor("a"),
-        kv_listen: understudy_config::Local::KV_LISTEN_DEFAULT,
+        kv_listen: machines.kv("a"),
     };
     let ip = machines.monitor("a").ip();
     let cluster = understudy_replication::postgres::Cluster::find(&config, &local, ip, vec![])?;

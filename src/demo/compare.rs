@@ -12,7 +12,7 @@ use understudy_standby::index::SearchResult;
 
 use super::appliance::{Appliance, DOCS, SETTINGS_FILE, beneath, connect};
 use super::machine::Machines;
-use super::writer::{Done, FileWrite, Written};
+use super::writer::{Done, FileWrite, LAST_KEY, Written};
 use crate::failure::Failure;
 
 /// How one store came through.
@@ -113,7 +113,18 @@ pub(super) async fn compare(
     for write in &written.settings {
         count.add(write, found.is_some_and(|found| found >= write.what));
     }
-    Ok(vec![postgres, files, settings])
+
+    let mut keys = result("kv", StoreKind::Kv);
+    let found = machines.understudy("b", &["kv", "get", LAST_KEY]).await;
+    let found: Option<u32> = found.ok().and_then(|text| text.trim().parse().ok());
+    let mut count = Count {
+        promised,
+        result: &mut keys,
+    };
+    for write in &written.keys {
+        count.add(write, found.is_some_and(|found| found >= write.what));
+    }
+    Ok(vec![postgres, files, keys, settings])
 }
 
 /// Compares the files that the writer did not touch: each must be the same on both nodes.

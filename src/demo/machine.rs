@@ -34,6 +34,7 @@ pub(super) struct Machines {
 struct Machine {
     peers: SocketAddr,
     monitor: SocketAddr,
+    kv: SocketAddr,
     serving: Option<Child>,
 }
 
@@ -55,6 +56,7 @@ impl Machines {
             Ok::<_, Failure>(Machine {
                 peers: free_address(&[ip])?,
                 monitor: free_address(&[ip])?,
+                kv: free_address(&[ip])?,
                 serving: None,
             })
         };
@@ -94,6 +96,11 @@ impl Machines {
         self.machine(name).monitor
     }
 
+    /// Returns where clients reach the node's key-value store.
+    pub(super) fn kv(&self, name: &str) -> SocketAddr {
+        self.machine(name).kv
+    }
+
     fn local_arguments(&self, name: &str) -> Vec<String> {
         let home = self.home(name);
         let path = |part: &str| home.join(part).display().to_string();
@@ -102,6 +109,7 @@ impl Machines {
             ("--state-dir", path("state")),
             ("--run-dir", path("run")),
             ("--monitor", self.machine(name).monitor.to_string()),
+            ("--kv-listen", self.machine(name).kv.to_string()),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_postgres::Client;
 use understudy_replication::wall_time::WallTime;
 
@@ -17,6 +19,9 @@ use crate::failure::Failure;
 
 /// How many files the writer keeps rewriting.
 const FILES: u32 = 20;
+
+/// The key that holds the number of the last write.
+pub(super) const LAST_KEY: &str = "last";
 
 /// A finished write, and when it was finished.
 #[derive(Clone, Debug)]
@@ -40,6 +45,7 @@ pub(super) struct Written {
     pub(super) changes: Vec<Done<i32>>,
     pub(super) files: Vec<Done<FileWrite>>,
     pub(super) settings: Vec<Done<u32>>,
+    pub(super) keys: Vec<Done<u32>>,
 }
 
 /// The writer.
@@ -62,9 +68,11 @@ impl Writer {
         fs::create_dir_all(&notes)?;
         let settings = beneath(&machines.root("a"), SETTINGS_FILE);
         let (rows, files, confs) = (written.clone(), written.clone(), written.clone());
+        let keys = TcpStream::connect(machines.kv("a")).await?;
         let (stop_files, stop_settings) = (is_stopped.clone(), is_stopped.clone());
         let tasks = vec![
             tokio::spawn(write_rows(client, names, rows)),
+            tokio::spawn(write_keys(keys, written.clone())),
             tokio::task::spawn_blocking(move || write_files(&notes, &files, &stop_files)),
             tokio::task::spawn_blocking(move || write_settings(&settings, &confs, &stop_settings)),
         ];
@@ -119,6 +127,27 @@ async fn write_rows(client: Client, names: Vec<String>, written: Arc<Mutex<Writt
         }
         done(&written, |written| &mut written.changes, number);
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Sets keys until the store is gone, as a client of Redis would.
+async fn write_keys(mut store: TcpStream, written: Arc<Mutex<Written>>) {
+    for number in 1_u32.. {
+        let commands = format!(
+            "SET visitor:{} {number}\r\nSET {LAST_KEY} {number}\r\n",
+            number % 1000
+        );
+        let mut answers = [0; 10];
+        let asked = async {
+            store.write_all(commands.as_bytes()).await?;
+            store.read_exact(&mut answers).await
+        };
+        // What is not answered in this way is not known to be kept.
+        if asked.await.is_err() || &answers != b"+OK\r\n+OK\r\n" {
+            return;
+        }
+        done(&written, |written| &mut written.keys, number);
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

@@ -36,6 +36,7 @@ fn the_demo_loses_nothing_and_leaves_nothing_behind() {
         .collect();
     let expected = [
         ("docs", "files", 0),
+        ("kv", "kv", 0),
         ("postgres", "postgres", 0),
         ("settings", "settings", 0),
     ];
