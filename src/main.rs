@@ -128,6 +128,9 @@ enum Verb {
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Read and change the key-value store; look at what a failover has set aside
+    ///
+    /// Keys and values are any bytes. What is not printable UTF-8 is shown as \xNN, with a backslash doubled;
+    /// JSON has text as a string, and other bytes as {"base64": "…"}.
     Kv(kv::Kv),
     /// Search and rebuild indexes
     Index(index::Index),

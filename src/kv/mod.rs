@@ -18,9 +18,6 @@ use crate::output::{print, print_json, tell};
 use crate::serve::load_local;
 
 /// Read and change the key-value store; look at what a failover has set aside
-///
-/// Keys and values are any bytes. What is not printable UTF-8 is shown as \xNN, with a backslash doubled;
-/// JSON has text as a string, and other bytes as {"base64": "…"}.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Kv {
     #[command(subcommand)]
@@ -75,6 +72,10 @@ enum Verb {
         json: bool,
     },
     /// Look at what was superseded on this node, and put it back
+    ///
+    /// What a rejoin cuts off the log of a former primary is kept in a bundle there first. It may hold writes
+    /// that clients were told to be kept. It is shown and replayed from there, on the store of the primary; or
+    /// from the primary, with --from NODE.
     Salvage(salvage::Salvage),
 }
 

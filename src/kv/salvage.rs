@@ -15,10 +15,6 @@ use crate::output::{print, print_json, tell};
 use crate::stores::Makings;
 
 /// Look at what was superseded on this node, and put it back
-///
-/// What a rejoin cuts off the log of a former primary is kept in a bundle there first. It may hold writes
-/// that clients were told to be kept. It is shown and replayed from there, on the store of the primary; or from the
-/// primary, with --from NODE.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Salvage {
     #[command(subcommand)]
