@@ -55,24 +55,31 @@ class Undecided(Exception):
     """The history has too many explanations to go through them all."""
 
 
+# What the key is, which operations have taken effect and not returned yet, a bit for each, and how many of a counter's
+# unknown raises have: these are all the same, and the one that was called first might as well be the one that counts.
+_Configuration = tuple[str | int | None, int, int]
+
+
 def first_inexplicable(operations: Iterable[Operation]) -> Operation | None:
     """Returns the operation at whose return no order explains what was seen until then; `None` if all is well.
 
     The operations are those of one key, which was absent at first. Values that are written are unique.
     """
-    configurations: set[tuple[str | int | None, int]] = {(None, 0)}
-    # Which operation has which bit of a configuration: a set bit says that it has taken effect and not returned.
+    configurations: set[_Configuration] = {(None, 0, 0)}
+    # Which operation has which bit of a configuration.
     under_way: dict[int, Operation] = {}
-    for moment, is_return, operation in _events(_relevant(list(operations))):
-        if not is_return:
-            bit = next(bit for bit in range(len(under_way) + 1) if bit not in under_way)
-            under_way[bit] = operation
-            continue
-        [bit] = [bit for bit, one in under_way.items() if one is operation]
-        configurations = _with_effect(configurations, bit, under_way)
-        if not configurations:
-            return operation
-        del under_way[bit]
+    unknown_raises = 0
+    for _, is_return, operation in _events(_relevant(list(operations))):
+        if is_return:
+            [bit] = [bit for bit, one in under_way.items() if one is operation]
+            configurations = _with_effect(configurations, bit, under_way, unknown_raises)
+            if not configurations:
+                return operation
+            del under_way[bit]
+        elif operation.kind is Kind.ADD and not operation.is_known:
+            unknown_raises += 1
+        else:
+            under_way[next(bit for bit in range(len(under_way) + 1) if bit not in under_way)] = operation
     return None
 
 
@@ -93,24 +100,21 @@ def _events(operations: list[Operation]) -> list[tuple[float, bool, Operation]]:
     return sorted(events, key=lambda event: event[:2])
 
 
-def _with_effect(configurations: set, bit: int, under_way: dict[int, Operation]) -> set:
+def _with_effect(configurations: set[_Configuration], bit: int, under_way: dict[int, Operation],
+                 unknown_raises: int) -> set[_Configuration]:
     """Returns the configurations in which that operation has taken effect, without it: it has returned."""
     reached, found, open_ = set(configurations), set(), list(configurations)
-    # Of counters' unknown raises, all the same, the one that was called first is the one that counts.
-    unknown_adds = sorted((one for one in under_way if under_way[one].kind is Kind.ADD and not under_way[one].is_known),
-                          key=lambda one: under_way[one].called)
     while open_:
-        state, effective = open_.pop()
+        state, effective, raised = open_.pop()
         if effective >> bit & 1:
-            found.add((state, effective & ~(1 << bit)))
+            found.add((state, effective & ~(1 << bit), raised))
             continue
-        next_unknown = next((one for one in unknown_adds if not effective >> one & 1), None)
-        for other, operation in under_way.items():
-            if effective >> other & 1 or other in unknown_adds and other != next_unknown:
-                continue
-            is_possible, after = _apply(state, operation)
-            configuration = after, effective | 1 << other
-            if is_possible and configuration not in reached:
+        following = [(after, effective | 1 << other, raised) for other, operation in under_way.items()
+                     if not effective >> other & 1 for after in _after(state, operation)]
+        if raised < unknown_raises:
+            following.append(((state or 0) + 1, effective, raised + 1))
+        for configuration in following:
+            if configuration not in reached:
                 reached.add(configuration)
                 open_.append(configuration)
         if len(reached) > STATES_MAX:
@@ -118,13 +122,13 @@ def _with_effect(configurations: set, bit: int, under_way: dict[int, Operation])
     return found
 
 
-def _apply(state: str | int | None, operation: Operation) -> tuple[bool, str | int | None]:
-    """Returns whether the operation can have been the next one, and the state after it."""
+def _after(state: str | int | None, operation: Operation) -> list[str | int | None]:
+    """Returns the state after the operation if it can have been the next one; nothing if it cannot."""
     match operation.kind:
         case Kind.WRITE:
-            return True, operation.value
+            return [operation.value]
         case Kind.READ:
-            return state == operation.value, state
+            return [state] if state == operation.value else []
         case Kind.ADD:
             after = (state or 0) + 1
-            return operation.value in (None, after), after
+            return [after] if operation.value in (None, after) else []
