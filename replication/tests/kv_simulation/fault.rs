@@ -33,10 +33,12 @@ pub(crate) enum Fault {
     KeepsTheTable,
     /// A standby applies what it is offered before it is committed.
     AppliesEarly,
+    /// A primary that does not know yet what is committed sends its table.
+    SendsAnySnapshot,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::AcknowledgesBeforeDurable,
         Self::CommitsWithoutAcknowledgement,
         Self::IgnoresSessions,
@@ -52,14 +54,16 @@ impl Fault {
         Self::SendsTheOpeningEarly,
         Self::KeepsTheTable,
         Self::AppliesEarly,
+        Self::SendsAnySnapshot,
     ];
 
-    /// The first seed to look at: two of these need a rare coincidence (one schedule in some ten thousand), and are
+    /// The first seed to look at: some need a rare coincidence (one schedule in ten thousand or a million), and are
     /// looked for from shortly before one that is known to have it.
     pub(crate) fn first_seed(self) -> u64 {
         match self {
             Self::IgnoresRuns => 32_000,
             Self::CommitsBelowTheOpening => 58_000,
+            Self::SendsAnySnapshot => 2_245_000,
             Self::AcknowledgesBeforeDurable
             | Self::CommitsWithoutAcknowledgement
             | Self::IgnoresSessions

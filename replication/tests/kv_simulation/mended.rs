@@ -64,13 +64,20 @@ impl World {
                 for node in 0..self.nodes.len() {
                     self.hear(node, &epoch);
                 }
-                let policy = self.policy;
+                let mut policy = self.policy;
+                // A strict primary that has to open, and whose standbys all need its table before they can acknowledge
+                // anything, needs an operator's word.
+                if round % 24 == 23 {
+                    policy.mode = Mode::Async;
+                }
                 self.lead(primary, |leader, now| leader.regulate(policy, now));
             }
             None => {
                 let standing = self.nodes.iter().position(|it| it.candidacy.is_some());
-                let node = standing.unwrap_or(round % self.nodes.len());
-                if standing.is_none() || round % 4 == 3 {
+                // Who may not adopt what it lacks leaves it to another.
+                let next = round / 4 % self.nodes.len();
+                let node = standing.filter(|_| round % 4 != 3).unwrap_or(next);
+                if standing != Some(node) || round % 4 == 3 {
                     self.propose(node);
                 }
                 self.drain();

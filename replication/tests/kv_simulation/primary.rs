@@ -270,7 +270,10 @@ impl World {
                     table: it.table,
                 });
                 // It is read from a table whose log may still be volatile; a restart would begin below it.
-                if snapshot.place.point.position > it.disk.durable_end() {
+                let at = snapshot.place.point.position;
+                let is_rash = self.fault == Some(Fault::SendsAnySnapshot);
+                let may = is_rash || primary.leader.may_send_snapshot(at, sketch);
+                if at > it.disk.durable_end() || !may {
                     return;
                 }
                 say!(self, "{node} sends {from} a snapshot at {}", it.applied);

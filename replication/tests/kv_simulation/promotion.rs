@@ -140,6 +140,10 @@ impl World {
                     let Some(place) = source.disk.at(source.applied) else {
                         return false;
                     };
+                    // Better that node is promoted than that this one loses what it has acknowledged.
+                    if !sketch.is_covered_by(place.point.position) {
+                        return false;
+                    }
                     let table = source.table;
                     self.install(node, shared.as_ref(), &Snapshot { place, table });
                 }

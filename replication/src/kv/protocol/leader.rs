@@ -7,6 +7,7 @@ use understudy_config::NodeName;
 
 use crate::epoch::Epoch;
 use crate::kv::protocol::durability::{Durability, LeaderAction, Mode, Policy, Start};
+use crate::kv::protocol::meeting::Sketch;
 use crate::kv::protocol::message::Session;
 use crate::position::Position;
 
@@ -220,6 +221,15 @@ impl Leader {
     /// Returns whether a write may be taken now, rather than refused for want of standbys.
     pub fn takes_writes(&self) -> bool {
         self.is_open && !self.is_refusing
+    }
+
+    /// Returns whether a follower with this sketch may be given the table as it is at `at`, in place of its own log.
+    ///
+    /// Where the two logs part cannot be known if what they share was let go. Until it is open, the leader knows less
+    /// to be committed than it has, and a follower may have more of that than the table: it would lose what it has
+    /// acknowledged. It is left without an answer then, and asks again.
+    pub fn may_send_snapshot(&self, at: Position, sketch: &Sketch) -> bool {
+        self.is_open && self.opened <= at || sketch.is_covered_by(at)
     }
 
     /// Returns the followers that this run has seen.

@@ -27,7 +27,9 @@ pub enum Meeting {
         /// The newest point that both are known to share.
         from: Point,
     },
-    /// The follower needs the leader's table, and the log behind it.
+    /// The follower needs the leader's table, and the log behind it; see [`Leader::may_send_snapshot`].
+    ///
+    /// [`Leader::may_send_snapshot`]: super::Leader::may_send_snapshot
     Snapshot {
         /// The newest point that both are known to share, though the log behind it is gone; what the follower has
         /// behind it (all, for `None`) has to be salvaged before it is replaced.
@@ -68,6 +70,12 @@ impl Sketch {
             points.push(oldest.clone());
         }
         Self { points }
+    }
+
+    /// Returns whether a snapshot at `position` takes nothing from the follower that another node may count on:
+    /// whether it reaches as far as the whole log does.
+    pub fn is_covered_by(&self, position: Position) -> bool {
+        self.points.iter().all(|it| it.position <= position)
     }
 
     /// Returns the points, newest first.

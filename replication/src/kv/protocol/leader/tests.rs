@@ -2,6 +2,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::*;
+use crate::kv::point::Point;
 
 const DEGRADE_AFTER: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -334,4 +335,19 @@ fn more_appends_than_are_remembered_apart_are_not_forgotten() {
     assert!(scene.leader.appends.len() <= APPENDS_MAX);
     scene.acknowledge("b", session, 4_998);
     assert_eq!(scene.wait(WRITE_TIMEOUT), [LeaderAction::Refuse]);
+}
+
+#[test]
+fn a_leader_that_is_not_open_gives_its_table_only_to_who_has_nothing_beyond_it() {
+    let point = |position| Point {
+        position: Position(position),
+        ..Point::ORIGIN
+    };
+    let sketch = |position| Sketch::try_from(vec![point(position)]).unwrap();
+    let mut scene = Scene::restarted(policy(1, None));
+    assert!(!scene.leader.may_send_snapshot(Position(90), &sketch(95)));
+    assert!(scene.leader.may_send_snapshot(Position(90), &sketch(90)));
+    scene.join("c", 101);
+    assert!(scene.leader.is_open());
+    assert!(scene.leader.may_send_snapshot(Position(101), &sketch(500)));
 }
