@@ -159,7 +159,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments)),
+        Ok(runtime) => {
+            let result = runtime.block_on(run(arguments));
+            // What still works on the disk then ends with the process, as in a crash.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+            result
+        }
         Err(error) => Err(Failure::failed(format!("cannot start: {error}"))),
     };
     match result {

@@ -261,6 +261,12 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     };
     if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
         tracing::warn!("some tasks did not end in time, and are dropped");
+        // They may still write: the place is another's only once this process has ended.
+        std::mem::forget(lock);
+        return match failure {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        };
     }
     // Another daemon may take the place from here on.
     let _gone = std::fs::remove_file(&socket).is_err();

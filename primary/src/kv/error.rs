@@ -64,6 +64,11 @@ pub enum KvError {
         /// The epoch.
         epoch: understudy_replication::epoch::Epoch,
     },
+    /// What a snapshot would say is not settled yet.
+    #[error(
+        "the primary has not settled yet what its log ended with, and sends no snapshot before; it is asked again"
+    )]
+    Unsettled,
     /// A link of another version.
     #[error(
         "the standby's link is of version {version}; run the same version of understudy on both"

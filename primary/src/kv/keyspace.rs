@@ -15,6 +15,9 @@ use super::{KvShipper, Shared, State};
 /// How many bytes of operations may wait for the standbys.
 const PENDING_BYTES_MAX: usize = 64 << 20;
 
+/// How long a write that was under way when the node was fenced may still settle.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
 impl Shared {
     /// Returns why a read is refused now.
     fn refuses_read(&self) -> Option<Refusal> {
@@ -44,6 +47,9 @@ impl Shared {
     }
 
     pub(super) fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
+        if let State::Opening = self.settled.borrow().state {
+            return Err(Refusal::Loading);
+        }
         let mut guard = self.core();
         let Some(core) = guard.as_mut() else {
             return Err(self.refuses_read().unwrap_or(Refusal::Loading));
@@ -70,9 +76,8 @@ impl Shared {
             Err(error) => {
                 drop(guard);
                 self.fail(&error);
-                Err(Refusal::Storage {
-                    reason: understudy_replication::error_chain(&error),
-                })
+                // It was done; that it cannot be kept is told to who waits for it.
+                Ok(end)
             }
         }
     }
@@ -80,9 +85,13 @@ impl Shared {
     /// Waits until everything up to `position` is visible.
     async fn settle(&self, position: Position) -> Result<(), Refusal> {
         let mut settled = self.settled.subscribe();
+        let run = settled.borrow().run;
         loop {
             {
                 let now = settled.borrow_and_update();
+                if now.run != run {
+                    return Err(Refusal::Closed);
+                }
                 if now.position >= position {
                     return Ok(());
                 }
@@ -96,8 +105,15 @@ impl Shared {
                     }
                 }
             }
-            if settled.changed().await.is_err() {
-                return Err(Refusal::Closed);
+            let is_fenced = settled.borrow().state == State::Fenced;
+            let limit = if is_fenced {
+                DRAIN_PATIENCE
+            } else {
+                Duration::MAX
+            };
+            match tokio::time::timeout(limit, settled.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Err(Refusal::Closed),
             }
         }
     }
@@ -169,11 +185,15 @@ impl Keyspace for KvShipper {
     }
 
     fn standing(&self) -> Standing {
+        let is_over = match self.shared.settled.borrow().state {
+            State::Fenced | State::Closed => true,
+            State::Opening | State::Open | State::Refusing | State::Failed(_) => false,
+        };
         let guard = self.shared.core();
         let core = guard.as_ref();
         let followers = core.map(|core| core.leader.followers());
         Standing {
-            is_primary: true,
+            is_primary: !is_over,
             primary: None,
             position: core.map_or(Position(0), |core| core.leader.committed()),
             standbys: followers

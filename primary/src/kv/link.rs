@@ -24,7 +24,7 @@ use understudy_replication::transport::{Caller, FramesIn, FramesOut, Offered};
 use super::{KvError, Pin, Shared};
 
 /// How many bytes of entries are gathered for one frame, more or less.
-const FRAME_BYTES: usize = 1 << 20;
+const FRAME_BYTES: usize = 512 << 10;
 
 /// How long a standby may take to take a frame.
 const SEND_PATIENCE: Duration = Duration::from_secs(20);
@@ -60,9 +60,10 @@ async fn link(
         let node = caller.node;
         let served = async {
             let mut duplex = offered.link().await?;
+            let mut held = None;
             loop {
                 let (incoming, outgoing) = (&mut duplex.incoming, &mut duplex.outgoing);
-                serve(&shop.shared, &node, incoming, outgoing).await?;
+                serve(&shop.shared, &node, incoming, outgoing, &mut held).await?;
             }
         };
         let ended: Result<(), KvError> = tokio::select! {
@@ -85,6 +86,7 @@ async fn serve(
     node: &NodeName,
     incoming: &mut FramesIn,
     outgoing: &mut FramesOut,
+    held: &mut Option<Pin>,
 ) -> Result<(), KvError> {
     let hello = hello(incoming).await?;
     if hello.version != KV_LINK_VERSION {
@@ -97,25 +99,28 @@ async fn serve(
     };
     // What is met at must not go before the first of it is sent.
     let pin = shared.pin(Position(0));
+    // What a snapshot needs of the log is held by now.
+    *held = None;
     let (first, _) = storage.bounds();
-    let meeting = {
+    // The lock is held for moments only: what the disk may have to be asked for is not asked with it.
+    let recent = |at| {
         let guard = shared.core();
-        let core = guard.as_ref().ok_or(KvError::Closed)?;
-        meet(
-            &hello.sketch,
-            |at| core.recent.digest_at(at).or_else(|| storage.digest_at(at)),
-            first,
-        )
+        guard.as_ref().and_then(|core| core.recent.digest_at(at))
     };
+    let meeting = meet(
+        &hello.sketch,
+        |at| recent(at).or_else(|| storage.digest_at(at)),
+        first,
+    );
     let from = match meeting {
         Meeting::Stream { from } if !hello.wants_snapshot => from,
         Meeting::Stream { from } => {
-            drop(pin);
-            return send_snapshot(shared, Some(from), outgoing).await;
+            *held = Some(send_snapshot(shared, &hello, Some(from), outgoing).await?);
+            return Ok(());
         }
         Meeting::Snapshot { shared: point } => {
-            drop(pin);
-            return send_snapshot(shared, point, outgoing).await;
+            *held = Some(send_snapshot(shared, &hello, point, outgoing).await?);
+            return Ok(());
         }
     };
     let joined = shared.with_core(|core| {
@@ -321,13 +326,24 @@ async fn gather(
 /// Sends the table; the follower says hello again when it has it.
 async fn send_snapshot(
     shared: &Arc<Shared>,
+    hello: &Hello,
     point: Option<understudy_replication::kv::point::Point>,
     outgoing: &mut FramesOut,
-) -> Result<(), KvError> {
+) -> Result<Pin, KvError> {
     let storage = shared.storage().ok_or(KvError::Closed)?;
     let begin = storage.begin_snapshot();
     // What the log holds from there on makes it whole.
-    let _pin = shared.pin(begin.start.position);
+    let pin = shared.pin(begin.start.position);
+    let may_send = {
+        let guard = shared.core();
+        let core = guard.as_ref().ok_or(KvError::Closed)?;
+        core.leader
+            .may_send_snapshot(begin.start.position, &hello.sketch)
+    };
+    if !may_send {
+        // The standby asks again, and by then more is known.
+        refuse(outgoing, KvError::Unsettled).await?;
+    }
     tracing::info!(
         keys = begin.keys,
         "a standby takes a snapshot of the key-value store"
@@ -347,7 +363,7 @@ async fn send_snapshot(
     let end = Part::End(storage.end_snapshot());
     outgoing.add(&[&wire::encode(&LeaderSays::Part(end))?]);
     outgoing.flush(SEND_PATIENCE).await?;
-    Ok(())
+    Ok(pin)
 }
 
 impl Shared {

@@ -40,7 +40,7 @@ pub use error::KvError;
 use self::core::{Core, News};
 
 /// How many operations a follower may be behind for writes to wait for it again.
-const NEAR_OPERATIONS: u64 = 2000;
+const NEAR_OPERATIONS: u64 = 50_000;
 
 /// How long a fence waits for what was written to become durable here.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +79,8 @@ enum State {
 struct Settled {
     position: Position,
     state: State,
+    /// Which opening of the store it is of: positions of one mean nothing in another.
+    run: u64,
 }
 
 /// What its threads and tasks share.
@@ -103,6 +105,8 @@ struct Shared {
     /// The log is needed from here on by links that send a snapshot.
     pins: Mutex<Vec<(u64, Position)>>,
     pin_numbers: AtomicU64,
+    /// When a snapshot last failed, by the wall clock; 0 for never.
+    snapshot_failed: AtomicU64,
 }
 
 /// The primary's end of the key-value store.
@@ -171,7 +175,8 @@ impl Shared {
                 state
             };
             let is_news = settled.position != position || settled.state != state;
-            *settled = Settled { position, state };
+            settled.position = position;
+            settled.state = state;
             is_news
         });
         for news in news {
@@ -258,17 +263,17 @@ impl Shared {
     /// Opens the store as the primary of `epoch`: begins a run with an entry that is durable before anybody is
     /// told of it.
     fn open(&self, epoch: &Epoch) -> Result<(), KvError> {
-        let mut guard = self.core();
         let state = self.settled.borrow().state.clone();
         let has_failed = match state {
             State::Failed(_) => true,
             State::Fenced | State::Closed => return Err(KvError::Closed),
             State::Opening | State::Open | State::Refusing => false,
         };
-        if guard.is_some() && !has_failed {
+        if self.core().is_some() && !has_failed {
             return Ok(());
         }
-        // Reads go on, from what was visible, until the new one is there.
+        // Reading all of it takes its time, and nobody waits for that: clients hear that it is being opened, or
+        // go on reading what was visible before a failure.
         let (storage, opened) = self.slot.open()?;
         if let Some(opened) = opened {
             tracing::info!(?opened, "the key-value store was read");
@@ -298,12 +303,25 @@ impl Shared {
         let (leader, actions) = Leader::new(start, self.policy(), Instant::now());
         let mut core = Core::new(storage, &opening, leader);
         let news = core.act(actions)?;
-        self.settled.send_replace(Settled {
-            position: core.leader.committed(),
-            state: State::Opening,
+        let mut guard = self.core();
+        let is_begun = self.settled.send_if_modified(|settled| {
+            let is_over = match settled.state {
+                State::Fenced | State::Closed => true,
+                State::Opening | State::Open | State::Refusing | State::Failed(_) => false,
+            };
+            if !is_over {
+                settled.position = core.leader.committed();
+                settled.state = State::Opening;
+                settled.run = settled.run.wrapping_add(1);
+            }
+            !is_over
         });
+        if !is_begun {
+            return Err(KvError::Closed);
+        }
         self.tell(&core, &news);
         *guard = Some(core);
+        drop(guard);
         self.runs.send_modify(|runs| *runs = runs.wrapping_add(1));
         Ok(())
     }
@@ -336,6 +354,7 @@ impl KvShipper {
         let settled = Settled {
             position: Position(0),
             state: State::Opening,
+            run: 0,
         };
         Self {
             shared: Arc::new(Shared {
@@ -355,6 +374,7 @@ impl KvShipper {
                 runs: watch::Sender::new(0),
                 pins: Mutex::default(),
                 pin_numbers: AtomicU64::new(0),
+                snapshot_failed: AtomicU64::new(0),
             }),
             epoch,
             stopper: understudy_replication::store::Stopper::new().0,
@@ -389,6 +409,14 @@ impl Shipper for KvShipper {
     fn fence(&self) -> BoxFuture<'_, Result<(), StoreFailure>> {
         Box::pin(async move {
             let mut handed = self.shared.handed.subscribe();
+            if let State::Failed(_) = self.shared.settled.borrow().state {
+                // What could not be written is not waited for.
+                self.shared.end(State::Closed);
+                return Ok(());
+            }
+            if let Some(core) = self.shared.core().as_mut() {
+                core.leader.fence();
+            }
             self.shared.end(State::Fenced);
             // What was written becomes durable here, and goes to the standbys; nothing more is written.
             let flushed = async {
@@ -413,7 +441,20 @@ impl Shipper for KvShipper {
     }
 
     fn mark(&self) -> BoxFuture<'_, Option<Position>> {
-        Box::pin(async move { self.shared.core().as_ref().map(|core| core.draft.end()) })
+        Box::pin(async move {
+            let is_over = match self.shared.settled.borrow().state {
+                State::Closed | State::Failed(_) => true,
+                State::Opening | State::Open | State::Refusing | State::Fenced => false,
+            };
+            let guard = self.shared.core();
+            let core = guard.as_ref()?;
+            // What a failed disk has not taken will never be anywhere.
+            Some(if is_over {
+                core.leader.committed()
+            } else {
+                core.draft.end()
+            })
+        })
     }
 
     fn routes(self: Arc<Self>) -> Router {

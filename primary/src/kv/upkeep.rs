@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use understudy_replication::event::Severity;
 use understudy_replication::kv::protocol::Durability as Promise;
 use understudy_replication::kv::storage::Storage;
 use understudy_replication::position::Position;
@@ -17,11 +18,17 @@ use super::{KvError, Shared, State, committer, link};
 /// How often the rules are told that time has passed.
 const TICK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// After a snapshot has failed, none is made for so long.
+const SNAPSHOT_PAUSE_MS: u64 = 60_000;
+
 /// After so many ticks the log is looked at, whether a snapshot is due.
 const TICKS_PER_LOOK: u64 = 10;
 
 /// How many expired keys are deleted at once: the lock is held so long.
 const EXPIRED_AT_ONCE: usize = 256;
+
+/// How many are deleted per tick: far more than clients can set meanwhile.
+const EXPIRED_PER_TICK: usize = 16_384;
 
 /// Runs the store until told to stop, or until it fails.
 pub(super) async fn run(shared: &Arc<Shared>, stop: &Stop) -> Result<(), KvError> {
@@ -37,17 +44,19 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &Stop) -> Result<(), KvError
     let mut tick = tokio::time::interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks: u64 = 0;
+    let mut has_ended = false;
     let ended = loop {
         tokio::select! {
             _ = tick.tick() => {}
-            ended = &mut committing => break ended.map_err(|_| KvError::Closed)?,
-            () = stop.wait() => {
-                is_over.store(true, Ordering::SeqCst);
-                shared.to_sync.notify_all();
-                break committing.await.map_err(|_| KvError::Closed)?;
+            ended = &mut committing => {
+                has_ended = true;
+                break ended.unwrap_or(Err(KvError::Closed));
             }
+            () = stop.wait() => break Ok(()),
         }
-        pass(shared)?;
+        if let Err(error) = pass(shared) {
+            break Err(error);
+        }
         ticks = ticks.wrapping_add(1);
         let is_free = snapshot
             .as_ref()
@@ -58,6 +67,18 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &Stop) -> Result<(), KvError
                 tokio::task::spawn_blocking(move || tidy(&shared, &storage))
             });
         }
+    };
+    // Nobody else may use the files before this thread is gone.
+    is_over.store(true, Ordering::SeqCst);
+    {
+        let _core = shared.core();
+        shared.to_sync.notify_all();
+    }
+    let ended = if has_ended {
+        ended
+    } else {
+        let committed = committing.await.unwrap_or(Err(KvError::Closed));
+        ended.and(committed)
     };
     if ended.is_ok()
         && let Some(storage) = shared.storage()
@@ -101,34 +122,43 @@ fn expire(shared: &Shared) {
     let Some(storage) = shared.storage() else {
         return;
     };
-    let due = storage
-        .visible()
-        .table
-        .due(WallTime::now(), EXPIRED_AT_ONCE);
-    if due.is_empty() {
-        return;
-    }
-    let purged = shared.write(&mut |space| {
-        for key in &due {
-            // A key that was changed since has not expired any more.
-            let _purged = space.purge(key).is_ok();
-            space.end_atom();
+    // What was deleted is in the table until it is committed: the same keys are looked at once.
+    let now = WallTime::now();
+    let due = storage.visible().table.due(now, EXPIRED_PER_TICK);
+    for keys in due.chunks(EXPIRED_AT_ONCE) {
+        let purged = shared.write(&mut |space| {
+            for key in keys {
+                // A key that was changed since has not expired any more.
+                let _purged = space.purge(key).is_ok();
+                space.end_atom();
+            }
+        });
+        if let Err(refusal) = purged {
+            tracing::debug!(%refusal, "keys that have expired are deleted later");
+            return;
         }
-    });
-    if let Err(refusal) = purged {
-        tracing::debug!(%refusal, "keys that have expired are deleted later");
     }
 }
 
 /// Makes a snapshot if one is due, and lets the log go as far as nobody needs it.
 fn tidy(shared: &Shared, storage: &Storage) {
-    if storage.is_snapshot_due()
+    let failed = shared.snapshot_failed.load(Ordering::SeqCst);
+    let now = WallTime::now().0;
+    let may_try = now.saturating_sub(failed) >= SNAPSHOT_PAUSE_MS;
+    if may_try
+        && storage.is_snapshot_due()
         && let Err(error) = storage.make_snapshot()
     {
         let error = understudy_replication::error_chain(&error);
-        tracing::warn!(
-            error,
-            "no snapshot of the key-value store could be made; its log grows"
+        // Each try costs a walk through the table, and space that may be what is missing.
+        shared.snapshot_failed.store(now, Ordering::SeqCst);
+        shared.events.record(
+            Severity::Warning,
+            "kv_snapshot_failed",
+            format!(
+                "no snapshot of the key-value store could be made, and its log grows; it is tried again in a \
+                 minute: {error}"
+            ),
         );
         return;
     }
@@ -170,7 +200,13 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
     let leader = &core.leader;
     let promise = leader.durability();
     let lonely = core.lonely();
-    let at_risk = leader.at_risk();
+    // Before anybody has joined this run, what it began with is not known to be missing anywhere.
+    let has_joined = !leader.followers().is_empty();
+    let at_risk = if has_joined {
+        leader.at_risk()
+    } else {
+        leader.at_risk().min(lonely.operations)
+    };
     let waiting = core.draft.end().ahead_of(leader.committed());
     let (group, pending) = (core.group, core.draft.pending_bytes());
     let (is_open, takes_writes) = (leader.is_open(), leader.takes_writes());

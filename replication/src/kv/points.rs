@@ -12,6 +12,9 @@ use super::point::{EntryDigest, Point};
 /// How many operations lie between the points that are kept of the older part.
 const DISTANCE: u64 = 4096;
 
+/// Or so many bytes, if that is less.
+const DISTANCE_BYTES: u64 = 512 << 10;
+
 /// How many of the newest points are kept, all of them.
 const RECENT_MAX: usize = 512;
 
@@ -21,6 +24,8 @@ pub(super) struct Points {
     marks: BTreeMap<Position, Point>,
     recent: VecDeque<Point>,
     tail: Point,
+    /// How many bytes lie before the tail, since the first entry ever.
+    bytes: u64,
 }
 
 impl Points {
@@ -30,6 +35,7 @@ impl Points {
             marks: BTreeMap::from([(first.position, first.clone())]),
             recent: VecDeque::new(),
             tail: first,
+            bytes: 0,
         }
     }
 
@@ -38,9 +44,12 @@ impl Points {
         &self.tail
     }
 
-    /// Notes the point behind one more entry.
-    pub(super) fn push(&mut self, point: Point) {
-        if point.position.0 / DISTANCE > self.tail.position.0 / DISTANCE {
+    /// Notes the point behind one more entry, up to which all entries have `bytes`.
+    pub(super) fn push(&mut self, point: Point, bytes: u64) {
+        let is_far = point.position.0 / DISTANCE > self.tail.position.0 / DISTANCE
+            || bytes / DISTANCE_BYTES > self.bytes / DISTANCE_BYTES;
+        self.bytes = bytes;
+        if is_far {
             self.marks.insert(point.position, point.clone());
         }
         if self.recent.len() == RECENT_MAX {
@@ -117,7 +126,7 @@ mod tests {
     fn points(entries: u64) -> Points {
         let mut points = Points::new(Point::ORIGIN);
         for number in 1..=entries {
-            points.push(point(number));
+            points.push(point(number), number * 100);
         }
         points
     }

@@ -30,7 +30,19 @@ impl Slot {
         if let Some(storage) = held.as_ref() {
             return Ok((storage.clone(), None));
         }
+        // Outside of the folder: an empty one in the place of a lost one must not pass for a new store.
+        let made = self.folder.with_extension("made");
+        if made.exists()
+            && !self.folder.join("log").exists()
+            && !storage::is_begun_anew(&self.folder)
+        {
+            let path = self.folder.clone();
+            return Err(StorageError::Gone { path });
+        }
         let (storage, opened) = Storage::open(&self.folder)?;
+        if !made.exists() {
+            storage::mark(&made)?;
+        }
         let storage = Arc::new(storage);
         *held = Some(storage.clone());
         Ok((storage, Some(opened)))

@@ -148,7 +148,8 @@ impl SnapshotWriter {
         Ok(())
     }
 
-    /// Ends it, and puts it into its place, durably.
+    /// Ends it, and puts it into its place, durably. What could not be written whole is removed: it may be what
+    /// fills the disk.
     ///
     /// Invariant: under its own name there is a whole old snapshot or a whole new one.
     ///
@@ -156,13 +157,18 @@ impl SnapshotWriter {
     /// When it cannot be written; the old one is then still in place.
     pub fn finish(mut self, end: End) -> Result<(), SnapshotError> {
         self.push(&Part::End(end))?;
-        let file = self
-            .file
-            .into_inner()
-            .map_err(|error| failed("write", &self.staged)(error.into_error()))?;
+        self.file.flush().map_err(failed("write", &self.staged))?;
+        let file = self.file.get_ref();
         file.sync_all().map_err(failed("sync", &self.staged))?;
         fs::rename(&self.staged, &self.path).map_err(failed("rename", &self.staged))?;
         durable::sync_directory_of(&self.path).map_err(failed("sync the folder of", &self.path))
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        // Under its own name by now, or of no use to anybody.
+        let _gone = fs::remove_file(&self.staged).is_err();
     }
 }
 

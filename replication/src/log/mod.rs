@@ -327,6 +327,26 @@ impl Log {
         Ok(())
     }
 
+    /// Drops the oldest segment if it ends before `before`; returns whether it did. Who has many to drop does
+    /// it one by one, and lets others append in between.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn release_one(&mut self, before: Position) -> Result<bool, LogError> {
+        let mut extent = self.extent.lock();
+        let is_needless = extent
+            .segments
+            .get(1)
+            .is_some_and(|second| second.first <= before);
+        if !is_needless {
+            return Ok(false);
+        }
+        if let Some(oldest) = extent.segments.pop_front() {
+            remove(&oldest.path)?;
+        }
+        Ok(true)
+    }
+
     /// Forgets everything; the log then begins, and ends, at `first`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use understudy_replication::kv::point::Point;
 use understudy_replication::kv::protocol::{Attempt, Follower, Kept, Welcome};
 use understudy_replication::kv::salvage::{self, Acknowledged, SalvageError, Superseded};
 use understudy_replication::kv::snapshot::{Begin, Part};
-use understudy_replication::kv::storage::Storage;
+use understudy_replication::kv::storage::{Storage, StorageError};
 use understudy_replication::kv::wire::{
     self, FollowerSays, FromLeader, HEARTBEAT_INTERVAL, Hello, KV_LINK_VERSION, LeaderSays,
     SILENCE_MAX,
@@ -262,6 +262,7 @@ impl Following<'_> {
         begin: Begin,
         shared: Option<Point>,
     ) -> Result<bool, KvError> {
+        self.shared.state().stalled = None;
         let keys = begin.keys;
         let start = begin.start.clone();
         let epoch = start.epoch.clone();
@@ -304,7 +305,14 @@ impl Following<'_> {
             }
         };
         self.salvage_all(&kept, epoch)?;
-        self.storage.install(incoming, end)?;
+        match self
+            .storage
+            .install(incoming, end, || !self.stop.is_stopped())
+        {
+            Ok(()) => {}
+            Err(StorageError::Stopped) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
         self.follower.installed(&start);
         self.shared.state().has_installed = true;
         self.shared.moves.send_replace(());
@@ -373,11 +381,17 @@ impl Following<'_> {
             },
             superseded_by,
         };
+        // What was made in the epoch that is followed, and is not in its primary's log, was never durable there:
+        // nobody was told that it is kept.
+        let epoch = self.primary.epoch();
         let mut reader = self.storage.reader(to.position)?;
-        let entries = std::iter::from_fn(|| match reader.next() {
-            Ok(entry) => entry.map(|entry| Ok(entry.payload().clone())),
-            Err(error) => Some(Err(error)),
-        });
+        let mut entries = std::iter::from_fn(|| reader.next().transpose())
+            .filter(|entry| !entry.as_ref().is_ok_and(|entry| entry.head.epoch == epoch))
+            .map(|entry| entry.map(|entry| entry.payload().clone()))
+            .peekable();
+        if entries.peek().is_none() {
+            return Ok(());
+        }
         let path = salvage::write(&self.shared.salvage, &what, WallTime::now(), entries)?;
         let operations = end.position.ahead_of(to.position);
         let summary = format!(

@@ -77,6 +77,18 @@ impl Shared {
 
     /// Returns the store, read now if it is not open. Blocks.
     fn storage(&self) -> Result<Arc<Storage>, KvError> {
+        if let Some((aside, error)) = self.slot.open_or_set_aside()? {
+            self.events.record(
+                Severity::Error,
+                "kv_damaged",
+                format!(
+                    "the copy of the key-value store is damaged: {}; it was moved to {}, and a new one is copied \
+                     from the primary",
+                    understudy_replication::error_chain(&error),
+                    aside.display()
+                ),
+            );
+        }
         let (storage, opened) = self.slot.open()?;
         if let Some(opened) = opened {
             tracing::info!(?opened, "the key-value store was read");
@@ -112,18 +124,6 @@ impl KvReceiver {
             state: Mutex::default(),
             moves: watch::Sender::new(()),
         });
-        if let Some((aside, error)) = shared.slot.open_or_set_aside()? {
-            shared.events.record(
-                Severity::Error,
-                "kv_damaged",
-                format!(
-                    "the copy of the key-value store is damaged: {}; it was moved to {}, and a new one is copied \
-                     from the primary",
-                    understudy_replication::error_chain(&error),
-                    aside.display()
-                ),
-            );
-        }
         shared.storage()?;
         Ok(Self { shared })
     }

@@ -1,6 +1,7 @@
 //! A session: what comes is logged, made durable and acknowledged; what is committed becomes visible.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use understudy_replication::epoch::Epoch;
 use understudy_replication::kv::entry::Entry;
@@ -8,6 +9,7 @@ use understudy_replication::kv::point::EntryDigest;
 use understudy_replication::kv::protocol::{self, FollowerAction, Welcome};
 use understudy_replication::kv::storage::{EntryReader, StorageError};
 use understudy_replication::kv::wire::{self, FollowerSays, FromLeader};
+use understudy_replication::log::LogError;
 use understudy_replication::position::Position;
 use understudy_replication::transport::Duplex;
 
@@ -16,6 +18,9 @@ use super::follow::Following;
 
 /// So many bytes are gathered before they are made durable, even if more is there.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
+
+/// Snapshots are begun at most so often.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
 /// How many bytes of entries that are not visible yet are kept in memory; more are read from the log again.
 const WAITING_BYTES_MAX: usize = 32 << 20;
@@ -34,6 +39,7 @@ pub(super) struct Session {
     acknowledge: Option<(protocol::Session, Position)>,
     apply: Option<Position>,
     making_snapshot: Option<std::thread::JoinHandle<()>>,
+    snapshot_begun: Option<Instant>,
 }
 
 impl Session {
@@ -48,6 +54,7 @@ impl Session {
             acknowledge: None,
             apply: None,
             making_snapshot: None,
+            snapshot_begun: None,
         }
     }
 
@@ -115,7 +122,9 @@ impl Session {
             own => match following.storage.reader(entry.head.start) {
                 Ok(reader) => own.insert(reader),
                 // No entry of this node begins there: the logs have parted.
-                Err(StorageError::Log(_)) => return Ok(None),
+                Err(StorageError::Log(LogError::Gone { .. } | LogError::NotABoundary { .. })) => {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error.into()),
             },
         };
@@ -138,6 +147,9 @@ impl Session {
                 FollowerAction::Cut { to, .. } => {
                     self.flush(following, duplex)?;
                     self.own = None;
+                    if following.stop.is_stopped() {
+                        return Err(KvError::Closed);
+                    }
                     following.salvage(&to, Some(self.epoch.clone()))?;
                     match following.storage.truncate(&to) {
                         Ok(()) => {}
@@ -233,7 +245,11 @@ impl Session {
             .as_ref()
             .is_some_and(|thread| !thread.is_finished());
         let storage = &following.storage;
-        if is_busy || !storage.is_snapshot_due() || storage.whole_from().is_some() {
+        // One that has failed is not tried again at once: each costs a walk through the table.
+        let is_early = self
+            .snapshot_begun
+            .is_some_and(|begun| begun.elapsed() < SNAPSHOT_PAUSE);
+        if is_busy || is_early || !storage.is_snapshot_due() || storage.whole_from().is_some() {
             return;
         }
         let storage = storage.clone();
@@ -252,7 +268,10 @@ impl Session {
                 }
             });
         match made {
-            Ok(thread) => self.making_snapshot = Some(thread),
+            Ok(thread) => {
+                self.making_snapshot = Some(thread);
+                self.snapshot_begun = Some(Instant::now());
+            }
             Err(error) => tracing::warn!(%error, "no thread for a snapshot of the key-value store"),
         }
     }

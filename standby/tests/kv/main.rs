@@ -303,3 +303,48 @@ async fn a_link_on_which_nothing_happens_stays() {
     standby.stop().await;
     primary.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_gone_is_not_taken_for_an_empty_one() {
+    let cluster = Cluster::new(|_| {});
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    let primary = a.lead(1, &standbys(1)).await;
+    let standby = b.follow(&a);
+    put(&*primary.end, "k", "v").await.unwrap();
+    equal(&a, &b).await;
+    standby.stop().await;
+    primary.stop().await;
+    for node in [&a, &b] {
+        std::fs::remove_dir_all(node.path().join("kv")).unwrap();
+        node.forget();
+    }
+    let refused = a.shipper(1, &standbys(1)).open().await.unwrap_err();
+    let refused = understudy_replication::error_chain(refused.as_ref());
+    assert!(refused.contains("is gone"), "{refused}");
+    // A copy is made anew, and is not promoted before.
+    let epoch = Epoch {
+        number: 2,
+        node: "b".parse().unwrap(),
+    };
+    assert!(b.copy().take_over(&epoch, &NoProgress).await.is_err());
+    assert!(b.events().contains(&"kv_damaged".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_fenced_answers_nobody_that_it_has_written_alone() {
+    let cluster = Cluster::new(|config| {
+        config.durability = KvDurability::StandbyFirst {
+            degrade_after: Some(Duration::from_millis(500)),
+        };
+    });
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    let primary = a.lead(1, &standbys(1)).await;
+    let standby = b.follow(&a);
+    put(&*primary.end, "k", "both").await.unwrap();
+    standby.stop().await;
+    let position = write(&*primary.end, "k", "in flight").unwrap();
+    primary.end.fence().await.unwrap();
+    assert_eq!(primary.end.settled(position).await, Err(Refusal::Closed));
+    assert!(!a.events().contains(&"kv_degraded".to_owned()));
+    primary.stop().await;
+}

@@ -45,6 +45,7 @@ pub struct Leader {
     was_alone: bool,
     is_open: bool,
     is_refusing: bool,
+    is_fenced: bool,
     followers: BTreeMap<NodeName, FollowerSeen>,
     next_session: Session,
     /// Ends of what waits, and when it was appended; oldest first.
@@ -70,6 +71,7 @@ impl Leader {
             was_alone: false,
             is_open: false,
             is_refusing: false,
+            is_fenced: false,
             followers: BTreeMap::new(),
             next_session: start.session,
             appends: VecDeque::from([(start.end, now)]),
@@ -213,6 +215,12 @@ impl Leader {
         }
     }
 
+    /// Takes that another is to be primary: nothing is committed alone from here on that was not before. What
+    /// standbys acknowledge still counts.
+    pub fn fence(&mut self) {
+        self.is_fenced = true;
+    }
+
     /// Returns whether reads and writes may be served: whether the fate of what the log held at the start is known.
     pub fn is_open(&self) -> bool {
         self.is_open
@@ -268,6 +276,9 @@ impl Leader {
     }
 
     fn follow_policy(&mut self, now: Instant) {
+        if self.is_fenced {
+            return;
+        }
         let free = match self.policy.mode {
             Mode::Async | Mode::StandbyFirst { .. } if self.policy.standbys == 0 => {
                 Some(Durability::Standalone)
@@ -317,7 +328,8 @@ impl Leader {
 
     fn commit(&mut self, actions: &mut Vec<LeaderAction>) {
         let upto = match self.durability {
-            Durability::Held | Durability::Waiting { .. } => {
+            Durability::Alone { .. } if !self.is_fenced => self.durable,
+            Durability::Held | Durability::Waiting { .. } | Durability::Alone { .. } => {
                 let upto = self.durable.min(self.acknowledged_by_enough());
                 // Entries of an earlier run that enough nodes have can still lose to a tail of a run in between:
                 // only an entry of this run on top of them rules that out.
@@ -327,7 +339,7 @@ impl Leader {
                     upto
                 }
             }
-            Durability::Alone { .. } | Durability::Async | Durability::Standalone => self.durable,
+            Durability::Async | Durability::Standalone => self.durable,
         };
         if self.committed < upto {
             self.committed = upto;
@@ -371,6 +383,9 @@ impl Leader {
 
     /// Returns when writes are committed alone unless standbys make progress; `None` if nothing waits for them.
     fn degrades_at(&self) -> Option<Instant> {
+        if self.is_fenced {
+            return None;
+        }
         let (Mode::StandbyFirst { degrade_after, .. }, Some(oldest)) =
             (self.policy.mode, self.oldest_wait())
         else {

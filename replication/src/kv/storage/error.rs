@@ -69,6 +69,18 @@ pub enum StorageError {
         /// Where they were compared.
         at: Position,
     },
+    /// There was a store, and it is gone.
+    #[error("the key-value store was in {}, and is gone", path.display())]
+    Gone {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// The files are another's by now: the store was opened anew.
+    #[error("the key-value store was opened anew meanwhile")]
+    Retired,
+    /// Nobody waits for it any more.
+    #[error("the work on the key-value store was stopped")]
+    Stopped,
     /// The entry does not follow the end of the log.
     #[error("an entry from {start} on does not follow the log, which ends at {end}")]
     Gap {
@@ -98,6 +110,7 @@ impl StorageError {
             | Self::Broken { .. }
             | Self::Short { .. }
             | Self::Lost { .. }
+            | Self::Gone { .. }
             | Self::Differs { .. } => true,
             Self::Log(
                 LogError::File { .. }
@@ -108,6 +121,8 @@ impl StorageError {
                 | LogError::NotABoundary { .. },
             )
             | Self::Snapshot(SnapshotError::File { .. })
+            | Self::Retired
+            | Self::Stopped
             | Self::Gap { .. }
             | Self::TooFarBack { .. } => false,
         }

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::durable;
@@ -92,6 +93,27 @@ struct Chain {
     is_unseeded: bool,
 }
 
+/// What is told of the chain without its lock.
+#[derive(Debug, Default)]
+struct Told {
+    /// See [`Chain::bytes`].
+    bytes: AtomicU64,
+    /// Up to where the copy is not whole; 0 when there is nothing to wait for.
+    whole_until: AtomicU64,
+    /// The files are another's by now.
+    is_retired: AtomicBool,
+}
+
+impl Chain {
+    /// Makes known to others what they may ask.
+    fn tell(&self, told: &Told) {
+        told.bytes.store(self.bytes, Ordering::SeqCst);
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.end.0);
+        let until = if self.is_unseeded { u64::MAX } else { kept };
+        told.whole_until.store(until, Ordering::SeqCst);
+    }
+}
+
 /// The store of one node.
 #[derive(Debug)]
 pub struct Storage {
@@ -102,6 +124,8 @@ pub struct Storage {
     /// Held while a snapshot is written, of either kind, or the log is let go. It says whether the files are
     /// another's by now.
     snapshot: Mutex<bool>,
+    /// What others ask for of the chain, whose lock is held while the disk works.
+    told: Told,
 }
 
 impl Storage {
@@ -127,7 +151,7 @@ impl Storage {
     /// Returns how many bytes the entries up to the end of the log have, since the first entry ever: equal logs
     /// have the same, whatever they still hold.
     pub fn bytes_ever(&self) -> u64 {
-        self.chain().bytes
+        self.told.bytes.load(Ordering::SeqCst)
     }
 
     /// Returns the end of the log, and in which run it was made, as a promotion compares them.
@@ -166,13 +190,8 @@ impl Storage {
     /// Returns up to which position the copy is not yet whole: a snapshot was taken, and the log does not
     /// reach its end yet. Until then the table is none that ever was.
     pub fn whole_from(&self) -> Option<Position> {
-        let position = self.visible().position();
-        let chain = self.chain();
-        if chain.is_unseeded {
-            return Some(Position(u64::MAX));
-        }
-        let end = chain.kept.as_ref().map(|kept| kept.end)?;
-        (position < end).then_some(end)
+        let end = Position(self.told.whole_until.load(Ordering::SeqCst));
+        (self.visible().position() < end).then_some(end)
     }
 
     /// Notes, durably, that everything in the log is committed, so that the next start need not ask a standby.
@@ -201,6 +220,7 @@ impl Storage {
             let removed = fs::remove_file(&mark).and_then(|()| durable::sync_directory_of(&mark));
             removed.map_err(failed("remove", &mark))?;
             chain.is_unseeded = false;
+            chain.tell(&self.told);
         }
         Ok(())
     }
@@ -246,6 +266,7 @@ impl Storage {
         entries: impl IntoIterator<Item = &'a Entry>,
     ) -> Result<(), StorageError> {
         let mut chain = self.chain();
+        self.check_open()?;
         for entry in entries {
             let tail = chain.points.tail();
             if (entry.head.start, entry.head.previous) != (tail.position, tail.digest) {
@@ -257,8 +278,9 @@ impl Storage {
             chain.log.append(entry.payload(), entry.head.end)?;
             chain.bytes = entry.bytes_after();
             chain.opened = entry.head.opened;
-            chain.points.push(entry.point());
+            chain.points.push(entry.point(), entry.bytes_after());
         }
+        chain.tell(&self.told);
         Ok(())
     }
 
@@ -269,6 +291,7 @@ impl Storage {
     /// last sync.
     pub fn sync(&self) -> Result<Position, StorageError> {
         let mut chain = self.chain();
+        self.check_open()?;
         chain.log.sync()?;
         Ok(chain.log.end())
     }
@@ -339,8 +362,20 @@ impl Storage {
         Ok(EntryReader(self.view.reader(position)?))
     }
 
+    /// Refuses to touch files that are another's by now.
+    fn check_open(&self) -> Result<(), StorageError> {
+        if self.told.is_retired.load(Ordering::SeqCst) {
+            return Err(StorageError::Retired);
+        }
+        Ok(())
+    }
+
     /// Touches no file any more from here on: the store is opened anew by somebody else.
     pub(super) fn retire(&self) {
+        {
+            let _nobody_appends = self.chain();
+            self.told.is_retired.store(true, Ordering::SeqCst);
+        }
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
@@ -354,18 +389,24 @@ impl Storage {
         if *is_retired {
             return Ok(());
         }
-        let mut chain = self.chain();
-        let Some(start) = chain.kept.as_ref().map(|kept| kept.start.position) else {
-            return Ok(());
-        };
-        let before = if self.view.bytes() > bytes_max {
-            start
-        } else {
-            needed.min(start)
-        };
-        chain.log.release(before)?;
-        let (first, _) = self.view.bounds();
-        chain.points.release(first);
+        // One segment after the other, so that nobody waits long for the lock.
+        loop {
+            let mut chain = self.chain();
+            let Some(start) = chain.kept.as_ref().map(|kept| kept.start.position) else {
+                return Ok(());
+            };
+            let before = if self.view.bytes() > bytes_max {
+                start
+            } else {
+                needed.min(start)
+            };
+            let is_over = !chain.log.release_one(before)?;
+            let (first, _) = self.view.bounds();
+            chain.points.release(first);
+            if is_over {
+                break;
+            }
+        }
         Ok(())
     }
 }
@@ -400,6 +441,16 @@ impl EntryReader {
     }
 }
 
+/// Returns whether the store in `folder` was begun empty in the place of a damaged one.
+pub(super) fn is_begun_anew(folder: &Path) -> bool {
+    folder.join(UNSEEDED).exists()
+}
+
+/// Makes an empty file, durably.
+pub(super) fn mark(path: &Path) -> Result<(), StorageError> {
+    durable::write(path, b"", 0o600).map_err(failed("write", path))
+}
+
 /// Moves what is in `folder` aside, and begins an empty store there, which is no copy of anything until it has
 /// been made equal to the primary's. Returns where the old one is.
 ///
@@ -413,14 +464,23 @@ pub fn set_aside(folder: &Path) -> Result<PathBuf, StorageError> {
         name.push(suffix);
         PathBuf::from(name)
     };
+    let number = |suffix: &str| {
+        (1..u32::MAX)
+            .map(|number| named(&format!("{suffix}{number}")))
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| named(suffix))
+    };
     let fresh = named(".fresh");
+    // What an earlier call has exchanged and not renamed any more is the damaged one.
+    if fresh.join("log").exists() {
+        let aside = number(".damaged-");
+        fs::rename(&fresh, &aside).map_err(failed("rename", &fresh))?;
+    }
+    durable::create_directory(folder, 0o700).map_err(failed("create", folder))?;
     durable::create_directory(&fresh, 0o700).map_err(failed("create", &fresh))?;
     let mark = fresh.join(UNSEEDED);
     durable::write(&mark, b"", 0o600).map_err(failed("write", &mark))?;
-    let aside = (1..u32::MAX)
-        .map(|number| named(&format!(".damaged-{number}")))
-        .find(|path| !path.exists())
-        .unwrap_or_else(|| named(".damaged"));
+    let aside = number(".damaged-");
     // In one step: in between there would be no store, and the next start would make an empty one without a mark.
     let exchange = rustix::fs::RenameFlags::EXCHANGE;
     rustix::fs::renameat_with(rustix::fs::CWD, &fresh, rustix::fs::CWD, folder, exchange)

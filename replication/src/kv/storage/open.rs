@@ -15,7 +15,7 @@ use super::super::points::Points;
 use super::super::snapshot::{End, Part, SnapshotReader};
 use super::super::table::Table;
 use super::{
-    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, SETTLED, Storage, StorageError,
+    Chain, EntryReader, Kept, LOG_NAME, SEGMENT_BYTES_MAX, SETTLED, Storage, StorageError, Told,
     UNSEEDED, Visible,
 };
 
@@ -168,7 +168,9 @@ impl Storage {
             }),
             view,
             snapshot: Mutex::new(false),
+            told: Told::default(),
         };
+        storage.chain().tell(&storage.told);
         Ok((storage, opened))
     }
 
@@ -212,6 +214,7 @@ impl Storage {
             let mut chain = self.chain();
             chain.opened = entry.head.opened;
             chain.bytes = entry.bytes_after();
+            chain.tell(&self.told);
         }
         Ok(())
     }
@@ -313,7 +316,7 @@ fn replay(
         opened.entries = opened.entries.saturating_add(1);
         opened.bytes_ever = entry.bytes_after();
         opened.run_opened = entry.head.opened;
-        points.push(entry.point());
+        points.push(entry.point(), entry.bytes_after());
         if entry.head.start >= start.position {
             loading.take(entry, path)?;
         }

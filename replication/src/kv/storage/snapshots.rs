@@ -106,11 +106,13 @@ impl Storage {
         self.sync()?;
         let position = end.end;
         writer.finish(end)?;
-        self.chain().kept = Some(Kept {
+        let mut chain = self.chain();
+        chain.kept = Some(Kept {
             start,
             end: position,
             bytes,
         });
+        chain.tell(&self.told);
         Ok(())
     }
 
@@ -138,9 +140,16 @@ impl Storage {
     /// Invariant: the rename is the moment. Before it, everything old is in place; after it, the log is begun
     /// anew where the snapshot needs it, now or at the next start.
     ///
+    /// It is given up if `is_wanted` says so at that moment: a node that is about to be promoted keeps what it has.
+    ///
     /// # Errors
-    /// When a file cannot be written.
-    pub fn install(&self, incoming: Incoming, end: End) -> Result<(), StorageError> {
+    /// When a file cannot be written, or it is given up.
+    pub fn install(
+        &self,
+        incoming: Incoming,
+        end: End,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<(), StorageError> {
         let Incoming {
             writer,
             path,
@@ -152,6 +161,11 @@ impl Storage {
         let _alone = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         let mut visible = self.visible.write().unwrap_or_else(PoisonError::into_inner);
         let mut chain = self.chain();
+        // With the locks held: whoever takes the store over waits for them, and has said before that this is
+        // not wanted any more.
+        if !is_wanted() {
+            return Err(StorageError::Stopped);
+        }
         let place = self.folder.join("snapshot");
         let renamed =
             std::fs::rename(&path, &place).and_then(|()| durable::sync_directory_of(&place));
@@ -170,6 +184,7 @@ impl Storage {
         });
         chain.bytes = begin.bytes;
         chain.opened = begin.opened;
+        chain.tell(&self.told);
         *visible = Visible {
             table,
             point: start,

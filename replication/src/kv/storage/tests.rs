@@ -182,7 +182,7 @@ fn an_installed_snapshot_supersedes_another_log_also_after_a_crash_in_between() 
             ours
         } else {
             let end: End = theirs.end_snapshot();
-            ours.install(copied(), end).unwrap();
+            ours.install(copied(), end, || true).unwrap();
             ours
         };
         assert_eq!(
