@@ -15,13 +15,14 @@ impl Space<'_> {
     /// Makes the key a string, whatever it was.
     ///
     /// # Errors
-    /// When it is too large.
+    /// When it is too large, or there is no memory for it.
     pub fn set(
         &mut self,
         key: &[u8],
         value: &[u8],
         expires: Option<WallTime>,
     ) -> Result<(), SpaceError> {
+        self.bound_memory()?;
         bound_key(key)?;
         bound_value(value)?;
         self.make_room(key, value.len())?;
@@ -38,11 +39,12 @@ impl Space<'_> {
     /// Checks that all these can be [set](Space::set) together.
     ///
     /// # Errors
-    /// When they are too large.
+    /// When they are too large, or there is no memory for them.
     pub fn check_sets<'p>(
         &self,
         pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     ) -> Result<(), SpaceError> {
+        self.bound_memory()?;
         let mut bytes = 0usize;
         for (key, value) in pairs {
             bound_key(key)?;
@@ -101,8 +103,11 @@ impl Space<'_> {
     /// Sets fields of a hash, which is made if need be, and returns how many of them are new.
     ///
     /// # Errors
-    /// When the key is no hash, or something is too large.
+    /// When the key is no hash, something is too large, or there is no memory for it.
     pub fn hash_set(&mut self, key: &[u8], fields: &[(&[u8], &[u8])]) -> Result<usize, SpaceError> {
+        if !fields.is_empty() {
+            self.bound_memory()?;
+        }
         let hash = self.hash(key)?;
         let expires = self.expires(key).flatten();
         bound_key(key)?;
@@ -213,6 +218,15 @@ impl Space<'_> {
         let wanted = draft.open_bytes() + 3 * key.len() + COMMAND_BYTES + bytes;
         if wanted > KV_ATOM_BYTES_MAX {
             return Err(SpaceError::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// Checks that the keys may grow. What is made together is not counted: all of it is refused, or nothing.
+    fn bound_memory(&self) -> Result<(), SpaceError> {
+        let open = self.draft.as_ref().map_or(0, |draft| draft.open_bytes());
+        if self.bytes().saturating_sub(open) > self.bytes_max {
+            return Err(SpaceError::OutOfMemory);
         }
         Ok(())
     }
