@@ -1,6 +1,6 @@
 //! What commands run against: the table with what lies over it, at one moment.
 
-mod write;
+pub(super) mod write;
 
 use std::fmt;
 
