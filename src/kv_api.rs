@@ -285,10 +285,9 @@ fn not_replayed(node: &Node, error: ReplayError) -> Failure {
                 ..failure
             }
         }
-        error @ (ReplayError::Bundle(_)
-        | ReplayError::Entry { .. }
-        | ReplayError::Key { .. }
-        | ReplayError::CutShort(_)) => Failure::of(&error),
+        error @ (ReplayError::Bundle(_) | ReplayError::Entry { .. } | ReplayError::CutShort(_)) => {
+            Failure::of(&error)
+        }
     }
 }
 
@@ -330,20 +329,37 @@ pub(crate) async fn replay(
     }
     let keyspace = primary(node)?;
     let bundle = open(node, &asked.bundle, asked.from.as_ref()).await?;
-    let done = salvage::replay(keyspace.as_ref(), &bundle, asked.order, progress)
+    let mut done = Replayed::default();
+    let replayed = salvage::replay(keyspace.as_ref(), &bundle, asked.order, progress, &mut done)
         .await
-        .map_err(|error| not_replayed(node, error))?;
+        .map_err(|error| not_replayed(node, error));
     if !asked.order.is_dry_run {
+        let (severity, what) = match &replayed {
+            Ok(()) if done.failed == 0 => (Severity::Info, "was replayed".to_owned()),
+            Ok(()) => (Severity::Warning, "was replayed in part".to_owned()),
+            Err(failure) => (
+                Severity::Warning,
+                format!("was not replayed to its end: {}", failure.message),
+            ),
+        };
+        let Replayed {
+            added,
+            overwritten,
+            conflicts,
+            failed,
+            ..
+        } = &done;
         node.events.record(
-            Severity::Info,
+            severity,
             "kv_replayed",
             format!(
-                "{} was replayed: {} keys added, {} overwritten, {} left as they are",
-                bundle.name, done.added, done.overwritten, done.conflicts
+                "{} {what}: {added} keys added, {overwritten} overwritten, {conflicts} left as they are, \
+                 {failed} could not be changed",
+                bundle.name
             ),
         );
     }
-    Ok(done)
+    replayed.map(|()| done)
 }
 
 /// Returns the primary that this node follows, if it follows one: there is the store that a bundle, which

@@ -78,11 +78,31 @@ fn what_the_store_refuses_is_told_and_the_rest_goes_on() {
     let refused = "READONLY You can't write against a read only replica.";
     assert_eq!(client.say("SET k v"), error(refused));
     assert_eq!(client.say("PING"), Value::Simple("PONG".to_owned()));
+    let why = "NOREPLICAS Not enough good replicas to write.";
+    *server.store.refusal.lock().unwrap() = Some(Refusal::NoReplicas);
     assert_eq!(client.say("MULTI"), ok());
     assert_eq!(client.say("SET k v"), queued());
-    let aborted = format!("EXECABORT Transaction discarded because of: {refused}");
+    let aborted = format!("EXECABORT Transaction discarded because of: {why}");
     assert_eq!(client.say("EXEC"), error(&aborted));
     assert_eq!(client.say("EXEC"), error("ERR EXEC without MULTI"));
+}
+
+#[test]
+fn where_no_write_is_taken_a_transaction_hears_it_at_its_first_write() {
+    let (server, mut client) = running(Commits::AtOnce);
+    *server.store.refusal.lock().unwrap() = Some(Refusal::ReadOnly);
+    let refused = error("READONLY You can't write against a read only replica.");
+    let aborted = error("EXECABORT Transaction discarded because of previous errors.");
+    for line in ["SET k v", "FLUSHALL"] {
+        pipeline(&mut client, &["MULTI", "GET k", line, "PING", "EXEC"]);
+        for answer in [ok(), queued(), refused.clone(), queued(), aborted.clone()] {
+            assert_eq!(client.receive(), answer, "{line}");
+        }
+    }
+    // A client that sends one command at a time hears the same.
+    assert_eq!(client.say("MULTI"), ok());
+    assert_eq!(client.say("INCR k"), refused);
+    assert_eq!(client.say("EXEC"), aborted);
 }
 
 #[test]

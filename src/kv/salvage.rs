@@ -156,6 +156,12 @@ impl Salvage {
 
 /// Fails where a replay left something, so that a script sees it.
 fn left(done: &Replayed, order: ReplayOrder) -> Result<(), Failure> {
+    if done.failed > 0 {
+        return Err(
+            Failure::failed(format!("{} keys could not be changed", done.failed))
+                .hint("they are listed with the reason; the replay can be repeated"),
+        );
+    }
     if done.conflicts == 0 || order.is_dry_run {
         return Ok(());
     }
@@ -299,6 +305,16 @@ fn told(done: &Replayed, order: ReplayOrder) -> String {
     let all = done.conflicts.saturating_add(done.overwritten);
     if listed < all {
         text += &format!("  and {} more\n", all - listed);
+    }
+    if done.failed > 0 {
+        text += &format!("{} keys could not be changed\n", done.failed);
+        for failure in &done.failures_listed {
+            text += &format!("  {}: {}\n", failure.key, failure.what);
+        }
+        let listed = u64::try_from(done.failures_listed.len()).unwrap_or(u64::MAX);
+        if listed < done.failed {
+            text += &format!("  and {} more\n", done.failed - listed);
+        }
     }
     text
 }

@@ -184,6 +184,13 @@ impl Keyspace for KvShipper {
         })
     }
 
+    fn refuses_writes(&self) -> Option<Refusal> {
+        match self.shared.settled.borrow().state {
+            State::Fenced | State::Closed => Some(Refusal::ReadOnly),
+            State::Opening | State::Open | State::Refusing | State::Failed(_) => None,
+        }
+    }
+
     fn standing(&self) -> Standing {
         let is_over = match self.shared.settled.borrow().state {
             State::Fenced | State::Closed => true,

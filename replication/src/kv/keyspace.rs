@@ -114,4 +114,10 @@ pub trait Keyspace: Send + Sync + 'static {
 
     /// Tells what the node is.
     fn standing(&self) -> Standing;
+
+    /// Returns why it will take no write for as long as its role lasts, if that is so: a client hears it when
+    /// it prepares writes already.
+    fn refuses_writes(&self) -> Option<Refusal> {
+        None
+    }
 }

@@ -1,6 +1,7 @@
 //! A store in the memory of this process: no log, no standbys, nothing is kept. For the tests of whatever
 //! speaks to a [`Keyspace`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub struct MemoryKeyspace {
     stores: Mutex<(Table, Draft)>,
     now: WallTime,
     refusal: Mutex<Option<Refusal>>,
+    bytes_max: AtomicUsize,
 }
 
 impl MemoryKeyspace {
@@ -27,6 +29,7 @@ impl MemoryKeyspace {
             stores: Mutex::new((Table::new(), Draft::new(Position(0)))),
             now,
             refusal: Mutex::default(),
+            bytes_max: AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -35,11 +38,17 @@ impl MemoryKeyspace {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }
 
+    /// Bounds the memory that its keys may take before they may not grow.
+    pub fn bound(&self, bytes_max: usize) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
     /// Changes it.
     pub fn change(&self, act: impl FnOnce(&mut Space<'_>)) -> Position {
         let mut stores = self.stores();
         let (table, draft) = &mut *stores;
-        let mut space = Space::newest(table, draft, self.now);
+        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        let mut space = Space::newest(table, draft, self.now).bounded(bytes_max);
         act(&mut space);
         space.end_atom();
         while let Some(taken) = draft.take(usize::MAX) {

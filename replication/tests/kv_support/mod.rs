@@ -148,6 +148,11 @@ impl Keyspace for Store {
         })
     }
 
+    fn refuses_writes(&self) -> Option<Refusal> {
+        let refusal = self.refusal.lock().unwrap().clone();
+        refusal.filter(|refusal| *refusal == Refusal::ReadOnly)
+    }
+
     fn standing(&self) -> Standing {
         self.standing.lock().unwrap().clone()
     }

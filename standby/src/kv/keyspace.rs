@@ -42,6 +42,10 @@ impl Keyspace for KvReceiver {
         Box::pin(async { 0 })
     }
 
+    fn refuses_writes(&self) -> Option<Refusal> {
+        Some(Refusal::ReadOnly)
+    }
+
     fn standing(&self) -> Standing {
         let state = self.shared.state();
         let storage = state.storage.as_ref();

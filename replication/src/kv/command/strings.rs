@@ -156,9 +156,12 @@ pub(super) fn mget(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> 
     for key in keys {
         match space.string(key) {
             Ok(value) => reply.bulk_or_null(value),
-            Err(SpaceError::WrongKind | SpaceError::ReadOnly | SpaceError::TooLarge) => {
-                reply.null()
-            }
+            Err(
+                SpaceError::WrongKind
+                | SpaceError::ReadOnly
+                | SpaceError::TooLarge
+                | SpaceError::OutOfMemory,
+            ) => reply.null(),
         }
     }
     Ok(())

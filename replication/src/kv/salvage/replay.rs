@@ -11,14 +11,19 @@ use serde::{Deserialize, Serialize};
 
 use super::wish::Wish;
 use crate::kv::shown::Shown;
+use crate::kv::space::write::COMMAND_BYTES;
 use crate::kv::space::{Hash, Space, SpaceError};
 use crate::wall_time::WallTime;
 
-/// How many bytes of fields are set in one atom.
+/// How many bytes of fields are set in one atom, as a space counts them, if it is more than one field. With
+/// what an atom has beside them, that is less than it may have.
 const ATOM_BYTES: usize = 1 << 20;
 
 /// How many conflicts are listed; all are counted.
 pub const CONFLICTS_LISTED_MAX: usize = 1000;
+
+/// How many failures are listed; all are counted.
+const FAILURES_LISTED_MAX: usize = 100;
 
 /// What there is to do for a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,12 +51,12 @@ impl Verdict {
     }
 }
 
-/// A key that a replay left, or overwrote.
+/// A key that a replay left, or overwrote, or could not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The key.
     pub key: Shown,
-    /// What is there, and what the bundle would make of it.
+    /// What is there, and what the bundle would make of it; or why it could not be changed.
     pub what: String,
 }
 
@@ -72,6 +77,12 @@ pub struct Replayed {
     pub conflicts: u64,
     /// The first of those that were left or overwritten.
     pub conflicts_listed: Vec<Conflict>,
+    /// How many could not be changed.
+    #[serde(default)]
+    pub failed: u64,
+    /// The first of those, each with the reason.
+    #[serde(default)]
+    pub failures_listed: Vec<Conflict>,
     /// The bundle removes every key somewhere, which is never replayed.
     pub has_clear: bool,
 }
@@ -146,10 +157,10 @@ fn judge_fields(
 }
 
 /// Judges a wish, and makes of the key what is wished where that adds only, or where `overwrites`. The
-/// operations of a key are complete, as atoms.
+/// operations of a key are complete, as atoms, whether it succeeds or not.
 ///
 /// # Errors
-/// When the space refuses a change; the wish can be tried again.
+/// When the space refuses a change; the wish can be tried again. What is there is not removed then.
 pub fn apply(
     space: &mut Space<'_>,
     key: &[u8],
@@ -162,18 +173,18 @@ pub fn apply(
         Verdict::Conflict if overwrites => {}
         Verdict::Same | Verdict::Expired | Verdict::Conflict => return Ok(verdict),
     }
-    match wish {
-        Wish::String { value, expires } => space.set(key, value, *expires)?,
-        Wish::Absent => drop(space.delete(key)?),
-        Wish::Expiry { expires } => drop(space.expire(key, *expires)?),
+    let done = match wish {
+        Wish::String { value, expires } => space.set(key, value, *expires),
+        Wish::Absent => space.delete(key).map(drop),
+        Wish::Expiry { expires } => space.expire(key, *expires).map(drop),
         Wish::Hash {
             fields,
             is_whole,
             expires,
-        } => apply_hash(space, key, fields, *is_whole, *expires)?,
-    }
+        } => apply_hash(space, key, fields, *is_whole, *expires),
+    };
     space.end_atom();
-    Ok(verdict)
+    done.map(|()| verdict)
 }
 
 fn apply_hash(
@@ -192,23 +203,31 @@ fn apply_hash(
         }
         Ok(None) | Err(_) => false,
     };
+    // Before anything is removed.
+    let wished = fields.iter().filter_map(|(field, value)| {
+        let value = value.as_deref()?;
+        Some((field.as_ref(), value))
+    });
+    space.check_fields(key, wished)?;
     if is_there && (!is_hash || has_others) {
+        // In one atom with the first fields.
         space.delete(key)?;
     }
     let mut removed: Vec<&[u8]> = Vec::new();
     let mut set: Vec<(&[u8], &[u8])> = Vec::new();
     let mut bytes = 0_usize;
     for (field, wished) in fields {
-        match wished {
-            Some(value) => set.push((field, value)),
-            None => removed.push(field),
-        }
-        bytes = bytes.saturating_add(field.len() + wished.as_ref().map_or(0, Bytes::len));
-        if bytes >= ATOM_BYTES {
+        let own = field.len() + wished.as_ref().map_or(0, Bytes::len) + COMMAND_BYTES;
+        if bytes > 0 && bytes.saturating_add(own) > ATOM_BYTES {
             change(space, key, &set, &removed)?;
             space.end_atom();
             (bytes, set, removed) = (0, Vec::new(), Vec::new());
         }
+        match wished {
+            Some(value) => set.push((field, value)),
+            None => removed.push(field),
+        }
+        bytes = bytes.saturating_add(own);
     }
     change(space, key, &set, &removed)?;
     if let Some(expires) = expires {
@@ -244,13 +263,26 @@ impl Replayed {
                     self.conflicts += 1;
                 }
                 if self.conflicts_listed.len() < CONFLICTS_LISTED_MAX {
-                    self.conflicts_listed.push(Conflict {
-                        key: Shown::from(key.get(..KEY_SHOWN_BYTES_MAX).unwrap_or(key)),
-                        what: what(wish).to_owned(),
-                    });
+                    self.conflicts_listed.push(listed(key, what(wish)));
                 }
             }
         }
+    }
+
+    /// Counts a key that could not be changed.
+    pub(super) fn count_failure(&mut self, key: &[u8], error: SpaceError) {
+        self.keys += 1;
+        self.failed += 1;
+        if self.failures_listed.len() < FAILURES_LISTED_MAX {
+            self.failures_listed.push(listed(key, &error.to_string()));
+        }
+    }
+}
+
+fn listed(key: &[u8], what: &str) -> Conflict {
+    Conflict {
+        key: Shown::from(key.get(..KEY_SHOWN_BYTES_MAX).unwrap_or(key)),
+        what: what.to_owned(),
     }
 }
 

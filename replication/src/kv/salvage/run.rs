@@ -51,14 +51,6 @@ pub enum ReplayError {
         /// What was done by then.
         done: Box<Replayed>,
     },
-    /// A key cannot be changed.
-    #[error("cannot change key {key}")]
-    Key {
-        /// The key.
-        key: Shown,
-        /// Why not.
-        source: SpaceError,
-    },
     /// Reading was cut short.
     #[error("reading the bundle was cut short")]
     CutShort(#[from] tokio::task::JoinError),
@@ -188,19 +180,19 @@ pub async fn show(
     })
 }
 
-/// Makes of the keys of `bundle` what it wishes, as far as `order` allows. When it returns, that is
-/// committed.
+/// Makes of the keys of `bundle` what it wishes, as far as `order` allows, and counts them in `done`. When it
+/// returns, that is committed. A key that cannot be changed is counted as that, and the others go on.
 ///
 /// # Errors
-/// When the bundle cannot be read, or the store refuses. What was done by then stays done, and the replay
+/// When the bundle cannot be read, or the store refuses. What was counted by then stays done, and the replay
 /// can be repeated.
 pub async fn replay(
     keyspace: &dyn Keyspace,
     bundle: &Arc<Bundle>,
     order: ReplayOrder,
     progress: &dyn Progress,
-) -> Result<Replayed, ReplayError> {
-    let mut done = Replayed::default();
+    done: &mut Replayed,
+) -> Result<(), ReplayError> {
     let what = format!("replaying {}", bundle.name);
     progress.start(&what, None, Unit::Items);
     for part in parts(&bundle.manifest) {
@@ -213,31 +205,30 @@ pub async fn replay(
             } else {
                 put(keyspace, keys, order.overwrites).await
             };
-            let (verdicts, failed) = verdicts.map_err(|refusal| refused(refusal, &done))?;
+            let verdicts = verdicts.map_err(|refusal| refused(refusal, done))?;
             for ((key, wish), verdict) in keys.iter().zip(verdicts) {
-                done.count(key, wish, verdict, order.overwrites);
-            }
-            if let Some((key, source)) = failed {
-                return Err(ReplayError::Key { key, source });
+                match verdict {
+                    Ok(verdict) => done.count(key, wish, verdict, order.overwrites),
+                    Err(error) => done.count_failure(key, error),
+                }
             }
             progress.at(done.keys);
         }
     }
     progress.end("");
-    Ok(done)
+    Ok(())
 }
 
-/// The verdicts on the first of some keys, and the key after them that could not be changed, if one could
-/// not.
-type Judged = (Vec<Verdict>, Option<(Shown, SpaceError)>);
+/// The verdict on each of some keys, or why it could not be changed.
+type Judged = Vec<Result<Verdict, SpaceError>>;
 
 fn look(keyspace: &dyn Keyspace, keys: &[(Bytes, Wish)]) -> Result<Judged, Refusal> {
     let mut verdicts = Vec::new();
     keyspace.read(&mut |space| {
-        let judged = keys.iter().map(|(key, wish)| judge(space, key, wish));
+        let judged = keys.iter().map(|(key, wish)| Ok(judge(space, key, wish)));
         verdicts = judged.collect();
     })?;
-    Ok((verdicts, None))
+    Ok(verdicts)
 }
 
 async fn put(
@@ -245,20 +236,15 @@ async fn put(
     keys: &[(Bytes, Wish)],
     overwrites: bool,
 ) -> Result<Judged, Refusal> {
-    let (mut verdicts, mut failed) = (Vec::with_capacity(keys.len()), None);
+    let mut verdicts = Vec::new();
     let position = keyspace.write(&mut |space| {
-        for (key, wish) in keys {
-            match apply(space, key, wish, overwrites) {
-                Ok(verdict) => verdicts.push(verdict),
-                Err(error) => {
-                    failed = Some((Shown::from(key.as_ref()), error));
-                    return;
-                }
-            }
-        }
+        let applied = keys
+            .iter()
+            .map(|(key, wish)| apply(space, key, wish, overwrites));
+        verdicts = applied.collect();
     })?;
     keyspace.settled(position).await?;
-    Ok((verdicts, failed))
+    Ok(verdicts)
 }
 
 fn refused(refusal: Refusal, done: &Replayed) -> ReplayError {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::session::{Access, Need, Scene, Session};
-use crate::kv::command::Command;
+use super::session::{Access, Need, Scene, Session, is};
+use crate::kv::command::{Command, SessionCommand};
 use crate::kv::keyspace::{Keyspace, Refusal};
 use crate::kv::resp::{Args, Reply, Span};
 use crate::kv::space::Space;
@@ -58,6 +58,12 @@ impl Batch {
             .and_then(|name| bytes.get(name.clone()));
         let command = name.and_then(Command::named);
         self.requests.push(Request { command, args });
+    }
+
+    /// Returns whether a transaction may begin in it.
+    fn has_multi(&self) -> bool {
+        let mut commands = self.requests.iter().filter_map(|request| request.command);
+        commands.any(|command| is(command, SessionCommand::Multi))
     }
 
     fn get<'a>(
@@ -183,6 +189,12 @@ pub(super) async fn answer(
     stream: &TcpStream,
 ) -> usize {
     let shared = Arc::clone(&session.shared);
+    // Asked before anything is held that the store may need for its answer.
+    session.refuses_writes = if session.transaction.is_some() || batch.has_multi() {
+        (shared.source)().and_then(|keyspace| keyspace.refuses_writes())
+    } else {
+        None
+    };
     let mut pending: Option<Pending> = None;
     let mut run = Run {
         session,

@@ -70,6 +70,8 @@ pub(super) struct Session {
     pub(super) watches: Vec<Watch>,
     /// The position behind the last that the client has written.
     pub(super) last_write: Position,
+    /// Why no write is taken, if that was so when the commands at hand came in.
+    pub(super) refuses_writes: Option<Refusal>,
     /// The client has said goodbye.
     pub(super) is_closing: bool,
     /// The client has told a wrong password, and waits a little for the answer.
@@ -91,6 +93,7 @@ impl Session {
             transaction: None,
             watches: Vec::new(),
             last_write: Position(0),
+            refuses_writes: None,
             is_closing: false,
             is_suspect: false,
         }
@@ -131,7 +134,16 @@ impl Session {
         };
         match &mut self.transaction {
             Some(transaction) if is_queued(command) => {
-                reply.answer(|reply| transaction.queue(command, need_of(command), args, reply));
+                let need = need_of(command);
+                match &self.refuses_writes {
+                    Some(refusal) if need.access == Access::Write => {
+                        transaction.is_spoiled = true;
+                        reply.answer(|_| Err(refusal));
+                    }
+                    Some(_) | None => {
+                        reply.answer(|reply| transaction.queue(command, need, args, reply));
+                    }
+                }
             }
             Some(_) | None => reply.answer(|reply| self.execute(command, args, scene, reply)),
         }
@@ -228,7 +240,7 @@ impl Session {
     }
 }
 
-fn is(command: &Command, wanted: SessionCommand) -> bool {
+pub(super) fn is(command: &Command, wanted: SessionCommand) -> bool {
     matches!(command.run, Run::Session(own) if own == wanted)
 }
 

@@ -1,6 +1,6 @@
 //! What commands run against: the table with what lies over it, at one moment.
 
-mod write;
+pub(super) mod write;
 
 use std::fmt;
 
@@ -43,6 +43,9 @@ pub enum SpaceError {
     /// than [`KV_ATOM_BYTES_MAX`](super::operation::KV_ATOM_BYTES_MAX).
     #[error("ERR string exceeds maximum allowed size (proto-max-bulk-len)")]
     TooLarge,
+    /// The keys take more memory than they may, and this would add to it.
+    #[error("OOM command not allowed when used memory > 'maxmemory'.")]
+    OutOfMemory,
 }
 
 /// The table with what lies over it, at one moment: what has expired by then is absent.
@@ -51,6 +54,7 @@ pub struct Space<'a> {
     table: &'a Table,
     draft: Option<&'a mut Draft>,
     now: WallTime,
+    bytes_max: usize,
 }
 
 /// A hash at one moment.
@@ -97,6 +101,7 @@ impl<'a> Space<'a> {
             table,
             draft: None,
             now,
+            bytes_max: usize::MAX,
         }
     }
 
@@ -106,7 +111,15 @@ impl<'a> Space<'a> {
             table,
             draft: Some(draft),
             now,
+            bytes_max: usize::MAX,
         }
+    }
+
+    /// Refuses what adds to the keys while they take more than `bytes_max` of memory. What removes or expires
+    /// them is done all the same.
+    #[must_use]
+    pub fn bounded(self, bytes_max: usize) -> Self {
+        Self { bytes_max, ..self }
     }
 
     /// Returns the moment.

@@ -8,6 +8,13 @@ fn writes(act: impl FnOnce(&mut Space<'_>)) -> Draft {
     draft
 }
 
+fn commit(table: &mut Table, draft: &mut Draft) {
+    while let Some(taken) = draft.take(usize::MAX) {
+        taken.operations.iter().for_each(|it| table.apply(it));
+        draft.settle(taken.end);
+    }
+}
+
 #[test]
 fn what_is_made_together_is_never_taken_apart() {
     let mut draft = writes(|space| {
@@ -48,6 +55,41 @@ fn what_is_too_large_is_refused_and_changes_nothing() {
     });
     assert!(draft.open_bytes() <= KV_ATOM_BYTES_MAX);
     assert_eq!(draft.end(), Position(3));
+}
+
+#[test]
+fn without_memory_nothing_is_added_and_everything_can_be_removed() {
+    let (mut table, mut draft) = (Table::new(), Draft::new(Position(0)));
+    let mut space = Space::newest(&table, &mut draft, WallTime(100)).bounded(0);
+    // What is made together is refused as a whole or not at all.
+    space.set(b"s", &[0; 1000], None).unwrap();
+    space.hash_set(b"h", &[(b"f", b"v"), (b"g", b"v")]).unwrap();
+    space.set(b"x", b"v", Some(WallTime(150))).unwrap();
+    space.end_atom();
+    assert_eq!(space.set(b"k", b"v", None), Err(SpaceError::OutOfMemory));
+    commit(&mut table, &mut draft);
+    let full = table.bytes();
+
+    let mut space = Space::newest(&table, &mut draft, WallTime(200)).bounded(full - 1);
+    let oom = Err(SpaceError::OutOfMemory);
+    assert_eq!(space.set(b"s", b"", None), oom);
+    assert_eq!(space.check_sets([(&b"s"[..], &b""[..])].into_iter()), oom);
+    assert_eq!(
+        space.hash_set(b"h", &[(b"f", b"")]),
+        Err(SpaceError::OutOfMemory)
+    );
+    assert_eq!(
+        SpaceError::OutOfMemory.to_string(),
+        "OOM command not allowed when used memory > 'maxmemory'."
+    );
+    assert!(space.purge(b"x").unwrap());
+    assert_eq!(space.hash_delete(b"h", &[b"f"]), Ok(1));
+    assert!(space.expire(b"h", Some(WallTime(500))).unwrap());
+    assert!(space.delete(b"s").unwrap());
+    space.end_atom();
+    commit(&mut table, &mut draft);
+    let mut space = Space::newest(&table, &mut draft, WallTime(200)).bounded(full - 1);
+    space.set(b"k", b"v", None).unwrap();
 }
 
 #[test]

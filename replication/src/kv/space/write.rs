@@ -9,19 +9,20 @@ use crate::kv::operation::{KV_ATOM_BYTES_MAX, KV_KEY_BYTES_MAX, KV_VALUE_BYTES_M
 use crate::wall_time::WallTime;
 
 /// What operations have beside keys, fields and values for one command of one key, in bytes at most.
-const COMMAND_BYTES: usize = 64;
+pub(in crate::kv) const COMMAND_BYTES: usize = 64;
 
 impl Space<'_> {
     /// Makes the key a string, whatever it was.
     ///
     /// # Errors
-    /// When it is too large.
+    /// When it is too large, or there is no memory for it.
     pub fn set(
         &mut self,
         key: &[u8],
         value: &[u8],
         expires: Option<WallTime>,
     ) -> Result<(), SpaceError> {
+        self.bound_memory(0)?;
         bound_key(key)?;
         bound_value(value)?;
         self.make_room(key, value.len())?;
@@ -38,11 +39,12 @@ impl Space<'_> {
     /// Checks that all these can be [set](Space::set) together.
     ///
     /// # Errors
-    /// When they are too large.
+    /// When they are too large, or there is no memory for them.
     pub fn check_sets<'p>(
         &self,
         pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     ) -> Result<(), SpaceError> {
+        self.bound_memory(0)?;
         let mut bytes = 0usize;
         for (key, value) in pairs {
             bound_key(key)?;
@@ -101,8 +103,11 @@ impl Space<'_> {
     /// Sets fields of a hash, which is made if need be, and returns how many of them are new.
     ///
     /// # Errors
-    /// When the key is no hash, or something is too large.
+    /// When the key is no hash, something is too large, or there is no memory for it.
     pub fn hash_set(&mut self, key: &[u8], fields: &[(&[u8], &[u8])]) -> Result<usize, SpaceError> {
+        if !fields.is_empty() {
+            self.bound_memory(0)?;
+        }
         let hash = self.hash(key)?;
         let expires = self.expires(key).flatten();
         bound_key(key)?;
@@ -140,6 +145,28 @@ impl Space<'_> {
             self.push(Operation::Expire { key, expires });
         }
         Ok(added)
+    }
+
+    /// Checks that a hash can be given all these fields, one after another. They need not fit together.
+    ///
+    /// # Errors
+    /// When the key or one of them is too large, or there is no memory for all.
+    pub fn check_fields<'p>(
+        &self,
+        key: &[u8],
+        fields: impl Iterator<Item = (&'p [u8], &'p [u8])>,
+    ) -> Result<(), SpaceError> {
+        bound_key(key)?;
+        let mut bytes = 0_usize;
+        for (field, value) in fields {
+            bound_key(field)?;
+            bound_value(value)?;
+            bytes = bytes.saturating_add(field.len() + value.len() + COMMAND_BYTES);
+        }
+        if bytes > 0 {
+            self.bound_memory(bytes)?;
+        }
+        Ok(())
     }
 
     /// Removes fields of a hash, and returns how many of them were there. The key goes with its last field.
@@ -213,6 +240,17 @@ impl Space<'_> {
         let wanted = draft.open_bytes() + 3 * key.len() + COMMAND_BYTES + bytes;
         if wanted > KV_ATOM_BYTES_MAX {
             return Err(SpaceError::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// Checks that the keys may grow, with so many bytes that are to come. What is made together is not
+    /// counted: all of it is refused, or nothing.
+    fn bound_memory(&self, coming: usize) -> Result<(), SpaceError> {
+        let open = self.draft.as_ref().map_or(0, |draft| draft.open_bytes());
+        let bytes = self.bytes().saturating_sub(open).saturating_add(coming);
+        if bytes > self.bytes_max {
+            return Err(SpaceError::OutOfMemory);
         }
         Ok(())
     }

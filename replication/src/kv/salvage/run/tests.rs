@@ -7,7 +7,7 @@ use crate::kv::entry::After;
 use crate::kv::memory::MemoryKeyspace;
 use crate::kv::operation::Operation;
 use crate::kv::point::Point;
-use crate::kv::salvage::{Acknowledged, Superseded, write};
+use crate::kv::salvage::{Acknowledged, Conflict, Superseded, write};
 use crate::kv::space::Space;
 use crate::position::Position;
 use crate::store::NoProgress;
@@ -78,9 +78,11 @@ fn store(fill: impl FnOnce(&mut Space<'_>)) -> MemoryKeyspace {
 }
 
 async fn replayed(keyspace: &MemoryKeyspace, kept: &Kept, order: ReplayOrder) -> Replayed {
-    replay(keyspace, &kept.bundle, order, &NoProgress)
+    let mut done = Replayed::default();
+    replay(keyspace, &kept.bundle, order, &NoProgress, &mut done)
         .await
-        .unwrap()
+        .unwrap();
+    done
 }
 
 /// Everything that is in a store, by key.
@@ -299,6 +301,60 @@ async fn a_hash_larger_than_an_atom_is_put_back_whole() {
     assert!(hash.contains(r#""length":12"#), "{}", hash.len());
 }
 
+/// What puts back a hash of many fields, each of which is next to nothing.
+fn many_fields() -> Vec<Operation> {
+    let fields: Vec<String> = (0..100_000).map(|number| number.to_string()).collect();
+    let fields: Vec<(&str, &str)> = fields.iter().map(|field| (&field[..], "")).collect();
+    let sets = fields.chunks(10_000).map(|fields| hash_set("h", fields));
+    std::iter::once(Operation::Delete { key: bytes("h") })
+        .chain(sets)
+        .collect()
+}
+
+const OVERWRITE: ReplayOrder = ReplayOrder {
+    overwrites: true,
+    is_dry_run: false,
+};
+
+#[tokio::test]
+async fn a_hash_of_many_tiny_fields_takes_the_place_of_a_string() {
+    let kept = kept(&many_fields());
+    let keyspace = store(|space| space.set(b"h", b"string", None).unwrap());
+    let done = replayed(&keyspace, &kept, OVERWRITE).await;
+    assert_eq!((done.overwritten, done.failed), (1, 0));
+    let mut count = 0;
+    let look = &mut |space: &mut Space<'_>| {
+        count = space.hash(b"h").unwrap().unwrap().field_count();
+    };
+    keyspace.read(look).unwrap();
+    assert_eq!(count, 100_000);
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_put_back_keeps_what_it_has_and_the_others_go_on() {
+    let mut operations = many_fields();
+    operations.push(set("k", "1", None));
+    let kept = kept(&operations);
+    let keyspace = store(|space| space.set(b"h", b"string", None).unwrap());
+    // There is room for some of it, but not for all.
+    keyspace.bound(3 << 20);
+    let done = replayed(&keyspace, &kept, OVERWRITE).await;
+    assert_eq!(
+        (done.keys, done.added, done.overwritten, done.failed),
+        (2, 1, 0, 1)
+    );
+    assert_eq!(
+        done.failures_listed,
+        [Conflict {
+            key: Shown::from(&b"h"[..]),
+            what: "OOM command not allowed when used memory > 'maxmemory'.".to_owned(),
+        }]
+    );
+    let found = all(&keyspace);
+    assert_eq!(found.len(), 2);
+    assert!(found[0].1.contains(r#""value":"string""#), "{}", found[0].1);
+}
+
 #[tokio::test]
 async fn to_remove_every_key_is_told_and_never_replayed() {
     let kept = kept(&[Operation::Clear, set("k", "1", None)]);
@@ -318,7 +374,8 @@ async fn a_store_that_refuses_is_named_and_the_replay_can_be_repeated() {
     let (kept, keyspace) = (full_bundle(), store(fill));
     keyspace.refuse(Some(Refusal::NoReplicas));
     let order = ReplayOrder::default();
-    let error = replay(&keyspace, &kept.bundle, order, &NoProgress)
+    let mut done = Replayed::default();
+    let error = replay(&keyspace, &kept.bundle, order, &NoProgress, &mut done)
         .await
         .unwrap_err();
     assert_eq!(
@@ -355,7 +412,8 @@ async fn an_entry_that_cannot_be_read_is_named_before_anything_is_changed() {
     let kept = kept_entries([first, Bytes::from_static(b"\x09 of another version")].into_iter());
     let keyspace = MemoryKeyspace::new(NOW);
     let order = ReplayOrder::default();
-    let error = replay(&keyspace, &kept.bundle, order, &NoProgress)
+    let mut done = Replayed::default();
+    let error = replay(&keyspace, &kept.bundle, order, &NoProgress, &mut done)
         .await
         .unwrap_err();
     assert!(
