@@ -12,6 +12,7 @@ use understudy_primary::services::Services;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
 use understudy_replication::kv::keyspace::Keyspace;
+use understudy_replication::kv::protocol::Tail;
 use understudy_replication::kv::slot::Slot;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::role::{Event, Role};
@@ -213,6 +214,18 @@ impl Node {
                 })
             },
         }
+    }
+
+    /// Returns where the log of the key-value store ends here; `None` while it is not open.
+    pub(crate) fn kv_end(&self) -> Option<Tail> {
+        self.kv.held().map(|storage| storage.end())
+    }
+
+    /// Returns whether the copy of the key-value store waits for the rest of what it is made of.
+    pub(crate) fn kv_is_half_a_copy(&self) -> bool {
+        self.kv
+            .held()
+            .is_some_and(|storage| storage.whole_from().is_some())
     }
 
     /// Returns the key-value store as its clients see it; `None` while it is not open.

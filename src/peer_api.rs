@@ -9,6 +9,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use understudy_replication::kv::protocol::Tail;
 use understudy_replication::link::{
     AwaitAnswer, AwaitRequest, BarrierRequest, CheckRequest, FenceAnswer, FenceRequest, Hello,
     RootRequest, StandbyReport, SwitchoverRequest,
@@ -85,6 +86,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/switchover", post(switchover))
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
+        .route("/peer/kv/end", get(say_kv_end))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)
@@ -121,6 +123,11 @@ async fn not_here(State(node): State<Arc<Node>>) -> Response {
         Lineage::role(&*node)
     );
     (StatusCode::CONFLICT, reason).into_response()
+}
+
+/// Tells how much of the key-value store this node has.
+async fn say_kv_end(State(node): State<Arc<Node>>) -> Json<Option<Tail>> {
+    Json(node.kv_end())
 }
 
 async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use understudy_config::{NodeName, StoreName};
+use understudy_config::{KvDurability, NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
+use understudy_replication::kv::protocol::{Tail, survey};
 use understudy_replication::link::{FenceAnswer, FenceRequest, Level};
 use understudy_replication::position::Position;
 use understudy_replication::role::{Event, Role};
@@ -19,7 +20,7 @@ use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 use understudy_replication::transport::PeerClient;
 use understudy_standby::postgres::PostgresReceiver;
-use understudy_standby::promote::{Observation, Plan, Step, StoreSeen, plan};
+use understudy_standby::promote::{Elsewhere, Observation, Plan, Step, StoreSeen, plan};
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
@@ -232,6 +233,7 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
             .collect(),
         has_services: !config.services.is_empty(),
         broken: broken_copies(node),
+        elsewhere: kv_elsewhere(node, old.as_ref()).await,
         is_forced: order.force,
         is_planned: order.planned,
     }
@@ -252,10 +254,59 @@ async fn greet(client: &PeerClient, is_forced: bool) -> Result<(), String> {
     answer.unwrap_or_else(|_| Err(silent()))
 }
 
+/// Asks the other standbys how much of the key-value store they have: with more than one, any of them may have
+/// acknowledged what this node has not.
+async fn kv_elsewhere(node: &Arc<Node>, old: Option<&NodeName>) -> Vec<Elsewhere> {
+    let config = node.config();
+    let Some(kv) = &config.kv else {
+        return Vec::new();
+    };
+    let standbys = config.nodes.len().saturating_sub(1);
+    if standbys < 2 {
+        return Vec::new();
+    }
+    let asked = config
+        .peers(node.me())
+        .filter(|peer| Some(&peer.name) != old)
+        .map(async |peer| {
+            let end = async {
+                let client = node.client(&peer.name)?;
+                let answer = client.get("/peer/kv/end").await.ok()?;
+                answer.json::<Option<Tail>>(64 << 10).await.ok()?
+            };
+            let end = tokio::time::timeout(FORCED_PATIENCE, end).await.ok()??;
+            Some((peer.name.clone(), end))
+        });
+    let others: Vec<(NodeName, Tail)> = futures_util::future::join_all(asked)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    let Some(own) = node.kv_end() else {
+        return Vec::new();
+    };
+    // What is written without waiting for anybody is never sure.
+    let acknowledge = match kv.durability {
+        KvDurability::StandbyFirst { .. } => kv.acknowledge,
+        KvDurability::Async => standbys,
+    };
+    let outlook = survey(&own, &others, standbys, acknowledge);
+    vec![Elsewhere {
+        store: crate::stores::name_of(StoreKind::Kv),
+        ahead: outlook.adopt,
+        missing: outlook.missing,
+    }]
+}
+
 /// Returns the stores whose copy here is broken, and what to do about each.
 fn broken_copies(node: &Arc<Node>) -> Vec<(StoreName, String)> {
+    let kv = node.kv_is_half_a_copy().then(|| {
+        let mend =
+            "let it follow the primary until it is whole; or promote the node that has a whole one";
+        (crate::stores::name_of(StoreKind::Kv), mend.to_owned())
+    });
     let Some(cluster) = &node.cluster else {
-        return Vec::new();
+        return kv.into_iter().collect();
     };
     let is_half = |id: &StoreId| {
         let (cluster, pki) = (cluster.clone(), node.local.pki_dir.clone());
@@ -268,6 +319,7 @@ fn broken_copies(node: &Arc<Node>) -> Vec<(StoreName, String)> {
     let ids = crate::stores::ids(&node.config()).into_iter();
     ids.filter(is_half)
         .map(|id| (id.name, mend.to_owned()))
+        .chain(kv)
         .collect()
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Shippers {
 }
 
 /// Returns the name of a store that there is one of. The names are reserved in the configuration.
-fn name_of(kind: StoreKind) -> StoreName {
+pub(crate) fn name_of(kind: StoreKind) -> StoreName {
     // The three words are valid names, as a test of this module shows.
     kind.as_str()
         .parse()

@@ -60,7 +60,9 @@ impl Shared {
         let storage = core.storage().clone();
         {
             let visible = storage.visible();
-            let mut space = Space::newest(&visible.table, &mut core.draft, WallTime::now());
+            let bytes_max = usize::try_from(self.config.memory_bytes).unwrap_or(usize::MAX);
+            let mut space =
+                Space::newest(&visible.table, &mut core.draft, WallTime::now()).bounded(bytes_max);
             act(&mut space);
             space.end_atom();
         }

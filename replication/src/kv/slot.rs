@@ -48,6 +48,14 @@ impl Slot {
         Ok((storage, Some(opened)))
     }
 
+    /// Returns the store if it is open.
+    pub fn held(&self) -> Option<Arc<Storage>> {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// Opens the store of a standby: a damaged one is moved aside and begun anew, to be filled by the primary.
     /// Returns where the damaged one is, and what was wrong with it.
     ///

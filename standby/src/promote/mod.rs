@@ -5,4 +5,4 @@
 
 mod plan;
 
-pub use plan::{Condition, Loss, Observation, Plan, Step, StoreSeen, plan};
+pub use plan::{Condition, Elsewhere, Loss, Observation, Plan, Step, StoreSeen, plan};

@@ -29,10 +29,23 @@ pub struct Observation {
     pub has_services: bool,
     /// The stores whose copy here is only half of one, and what to do about each.
     pub broken: Vec<(StoreName, String)>,
+    /// What is known of the copies on the other standbys, of stores that a standby acknowledges on its own.
+    pub elsewhere: Vec<Elsewhere>,
     /// The operator answers for it that the old primary is off.
     pub is_forced: bool,
     /// The roles are to be swapped while both nodes are well, and nothing is to be lost.
     pub is_planned: bool,
+}
+
+/// What other standbys may have of a store that this one has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The store.
+    pub store: StoreName,
+    /// A standby that has more of it.
+    pub ahead: Option<NodeName>,
+    /// How many further standbys would have to answer before nothing acknowledged can be missing here.
+    pub missing: usize,
 }
 
 /// A store, as the planner sees it.
@@ -195,6 +208,10 @@ pub fn plan(seen: &Observation) -> Plan {
                     conditions.extend(unready(store));
                 }
             }
+            // A primary that answers is drained, and has everything.
+            if let Some((_, Err(_))) = &seen.primary {
+                conditions.extend(seen.elsewhere.iter().flat_map(unsure));
+            }
             steps.push(Step::Open(seen.role.next_epoch(&seen.me)));
             rise(&mut steps);
         }
@@ -350,6 +367,26 @@ fn loss(store: &StoreSeen, role: RoleName) -> Option<Loss> {
     })
 }
 
+/// Returns what stands against a promotion because other standbys may have acknowledged what this one has not.
+fn unsure(elsewhere: &Elsewhere) -> Vec<Condition> {
+    let store = &elsewhere.store;
+    let ahead = elsewhere.ahead.as_ref().map(|node| Condition {
+        what: format!("node {node} has more of store {store} than this node"),
+        mend: format!("promote {node} instead, or lose what only it has with `--force`"),
+        can_be_forced: true,
+    });
+    let missing = (elsewhere.missing > 0).then(|| Condition {
+        what: format!(
+            "{} more of the other standbys would have to answer to be sure that this node has every acknowledged \
+             write of store {store}",
+            elsewhere.missing
+        ),
+        mend: "start them, or promote with `--force` and lose what only they have".to_owned(),
+        can_be_forced: true,
+    });
+    ahead.into_iter().chain(missing).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,6 +439,7 @@ mod tests {
             indexes: vec![name("search")],
             has_services: true,
             broken: vec![],
+            elsewhere: vec![],
             is_forced: false,
             is_planned: false,
         }
@@ -537,5 +575,30 @@ mod tests {
         assert_eq!(steps(&seen)[..2], ["fence a", "open epoch 4.b"]);
         seen.primary = Some((name("a"), Err("no route to host".to_owned())));
         assert_eq!(steps(&seen)[0], "open epoch 4.b");
+    }
+
+    #[test]
+    fn a_node_that_may_lack_what_another_standby_acknowledged_is_not_promoted_unasked() {
+        let elsewhere = |ahead: Option<&str>, missing| {
+            vec![Elsewhere {
+                store: "kv".parse().unwrap(),
+                ahead: ahead.map(|name| name.parse().unwrap()),
+                missing,
+            }]
+        };
+        let mut seen = standby();
+        seen.elsewhere = elsewhere(Some("c"), 1);
+        // A primary that answers is drained: nothing can be missing.
+        assert!(plan(&seen).unmet.is_empty());
+        seen.primary = Some(("a".parse().unwrap(), Err("no answer".to_owned())));
+        let told: Vec<String> = plan(&seen).unmet.into_iter().map(|it| it.what).collect();
+        let tells = |part: &str| told.iter().any(|what| what.contains(part));
+        assert!(tells("node c has more of store kv"), "{told:?}");
+        assert!(tells("1 more of the other standbys"), "{told:?}");
+        seen.is_forced = true;
+        assert!(plan(&seen).unmet.is_empty());
+        seen.is_forced = false;
+        seen.elsewhere = elsewhere(None, 0);
+        assert_eq!(plan(&seen).unmet.len(), told.len() - 2);
     }
 }
