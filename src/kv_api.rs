@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::event::Severity;
-use understudy_replication::kv::is_match;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
 use understudy_replication::kv::salvage::{
     self, Bundle, ReplayError, ReplayOrder, Replayed, ShownBundle,
 };
 use understudy_replication::kv::shown::{Content, Shown};
 use understudy_replication::kv::space::SpaceError;
+use understudy_replication::kv::{PATTERN_BYTES_MAX, is_match};
 use understudy_replication::position::Position;
 use understudy_replication::role::Role;
 use understudy_replication::store::{Stop, Stopper};
@@ -215,6 +215,11 @@ pub(crate) async fn scan(node: &Node, asked: &Scan, stop: &Stop) -> Result<Scann
     let keyspace = keyspace(node)?;
     let limit = asked.limit.min(KEYS_LISTED_MAX);
     let pattern = asked.pattern.as_ref().map(|pattern| pattern.0.as_slice());
+    if pattern.is_some_and(|pattern| pattern.len() > PATTERN_BYTES_MAX) {
+        return Err(Failure::usage(format!(
+            "a pattern has at most {PATTERN_BYTES_MAX} bytes"
+        )));
+    }
     let mut found = Scanned {
         keys: Vec::new(),
         has_more: false,

@@ -238,6 +238,40 @@ fn a_pipeline_of_any_length_is_answered_in_order() {
 }
 
 #[test]
+fn a_client_whose_short_commands_make_much_waits_before_it_makes_more() {
+    let (server, mut client) = running(Commits::WhenTold);
+    client.send_command(&["SET", "k", &"v".repeat(1_000_000)]);
+    wait_until("the value", || server.store.end() == Position(1));
+    server.store.commit();
+    assert_eq!(client.receive(), ok());
+    pipeline(&mut client, &["APPEND k v"; 100]);
+    wait_until("the end of the last", || {
+        let pending = server.store.pending_bytes();
+        assert!(pending < 6 << 20, "{pending} bytes wait");
+        server.store.commit();
+        server.store.end() == Position(101)
+    });
+    server.store.commit();
+    for number in 1..=100 {
+        assert_eq!(client.receive(), Value::Integer(1_000_000 + number));
+    }
+}
+
+#[test]
+fn a_pattern_that_takes_too_long_to_compare_is_refused() {
+    let (_server, mut client) = running(Commits::AtOnce);
+    let pattern = "*a".repeat(40_000);
+    let refused = error("ERR a pattern has at most 65536 bytes");
+    assert_eq!(client.call(&["KEYS", &pattern]), refused);
+    assert_eq!(client.call(&["SCAN", "0", "MATCH", &pattern]), refused);
+    client.say("HSET h f v");
+    assert_eq!(
+        client.call(&["HSCAN", "h", "0", "MATCH", &pattern]),
+        refused
+    );
+}
+
+#[test]
 fn wait_tells_how_many_standbys_have_it() {
     let (server, mut client) = running(Commits::AtOnce);
     assert_eq!(client.say("WAIT 0 0"), Value::Integer(0));

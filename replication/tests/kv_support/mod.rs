@@ -83,6 +83,11 @@ impl Store {
         self.settled.send_replace(draft.end());
     }
 
+    /// Returns how many bytes are appended and not committed.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.draft.lock().unwrap().pending_bytes()
+    }
+
     /// Returns how much was appended.
     pub(crate) fn end(&self) -> Position {
         self.draft.lock().unwrap().end()

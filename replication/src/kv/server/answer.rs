@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -16,6 +16,12 @@ use crate::position::Position;
 
 /// How many bytes of answers there may be before the rest of the commands waits until they are sent.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
+
+/// How long commands of one client go on while they hold the store, before others get it.
+const HOLD_TIME_MAX: Duration = Duration::from_millis(10);
+
+/// How many bytes of operations the commands of one client make, before it waits until they are committed.
+const HOLD_BYTES_MAX: usize = 4 << 20;
 
 /// How often a client that waits is looked after, if it has sent more.
 const GONE_PAUSE: Duration = Duration::from_millis(250);
@@ -108,6 +114,15 @@ impl Pending {
     }
 }
 
+/// Why commands did not go on although they could have.
+#[derive(Clone, Copy, Debug)]
+enum Pause {
+    /// They have held the store for [`HOLD_TIME_MAX`].
+    Long,
+    /// They have made more than [`HOLD_BYTES_MAX`].
+    Large,
+}
+
 /// What is at hand while commands run.
 struct Run<'r> {
     session: &'r mut Session,
@@ -116,12 +131,22 @@ struct Run<'r> {
     bytes: &'r [u8],
     /// The command that is to be run next.
     next: usize,
+    /// How many bytes of operations were made of which it is not known that they are committed.
+    made: usize,
+    /// Whether there has to be a pause before it.
+    pause: Option<Pause>,
 }
 
 impl Run<'_> {
     /// Runs commands from the next on, for as long as they need no more than what there is.
     fn run(&mut self, most: Access, scene: &mut Scene<'_, '_>, answers: &mut Vec<(usize, bool)>) {
         let first = self.next;
+        let started = Instant::now();
+        let before = scene
+            .space
+            .as_ref()
+            .map_or(0, |space| space.pending_bytes());
+        let made = self.made;
         while let Some((command, args)) = self.batch.get(self.next, self.bytes) {
             let need = self.session.need(command, args);
             let is_first = self.next == first;
@@ -131,10 +156,22 @@ impl Run<'_> {
             }
             answers.push((self.reply.len(), need.access != Access::None));
             self.session.run(command, args, scene, self.reply);
-            if let Some(space) = &mut scene.space {
-                space.end_atom();
-            }
             self.next += 1;
+            let Some(space) = &mut scene.space else {
+                continue;
+            };
+            space.end_atom();
+            self.made = made.saturating_add(space.pending_bytes().saturating_sub(before));
+            self.pause = if self.made > HOLD_BYTES_MAX {
+                Some(Pause::Large)
+            } else if started.elapsed() > HOLD_TIME_MAX {
+                Some(Pause::Long)
+            } else {
+                None
+            };
+            if self.pause.is_some() {
+                break;
+            }
         }
     }
 
@@ -202,6 +239,8 @@ pub(super) async fn answer(
         batch,
         bytes,
         next: first,
+        made: 0,
+        pause: None,
     };
     while let Some((command, args)) = batch.get(run.next, bytes) {
         if run.session.is_closing || run.reply.len() > ANSWERS_BYTES_MAX {
@@ -247,6 +286,9 @@ pub(super) async fn answer(
         } else {
             need.access
         };
+        if pending.is_none() {
+            run.made = 0;
+        }
         let before = run.next;
         let mut act = |space: &mut Space<'_>| {
             let mut scene = Scene {
@@ -292,6 +334,15 @@ pub(super) async fn answer(
                 pending.answers = answers;
                 run.refuse(&refusal);
             }
+        }
+        match run.pause.take() {
+            Some(Pause::Large) => {
+                if let Some(pending) = pending.take() {
+                    pending.settle(run.session, run.reply).await;
+                }
+            }
+            Some(Pause::Long) => tokio::task::yield_now().await,
+            None => {}
         }
     }
     let next = run.next;

@@ -2,7 +2,7 @@
 
 use super::session::{Access, Need, Scene, Session};
 use crate::kv::command::error::CommandError;
-use crate::kv::command::{Command, Outcome};
+use crate::kv::command::{Command, Outcome, Run};
 use crate::kv::operation::KV_ATOM_BYTES_MAX;
 use crate::kv::resp::{Args, Reply, Span};
 use crate::kv::space::SpaceError;
@@ -131,6 +131,10 @@ impl Session {
             let spans = transaction.spans.get(start..end).unwrap_or_default();
             let args = Args::new(&transaction.bytes, spans);
             start = end;
+            if reply.is_cut() && matches!(command.run, Run::Read(_)) {
+                // Nobody will get what it would read; what changes something has to go on.
+                continue;
+            }
             let outcome = reply.part(|reply| self.execute(command, args, scene, reply));
             if let Err(error) = outcome {
                 reply.error(&error);
