@@ -88,6 +88,35 @@ fn what_the_store_refuses_is_told_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_node_that_answers_no_reads_still_tells_what_it_is() {
+    let (server, mut client) = running(Commits::AtOnce);
+    assert_eq!(client.say("SET k v"), ok());
+    *server.store.refusal.lock().unwrap() = Some(Refusal::NotHere { primary: None });
+    server.store.standing.lock().unwrap().is_primary = false;
+    let info = fields(&client.say("INFO").text());
+    assert_eq!(info.get("role").map(String::as_str), Some("slave"));
+    assert_eq!(
+        info.get("maxmemory").map(String::as_str),
+        Some("1073741824")
+    );
+    assert!(!info.contains_key("db0"), "{info:?}");
+}
+
+#[test]
+fn a_read_behind_a_write_is_answered_though_no_more_writes_are_taken() {
+    let (server, mut client) = running(Commits::AtOnce);
+    *server.store.writes_left.lock().unwrap() = Some(1);
+    let lines = ["SET k v", "INFO keyspace", "GET k", "SET k w", "GET k"];
+    pipeline(&mut client, &lines);
+    assert_eq!(client.receive(), ok());
+    let info = fields(&client.receive().text());
+    assert_eq!(info.len(), 1, "{info:?}");
+    assert_eq!(client.receive(), bulk("v"));
+    assert_eq!(client.receive(), error(&Refusal::NoReplicas.to_string()));
+    assert_eq!(client.receive(), bulk("v"));
+}
+
+#[test]
 fn where_no_write_is_taken_a_transaction_hears_it_at_its_first_write() {
     let (server, mut client) = running(Commits::AtOnce);
     *server.store.refusal.lock().unwrap() = Some(Refusal::ReadOnly);
@@ -110,9 +139,16 @@ fn a_store_that_is_being_opened_says_so() {
     let (server, mut client) = running(Commits::AtOnce);
     server.is_open.store(false, Ordering::SeqCst);
     let loading = error("LOADING Redis is loading the dataset in memory");
-    for line in ["GET k", "SET k v", "INFO", "WAIT 0 0", "ROLE", "FLUSHALL"] {
+    for line in [
+        "GET k", "SET k v", "WAIT 0 0", "ROLE", "FLUSHALL", "HELLO 3",
+    ] {
         assert_eq!(client.say(line), loading, "{line}");
     }
+    let info = fields(&client.say("INFO").text());
+    assert!(info.contains_key("uptime_in_seconds"), "{info:?}");
+    assert!(!info.contains_key("used_memory"), "{info:?}");
+    let wrong = error("WRONGPASS invalid username-password pair or user is disabled.");
+    assert_eq!(client.call(&["HELLO", "3", "AUTH", "someone", "x"]), wrong);
     assert_eq!(client.say("PING"), Value::Simple("PONG".to_owned()));
     server.is_open.store(true, Ordering::SeqCst);
     assert_eq!(client.say("GET k"), Value::Null);

@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 
 use super::session::{Access, Need, Scene, Session, is};
 use crate::kv::command::{Command, SessionCommand};
-use crate::kv::keyspace::{Keyspace, Refusal};
-use crate::kv::resp::{Args, Reply, Span};
+use crate::kv::keyspace::{Keyspace, Refusal, Standing};
+use crate::kv::resp::{Args, Reply, SPANS_KEPT_MAX, Span};
 use crate::kv::space::Space;
 use crate::position::Position;
 
@@ -49,6 +49,13 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.requests.clear();
         self.spans.clear();
+    }
+
+    /// Forgets the commands, and gives back the memory that many arguments took.
+    pub(super) fn shrink(&mut self) {
+        self.clear();
+        self.requests.shrink_to(SPANS_KEPT_MAX);
+        self.spans.shrink_to(SPANS_KEPT_MAX);
     }
 
     /// Adds a command whose arguments lie at `spans` behind `offset` of `bytes`.
@@ -175,6 +182,18 @@ impl Run<'_> {
         }
     }
 
+    /// Runs the next command without the store.
+    fn run_without(&mut self, standing: Option<&Standing>) {
+        if let Some((command, args)) = self.batch.get(self.next, self.bytes) {
+            let mut scene = Scene {
+                space: None,
+                standing,
+            };
+            self.session.run(command, args, &mut scene, self.reply);
+        }
+        self.next += 1;
+    }
+
     /// Refuses the next command.
     fn refuse(&mut self, refusal: &Refusal) {
         if let Some((command, _)) = self.batch.get(self.next, self.bytes) {
@@ -264,7 +283,11 @@ pub(super) async fn answer(
             .as_ref()
             .map(|pending| Arc::clone(&pending.keyspace));
         let Some(keyspace) = store.or_else(|| (shared.source)()) else {
-            run.refuse(&Refusal::Loading);
+            if need.does_without {
+                run.run_without(None);
+            } else {
+                run.refuse(&Refusal::Loading);
+            }
             continue;
         };
         if need.waits {
@@ -328,11 +351,20 @@ pub(super) async fn answer(
                 pending.position = position;
                 pending.answers = answers;
             }
+            (Err(_), None) if need.does_without => run.run_without(standing),
             (Err(refusal), None) => run.refuse(&refusal),
-            (Err(refusal), Some(pending)) => {
-                answers.push((run.reply.len(), false));
-                pending.answers = answers;
-                run.refuse(&refusal);
+            (Err(refusal), Some(waiting)) => {
+                waiting.answers = answers;
+                if need.access < Access::Write {
+                    // It would have been run as a write only for what was written before it: once that has
+                    // settled, it is run as what it is.
+                    if let Some(pending) = pending.take() {
+                        pending.settle(run.session, run.reply).await;
+                    }
+                } else {
+                    waiting.answers.push((run.reply.len(), false));
+                    run.refuse(&refusal);
+                }
             }
         }
         match run.pause.take() {
