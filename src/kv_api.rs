@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::event::Severity;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
+use understudy_replication::kv::operation::{KV_KEY_BYTES_MAX, KV_VALUE_BYTES_MAX};
 use understudy_replication::kv::salvage::{
     self, Bundle, ReplayError, ReplayOrder, Replayed, ShownBundle,
 };
@@ -168,6 +169,13 @@ pub(crate) fn get(node: &Node, asked: &Get) -> Result<Content, Failure> {
 
 /// Makes a key a string; when it returns, that is committed.
 pub(crate) async fn put(node: &Node, asked: &Put) -> Result<Changed, Failure> {
+    if asked.key.0.len() > KV_KEY_BYTES_MAX || asked.value.0.len() > KV_VALUE_BYTES_MAX {
+        return Err(Failure::usage(format!(
+            "cannot put a key of {} bytes with a value of {}: a key has at most 64 KiB, a value 1 MiB",
+            asked.key.0.len(),
+            asked.value.0.len()
+        )));
+    }
     let keyspace = primary(node)?;
     let mut outcome = Ok(());
     let position = keyspace.write(&mut |space| {
@@ -202,7 +210,13 @@ async fn settle(
     outcome: Result<(), SpaceError>,
 ) -> Result<Changed, Failure> {
     let position = position.map_err(|refusal| refused(node, &refusal))?;
-    outcome?;
+    match outcome {
+        Ok(()) => {}
+        Err(SpaceError::OutOfMemory) => return Err(refused(node, &Refusal::OutOfMemory)),
+        Err(error @ (SpaceError::WrongKind | SpaceError::ReadOnly | SpaceError::TooLarge)) => {
+            return Err(error.into());
+        }
+    }
     keyspace
         .settled(position)
         .await
