@@ -5,13 +5,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::event::Severity;
-use understudy_replication::kv::is_match;
 use understudy_replication::kv::keyspace::{Keyspace, Refusal};
+use understudy_replication::kv::operation::{KV_KEY_BYTES_MAX, KV_VALUE_BYTES_MAX};
 use understudy_replication::kv::salvage::{
     self, Bundle, ReplayError, ReplayOrder, Replayed, ShownBundle,
 };
 use understudy_replication::kv::shown::{Content, Shown};
 use understudy_replication::kv::space::SpaceError;
+use understudy_replication::kv::{PATTERN_BYTES_MAX, is_match};
 use understudy_replication::position::Position;
 use understudy_replication::role::Role;
 use understudy_replication::store::{Stop, Stopper};
@@ -168,6 +169,13 @@ pub(crate) fn get(node: &Node, asked: &Get) -> Result<Content, Failure> {
 
 /// Makes a key a string; when it returns, that is committed.
 pub(crate) async fn put(node: &Node, asked: &Put) -> Result<Changed, Failure> {
+    if asked.key.0.len() > KV_KEY_BYTES_MAX || asked.value.0.len() > KV_VALUE_BYTES_MAX {
+        return Err(Failure::usage(format!(
+            "cannot put a key of {} bytes with a value of {}: a key has at most 64 KiB, a value 1 MiB",
+            asked.key.0.len(),
+            asked.value.0.len()
+        )));
+    }
     let keyspace = primary(node)?;
     let mut outcome = Ok(());
     let position = keyspace.write(&mut |space| {
@@ -202,7 +210,13 @@ async fn settle(
     outcome: Result<(), SpaceError>,
 ) -> Result<Changed, Failure> {
     let position = position.map_err(|refusal| refused(node, &refusal))?;
-    outcome?;
+    match outcome {
+        Ok(()) => {}
+        Err(SpaceError::OutOfMemory) => return Err(refused(node, &Refusal::OutOfMemory)),
+        Err(error @ (SpaceError::WrongKind | SpaceError::ReadOnly | SpaceError::TooLarge)) => {
+            return Err(error.into());
+        }
+    }
     keyspace
         .settled(position)
         .await
@@ -215,6 +229,11 @@ pub(crate) async fn scan(node: &Node, asked: &Scan, stop: &Stop) -> Result<Scann
     let keyspace = keyspace(node)?;
     let limit = asked.limit.min(KEYS_LISTED_MAX);
     let pattern = asked.pattern.as_ref().map(|pattern| pattern.0.as_slice());
+    if pattern.is_some_and(|pattern| pattern.len() > PATTERN_BYTES_MAX) {
+        return Err(Failure::usage(format!(
+            "a pattern has at most {PATTERN_BYTES_MAX} bytes"
+        )));
+    }
     let mut found = Scanned {
         keys: Vec::new(),
         has_more: false,

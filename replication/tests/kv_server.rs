@@ -88,6 +88,35 @@ fn what_the_store_refuses_is_told_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_node_that_answers_no_reads_still_tells_what_it_is() {
+    let (server, mut client) = running(Commits::AtOnce);
+    assert_eq!(client.say("SET k v"), ok());
+    *server.store.refusal.lock().unwrap() = Some(Refusal::NotHere { primary: None });
+    server.store.standing.lock().unwrap().is_primary = false;
+    let info = fields(&client.say("INFO").text());
+    assert_eq!(info.get("role").map(String::as_str), Some("slave"));
+    assert_eq!(
+        info.get("maxmemory").map(String::as_str),
+        Some("1073741824")
+    );
+    assert!(!info.contains_key("db0"), "{info:?}");
+}
+
+#[test]
+fn a_read_behind_a_write_is_answered_though_no_more_writes_are_taken() {
+    let (server, mut client) = running(Commits::AtOnce);
+    *server.store.writes_left.lock().unwrap() = Some(1);
+    let lines = ["SET k v", "INFO keyspace", "GET k", "SET k w", "GET k"];
+    pipeline(&mut client, &lines);
+    assert_eq!(client.receive(), ok());
+    let info = fields(&client.receive().text());
+    assert_eq!(info.len(), 1, "{info:?}");
+    assert_eq!(client.receive(), bulk("v"));
+    assert_eq!(client.receive(), error(&Refusal::NoReplicas.to_string()));
+    assert_eq!(client.receive(), bulk("v"));
+}
+
+#[test]
 fn where_no_write_is_taken_a_transaction_hears_it_at_its_first_write() {
     let (server, mut client) = running(Commits::AtOnce);
     *server.store.refusal.lock().unwrap() = Some(Refusal::ReadOnly);
@@ -110,9 +139,16 @@ fn a_store_that_is_being_opened_says_so() {
     let (server, mut client) = running(Commits::AtOnce);
     server.is_open.store(false, Ordering::SeqCst);
     let loading = error("LOADING Redis is loading the dataset in memory");
-    for line in ["GET k", "SET k v", "INFO", "WAIT 0 0", "ROLE", "FLUSHALL"] {
+    for line in [
+        "GET k", "SET k v", "WAIT 0 0", "ROLE", "FLUSHALL", "HELLO 3",
+    ] {
         assert_eq!(client.say(line), loading, "{line}");
     }
+    let info = fields(&client.say("INFO").text());
+    assert!(info.contains_key("uptime_in_seconds"), "{info:?}");
+    assert!(!info.contains_key("used_memory"), "{info:?}");
+    let wrong = error("WRONGPASS invalid username-password pair or user is disabled.");
+    assert_eq!(client.call(&["HELLO", "3", "AUTH", "someone", "x"]), wrong);
     assert_eq!(client.say("PING"), Value::Simple("PONG".to_owned()));
     server.is_open.store(true, Ordering::SeqCst);
     assert_eq!(client.say("GET k"), Value::Null);
@@ -235,6 +271,40 @@ fn a_pipeline_of_any_length_is_answered_in_order() {
     }
     sending.join().unwrap();
     assert_eq!(client.say("HLEN h"), Value::Integer(count / 4));
+}
+
+#[test]
+fn a_client_whose_short_commands_make_much_waits_before_it_makes_more() {
+    let (server, mut client) = running(Commits::WhenTold);
+    client.send_command(&["SET", "k", &"v".repeat(1_000_000)]);
+    wait_until("the value", || server.store.end() == Position(1));
+    server.store.commit();
+    assert_eq!(client.receive(), ok());
+    pipeline(&mut client, &["APPEND k v"; 100]);
+    wait_until("the end of the last", || {
+        let pending = server.store.pending_bytes();
+        assert!(pending < 6 << 20, "{pending} bytes wait");
+        server.store.commit();
+        server.store.end() == Position(101)
+    });
+    server.store.commit();
+    for number in 1..=100 {
+        assert_eq!(client.receive(), Value::Integer(1_000_000 + number));
+    }
+}
+
+#[test]
+fn a_pattern_that_takes_too_long_to_compare_is_refused() {
+    let (_server, mut client) = running(Commits::AtOnce);
+    let pattern = "*a".repeat(40_000);
+    let refused = error("ERR a pattern has at most 65536 bytes");
+    assert_eq!(client.call(&["KEYS", &pattern]), refused);
+    assert_eq!(client.call(&["SCAN", "0", "MATCH", &pattern]), refused);
+    client.say("HSET h f v");
+    assert_eq!(
+        client.call(&["HSCAN", "h", "0", "MATCH", &pattern]),
+        refused
+    );
 }
 
 #[test]

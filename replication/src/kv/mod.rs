@@ -33,4 +33,4 @@ pub mod storage;
 pub mod table;
 pub mod wire;
 
-pub use command::is_match;
+pub use command::{PATTERN_BYTES_MAX, is_match};

@@ -45,6 +45,8 @@ pub(crate) struct Store {
     pub(crate) failure: watch::Sender<Option<Refusal>>,
     /// Why nothing is read and written.
     pub(crate) refusal: Mutex<Option<Refusal>>,
+    /// How many more writes are taken, if not any number.
+    pub(crate) writes_left: Mutex<Option<usize>>,
 }
 
 impl Store {
@@ -65,6 +67,7 @@ impl Store {
             }),
             failure: watch::Sender::new(None),
             refusal: Mutex::new(None),
+            writes_left: Mutex::new(None),
         })
     }
 
@@ -81,6 +84,11 @@ impl Store {
         }
         drop(table);
         self.settled.send_replace(draft.end());
+    }
+
+    /// Returns how many bytes are appended and not committed.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.draft.lock().unwrap().pending_bytes()
     }
 
     /// Returns how much was appended.
@@ -102,6 +110,9 @@ impl Keyspace for Store {
     fn write(&self, act: &mut dyn FnMut(&mut Space<'_>)) -> Result<Position, Refusal> {
         if let Some(refusal) = self.refusal.lock().unwrap().clone() {
             return Err(refusal);
+        }
+        if let Some(left) = self.writes_left.lock().unwrap().as_mut() {
+            *left = left.checked_sub(1).ok_or(Refusal::NoReplicas)?;
         }
         let mut draft = self.draft.lock().unwrap();
         let table = self.table.read().unwrap();

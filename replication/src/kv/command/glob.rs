@@ -1,5 +1,10 @@
 //! Patterns as `KEYS` and `MATCH` know them.
 
+use crate::kv::operation::KV_KEY_BYTES_MAX;
+
+/// How long a pattern is at most, in bytes: as a key, which it is compared with.
+pub const PATTERN_BYTES_MAX: usize = KV_KEY_BYTES_MAX;
+
 /// Returns whether `text` is as the pattern says: `*`, `?`, `[a-z]`, `[^a]`, and `\` before what stands for
 /// itself. The time it takes is bounded by the product of both lengths.
 pub fn is_match(pattern: &[u8], text: &[u8]) -> bool {

@@ -35,13 +35,22 @@ pub(super) fn dbsize(space: &mut Space<'_>, _: Args<'_>, reply: &mut Reply) -> O
 
 pub(super) fn keys(space: &mut Space<'_>, args: Args<'_>, reply: &mut Reply) -> Outcome {
     let mut found = Found::default();
+    let pattern = pattern(args.at(1))?;
     space.scan(0, usize::MAX, &mut |key, _| {
-        if glob::is_match(args.at(1), key) {
+        if glob::is_match(pattern, key) {
             found.push(key);
         }
     });
     found.write(reply);
     Ok(())
+}
+
+/// Returns a pattern, unless it is so long that to compare it takes too much time.
+fn pattern(bytes: &[u8]) -> Result<&[u8], CommandError> {
+    if bytes.len() > glob::PATTERN_BYTES_MAX {
+        return Err(CommandError::Other("a pattern has at most 65536 bytes"));
+    }
+    Ok(bytes)
 }
 
 /// Keys that were found, as far as an answer has room for them.
@@ -96,7 +105,7 @@ impl<'a> ScanOptions<'a> {
                     }
                     options.count = usize::try_from(count).unwrap_or(usize::MAX);
                 }
-                b"MATCH" => options.pattern = Some(value),
+                b"MATCH" => options.pattern = Some(pattern(value)?),
                 b"TYPE" if has_kinds => options.kind = Some(value.to_ascii_lowercase()),
                 _ => return Err(CommandError::Syntax),
             }

@@ -8,7 +8,7 @@ mod keys;
 mod strings;
 
 use self::error::CommandError;
-pub use self::glob::is_match;
+pub use self::glob::{PATTERN_BYTES_MAX, is_match};
 use super::resp::{Args, Reply};
 use super::space::Space;
 

@@ -5,6 +5,7 @@ pub(crate) mod merge;
 mod watch;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -49,6 +50,8 @@ enum Touch {
 /// [settled](Draft::settle) here.
 #[derive(Debug)]
 pub struct Draft {
+    /// No other draft of the process has it.
+    id: u64,
     end: Position,
     layers: Ordered<Layer>,
     /// Everything was cleared by the operation before this, and it has not settled.
@@ -69,7 +72,9 @@ pub struct Draft {
 impl Draft {
     /// Returns an empty draft over a table that is at `position`.
     pub fn new(position: Position) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             end: position,
             layers: Ordered::default(),
             cleared: None,
@@ -219,7 +224,13 @@ impl Draft {
     }
 
     pub(crate) fn watch(&mut self, key: &[u8], had_expired: bool) -> Watch {
-        self.watches.add(key, had_expired)
+        self.watches.add(key, had_expired, self.id)
+    }
+
+    /// Returns whether what is watched was changed. What another draft has watched may have been: its table is
+    /// another as well.
+    pub(crate) fn is_touched(&self, watch: &Watch) -> bool {
+        watch.draft != self.id || watch.is_touched()
     }
 
     pub(crate) fn touch_watches(&mut self, key: &[u8]) {

@@ -14,6 +14,8 @@ const SWEEP_LEN_MIN: usize = 256;
 #[derive(Debug)]
 pub struct Watch {
     pub(crate) key: Bytes,
+    /// The draft whose changes it hears of.
+    pub(crate) draft: u64,
     state: Arc<State>,
 }
 
@@ -25,8 +27,8 @@ struct State {
 }
 
 impl Watch {
-    /// Returns whether the key was changed since.
-    pub fn is_touched(&self) -> bool {
+    /// Returns whether the key was changed since, as far as its draft knows.
+    pub(crate) fn is_touched(&self) -> bool {
         self.state.is_touched.load(Ordering::Relaxed)
     }
 
@@ -44,7 +46,7 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    pub(super) fn add(&mut self, key: &[u8], had_expired: bool) -> Watch {
+    pub(super) fn add(&mut self, key: &[u8], had_expired: bool, draft: u64) -> Watch {
         if self.len >= self.sweep_len.max(SWEEP_LEN_MIN) {
             self.sweep();
         }
@@ -58,7 +60,7 @@ impl Watches {
             .or_default()
             .push(Arc::downgrade(&state));
         self.len += 1;
-        Watch { key, state }
+        Watch { key, draft, state }
     }
 
     #[cfg(test)]

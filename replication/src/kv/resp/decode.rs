@@ -11,6 +11,9 @@ pub const COMMAND_BYTES_MAX: usize = 4 << 20;
 /// How many arguments a command may have.
 const ARGUMENTS_MAX: usize = 1 << 20;
 
+/// For how many arguments an idle client keeps room.
+pub(crate) const SPANS_KEPT_MAX: usize = 4096;
+
 /// How long a line may be, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
@@ -164,6 +167,14 @@ impl Decoder {
             self.missing = self.missing.saturating_sub(1);
         }
         Ok(Some(std::mem::take(&mut self.at)))
+    }
+
+    /// Gives back the memory that many arguments took, unless a command is half there.
+    pub(crate) fn shrink(&mut self) {
+        if self.missing == 0 {
+            self.spans.clear();
+            self.spans.shrink_to(SPANS_KEPT_MAX);
+        }
     }
 
     /// Returns where the arguments of the command lie, from its start.

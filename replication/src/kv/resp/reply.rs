@@ -46,6 +46,11 @@ impl Reply {
         self.bytes.is_empty()
     }
 
+    /// Returns whether the present answer is too large already, and what is written to it no longer matters.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
     /// Writes one answer: what `write` writes, or the error that it returns instead.
     pub fn answer<E: Display>(&mut self, write: impl FnOnce(&mut Self) -> Result<(), E>) {
         let start = self.bytes.len();

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -19,6 +20,8 @@ const MANIFEST: &str = "manifest.json";
 const ENTRIES: &str = "entries.log";
 /// What the names of bundles begin with: other stores keep theirs in the same folder.
 const PREFIX: &str = "kv-";
+/// What the names of bundles that are being written end with.
+const PARTIAL: &str = ".partial";
 /// The longest name of a bundle: that of its partial form is a file's name, too.
 const NAME_BYTES_MAX: usize = 200;
 
@@ -45,8 +48,8 @@ where
         return Ok(folder.join(&same.name));
     }
     let name = free_name(folder, what, made);
-    let staged = stage(folder, &name)?;
-    let written = write_entries(&staged.join(ENTRIES), entries)?;
+    let staged = Staged::new(folder, &name)?;
+    let written = write_entries(&staged.0.join(ENTRIES), entries)?;
     let manifest = Manifest {
         version: SALVAGE_VERSION,
         store: what.store.clone(),
@@ -90,8 +93,8 @@ where
             false => Err(SalvageError::Taken { path: target }),
         };
     }
-    let staged = stage(folder, name)?;
-    let path = staged.join(ENTRIES);
+    let staged = Staged::new(folder, name)?;
+    let path = staged.0.join(ENTRIES);
     let written = write_entries(&path, entries)?;
     if (written.entries, written.bytes, &written.hash)
         != (manifest.entries, manifest.bytes, &manifest.hash)
@@ -104,34 +107,76 @@ where
     finish(folder, name, &staged, manifest)
 }
 
-/// Makes an empty folder for a bundle that is being written.
-fn stage(folder: &Path, name: &str) -> Result<PathBuf, SalvageError> {
-    let staged = folder.join(format!(".{name}.partial"));
-    match fs::remove_dir_all(&staged) {
-        // Of an attempt that was cut short: whoever made it still has what it held.
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file("remove", &staged)(error)),
+/// The folder of a bundle that is being written, which nobody else writes. It is removed unless it gets the
+/// name of a bundle.
+struct Staged(PathBuf);
+
+impl Staged {
+    fn new(folder: &Path, name: &str) -> Result<Self, SalvageError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        remove_abandoned(folder)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let own = format!(".{name}.{}-{number}{PARTIAL}", std::process::id());
+        let staged = folder.join(own);
+        durable::create_directory(&staged, 0o700).map_err(file("create", &staged))?;
+        Ok(Self(staged))
     }
-    durable::create_directory(&staged, 0o700).map_err(file("create", &staged))?;
-    Ok(staged)
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Ok(()) => {}
+            // It has its name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(%error, path = %self.0.display(), "a part of a bundle is left behind");
+            }
+        }
+    }
+}
+
+/// Removes what processes that have ended were writing: whoever made it still has what it held.
+fn remove_abandoned(folder: &Path) -> Result<(), SalvageError> {
+    let own = format!(".{}-", std::process::id());
+    for entry in fs::read_dir(folder).map_err(file("read", folder))? {
+        let entry = entry.map_err(file("read", folder))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_partial = name.ends_with(PARTIAL) && name.starts_with(&format!(".{PREFIX}"));
+        if !is_partial || name.contains(&own) {
+            continue;
+        }
+        match fs::remove_dir_all(entry.path()) {
+            Ok(()) => {}
+            // Somebody else has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(file("remove", &entry.path())(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Gives a bundle whose entries are durable its manifest and its name.
 fn finish(
     folder: &Path,
     name: &str,
-    staged: &Path,
+    staged: &Staged,
     manifest: &Manifest,
 ) -> Result<PathBuf, SalvageError> {
-    let (target, path) = (folder.join(name), staged.join(MANIFEST));
+    let (target, path) = (folder.join(name), staged.0.join(MANIFEST));
     let text = serde_json::to_vec_pretty(manifest).map_err(|source| SalvageError::Malformed {
         path: path.clone(),
         source,
     })?;
     // Synced, and its folder with it, so that both names are durable before the bundle has its own.
     durable::write(&path, &text, 0o600).map_err(file("write", &path))?;
-    fs::rename(staged, &target).map_err(file("name", &target))?;
+    match fs::rename(&staged.0, &target) {
+        Ok(()) => {}
+        // Somebody else has kept the very same meanwhile.
+        Err(_) if read_manifest(&target).is_ok_and(|there| there == *manifest) => {}
+        Err(error) => return Err(file("name", &target)(error)),
+    }
     durable::sync_directory_of(&target).map_err(file("sync", folder))?;
     Ok(target)
 }

@@ -131,6 +131,27 @@ fn an_attempt_that_failed_leaves_no_bundle_and_can_be_repeated() {
 }
 
 #[test]
+fn what_is_kept_twice_at_once_is_whole_and_leaves_nothing_else() {
+    let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name = name(&keep(theirs.path(), 13));
+    let bundle = Bundle::open(theirs.path(), &name).unwrap();
+    // Of a process that was killed.
+    fs::create_dir(ours.path().join(format!(".{name}.0-0.partial"))).unwrap();
+    // The second copy begins and ends while the first is being written.
+    let mut is_first = true;
+    let entries = bundle.entries().unwrap().inspect(|_| {
+        if std::mem::take(&mut is_first) {
+            let entries = bundle.entries().unwrap();
+            adopt(ours.path(), &name, &bundle.manifest, entries).unwrap();
+        }
+    });
+    let path = adopt(ours.path(), &name, &bundle.manifest, entries).unwrap();
+    assert_eq!(path, ours.path().join(&name));
+    Bundle::open(ours.path(), &name).unwrap();
+    assert_eq!(fs::read_dir(ours.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn damage_anywhere_in_the_entries_is_found_before_anything_is_read_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let path = keep(folder.path(), 13);

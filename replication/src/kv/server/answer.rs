@@ -2,20 +2,26 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::session::{Access, Need, Scene, Session, is};
 use crate::kv::command::{Command, SessionCommand};
-use crate::kv::keyspace::{Keyspace, Refusal};
-use crate::kv::resp::{Args, Reply, Span};
+use crate::kv::keyspace::{Keyspace, Refusal, Standing};
+use crate::kv::resp::{Args, Reply, SPANS_KEPT_MAX, Span};
 use crate::kv::space::Space;
 use crate::position::Position;
 
 /// How many bytes of answers there may be before the rest of the commands waits until they are sent.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
+
+/// How long commands of one client go on while they hold the store, before others get it.
+const HOLD_TIME_MAX: Duration = Duration::from_millis(10);
+
+/// How many bytes of operations the commands of one client make, before it waits until they are committed.
+const HOLD_BYTES_MAX: usize = 4 << 20;
 
 /// How often a client that waits is looked after, if it has sent more.
 const GONE_PAUSE: Duration = Duration::from_millis(250);
@@ -43,6 +49,13 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.requests.clear();
         self.spans.clear();
+    }
+
+    /// Forgets the commands, and gives back the memory that many arguments took.
+    pub(super) fn shrink(&mut self) {
+        self.clear();
+        self.requests.shrink_to(SPANS_KEPT_MAX);
+        self.spans.shrink_to(SPANS_KEPT_MAX);
     }
 
     /// Adds a command whose arguments lie at `spans` behind `offset` of `bytes`.
@@ -108,6 +121,15 @@ impl Pending {
     }
 }
 
+/// Why commands did not go on although they could have.
+#[derive(Clone, Copy, Debug)]
+enum Pause {
+    /// They have held the store for [`HOLD_TIME_MAX`].
+    Long,
+    /// They have made more than [`HOLD_BYTES_MAX`].
+    Large,
+}
+
 /// What is at hand while commands run.
 struct Run<'r> {
     session: &'r mut Session,
@@ -116,12 +138,22 @@ struct Run<'r> {
     bytes: &'r [u8],
     /// The command that is to be run next.
     next: usize,
+    /// How many bytes of operations were made of which it is not known that they are committed.
+    made: usize,
+    /// Whether there has to be a pause before it.
+    pause: Option<Pause>,
 }
 
 impl Run<'_> {
     /// Runs commands from the next on, for as long as they need no more than what there is.
     fn run(&mut self, most: Access, scene: &mut Scene<'_, '_>, answers: &mut Vec<(usize, bool)>) {
         let first = self.next;
+        let started = Instant::now();
+        let before = scene
+            .space
+            .as_ref()
+            .map_or(0, |space| space.pending_bytes());
+        let made = self.made;
         while let Some((command, args)) = self.batch.get(self.next, self.bytes) {
             let need = self.session.need(command, args);
             let is_first = self.next == first;
@@ -131,11 +163,35 @@ impl Run<'_> {
             }
             answers.push((self.reply.len(), need.access != Access::None));
             self.session.run(command, args, scene, self.reply);
-            if let Some(space) = &mut scene.space {
-                space.end_atom();
-            }
             self.next += 1;
+            let Some(space) = &mut scene.space else {
+                continue;
+            };
+            space.end_atom();
+            self.made = made.saturating_add(space.pending_bytes().saturating_sub(before));
+            self.pause = if self.made > HOLD_BYTES_MAX {
+                Some(Pause::Large)
+            } else if started.elapsed() > HOLD_TIME_MAX {
+                Some(Pause::Long)
+            } else {
+                None
+            };
+            if self.pause.is_some() {
+                break;
+            }
         }
+    }
+
+    /// Runs the next command without the store.
+    fn run_without(&mut self, standing: Option<&Standing>) {
+        if let Some((command, args)) = self.batch.get(self.next, self.bytes) {
+            let mut scene = Scene {
+                space: None,
+                standing,
+            };
+            self.session.run(command, args, &mut scene, self.reply);
+        }
+        self.next += 1;
     }
 
     /// Refuses the next command.
@@ -202,6 +258,8 @@ pub(super) async fn answer(
         batch,
         bytes,
         next: first,
+        made: 0,
+        pause: None,
     };
     while let Some((command, args)) = batch.get(run.next, bytes) {
         if run.session.is_closing || run.reply.len() > ANSWERS_BYTES_MAX {
@@ -225,7 +283,11 @@ pub(super) async fn answer(
             .as_ref()
             .map(|pending| Arc::clone(&pending.keyspace));
         let Some(keyspace) = store.or_else(|| (shared.source)()) else {
-            run.refuse(&Refusal::Loading);
+            if need.does_without {
+                run.run_without(None);
+            } else {
+                run.refuse(&Refusal::Loading);
+            }
             continue;
         };
         if need.waits {
@@ -247,6 +309,9 @@ pub(super) async fn answer(
         } else {
             need.access
         };
+        if pending.is_none() {
+            run.made = 0;
+        }
         let before = run.next;
         let mut act = |space: &mut Space<'_>| {
             let mut scene = Scene {
@@ -286,12 +351,30 @@ pub(super) async fn answer(
                 pending.position = position;
                 pending.answers = answers;
             }
+            (Err(_), None) if need.does_without => run.run_without(standing),
             (Err(refusal), None) => run.refuse(&refusal),
-            (Err(refusal), Some(pending)) => {
-                answers.push((run.reply.len(), false));
-                pending.answers = answers;
-                run.refuse(&refusal);
+            (Err(refusal), Some(waiting)) => {
+                waiting.answers = answers;
+                if need.access < Access::Write {
+                    // It would have been run as a write only for what was written before it: once that has
+                    // settled, it is run as what it is.
+                    if let Some(pending) = pending.take() {
+                        pending.settle(run.session, run.reply).await;
+                    }
+                } else {
+                    waiting.answers.push((run.reply.len(), false));
+                    run.refuse(&refusal);
+                }
             }
+        }
+        match run.pause.take() {
+            Some(Pause::Large) => {
+                if let Some(pending) = pending.take() {
+                    pending.settle(run.session, run.reply).await;
+                }
+            }
+            Some(Pause::Long) => tokio::task::yield_now().await,
+            None => {}
         }
     }
     let next = run.next;

@@ -160,8 +160,12 @@ impl Connection {
 
     /// Reads more, and returns whether there was any.
     async fn receive(&mut self) -> io::Result<bool> {
-        if self.input.is_empty() && self.input.capacity() > KEPT_BYTES_MAX {
-            self.input = BytesMut::new();
+        if self.input.is_empty() {
+            self.decoder.shrink();
+            self.batch.shrink();
+            if self.input.capacity() > KEPT_BYTES_MAX {
+                self.input = BytesMut::new();
+            }
         }
         self.input.reserve(READ_BYTES);
         let reading = self.stream.read_buf(&mut self.input);

@@ -1,5 +1,6 @@
 //! Who the client is, and how it wants to be spoken to.
 
+use super::info::loading;
 use super::session::Session;
 use crate::kv::command::Outcome;
 use crate::kv::command::error::{CommandError, excerpt};
@@ -90,11 +91,12 @@ impl Session {
                     .to_owned(),
             ));
         }
+        // Who does not know the password does not hear how the store is.
+        let is_primary = standing.ok_or_else(loading)?.is_primary;
         if let Some(name) = name {
             self.client.set_name(name)?;
         }
         reply.protocol = protocol;
-        let is_primary = standing.is_some_and(|standing| standing.is_primary);
         reply.map(7);
         reply.bulk(b"server");
         reply.bulk(b"redis");
@@ -128,10 +130,15 @@ impl Session {
 }
 
 pub(super) fn select(args: Args<'_>, reply: &mut Reply) -> Outcome {
-    match parse_integer(args.at(1)) {
-        Some(0) => reply.ok(),
-        Some(_) => return Err(CommandError::NoSuchDatabase),
-        None => return Err(CommandError::NotAnInteger),
+    let number = parse_integer(args.at(1)).ok_or(CommandError::NotAnInteger)?;
+    match i32::try_from(number) {
+        Ok(0) => reply.ok(),
+        Ok(_) => return Err(CommandError::NoSuchDatabase),
+        Err(_) => {
+            return Err(CommandError::Other(
+                "value is out of range, value must between -2147483648 and 2147483647",
+            ));
+        }
     }
     Ok(())
 }

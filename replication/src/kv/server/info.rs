@@ -10,7 +10,7 @@ use crate::kv::command::Outcome;
 use crate::kv::command::error::CommandError;
 use crate::kv::keyspace::{Refusal, Standing};
 use crate::kv::resp::{Args, Reply, parse_integer};
-use crate::kv::space::{Space, SpaceError};
+use crate::kv::space::Space;
 
 /// The sections of `INFO`, in order.
 const SECTIONS: [&str; 6] = [
@@ -32,8 +32,8 @@ impl Session {
         scene: &mut Scene<'_, '_>,
         reply: &mut Reply,
     ) -> Outcome {
-        let space = scene.space.as_mut().ok_or(SpaceError::ReadOnly)?;
-        let standing = scene.standing.ok_or_else(loading)?;
+        // Where the store does not answer, the rest is told.
+        let (space, standing) = (scene.space.as_deref(), scene.standing);
         let wanted: Vec<_> = args.from(1).map(<[u8]>::to_ascii_lowercase).collect();
         let is_all = wanted.is_empty() || wanted.iter().any(|word| ALL.contains(&&word[..]));
         let mut text = String::new();
@@ -59,8 +59,8 @@ impl Session {
     fn section(
         &self,
         section: &str,
-        space: &Space<'_>,
-        standing: &Standing,
+        space: Option<&Space<'_>>,
+        standing: Option<&Standing>,
     ) -> Vec<(String, Option<String>)> {
         let shared = &self.shared;
         let mut lines = Vec::new();
@@ -92,16 +92,22 @@ impl Session {
                 line("server_time_usec", &super::now().0.saturating_mul(1000));
                 line("uptime_in_seconds", &uptime);
                 line("uptime_in_days", &(uptime / 86_400));
-                line("understudy_durability", &standing.durability);
+                if let Some(standing) = standing {
+                    line("understudy_durability", &standing.durability);
+                }
             }
             "clients" => {
                 line("connected_clients", &shared.clients().len());
                 line("maxclients", &shared.options.clients_max);
             }
             "memory" => {
-                line("used_memory", &space.bytes());
-                line("used_memory_dataset", &space.live_bytes());
-                line("maxmemory", &standing.memory_bytes_max);
+                if let Some(space) = space {
+                    line("used_memory", &space.bytes());
+                    line("used_memory_dataset", &space.live_bytes());
+                }
+                if let Some(standing) = standing {
+                    line("maxmemory", &standing.memory_bytes_max);
+                }
                 line("maxmemory_policy", &"noeviction");
             }
             "stats" => {
@@ -109,33 +115,16 @@ impl Session {
                 line("total_commands_processed", &count(&shared.commands));
                 line("rejected_connections", &count(&shared.refused));
             }
-            "replication" if standing.is_primary => {
-                line("role", &"master");
-                line("connected_slaves", &standing.standbys.len());
-                for (index, (name, position)) in standing.standbys.iter().enumerate() {
-                    let lag = standing.position.ahead_of(*position);
-                    let name_of_line = format!("slave{index}");
-                    line(
-                        &name_of_line,
-                        &format!("name={name},state=online,offset={position},lag_ops={lag}"),
-                    );
-                }
-                line("master_repl_offset", &standing.position);
-            }
             "replication" => {
-                line("role", &"slave");
-                line(
-                    "master_host",
-                    &standing.primary.as_deref().unwrap_or_default(),
-                );
-                line("slave_repl_offset", &standing.position);
-                line("slave_read_only", &1);
-                line("master_repl_offset", &standing.position);
+                if let Some(standing) = standing {
+                    replication(standing, &mut line);
+                }
             }
-            _ if space.is_empty() => {}
             _ => {
-                let (keys, expires) = (space.len(), space.expiring_len());
-                line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+                if let Some(space) = space.filter(|space| !space.is_empty()) {
+                    let (keys, expires) = (space.len(), space.expiring_len());
+                    line("db0", &format!("keys={keys},expires={expires},avg_ttl=0"));
+                }
             }
         }
         lines
@@ -181,7 +170,31 @@ impl Session {
     }
 }
 
-fn loading() -> CommandError {
+/// Tells the lines of the section of replication.
+fn replication(standing: &Standing, line: &mut dyn FnMut(&str, &dyn ToString)) {
+    if standing.is_primary {
+        line("role", &"master");
+        line("connected_slaves", &standing.standbys.len());
+        for (index, (name, position)) in standing.standbys.iter().enumerate() {
+            let lag = standing.position.ahead_of(*position);
+            line(
+                &format!("slave{index}"),
+                &format!("name={name},state=online,offset={position},lag_ops={lag}"),
+            );
+        }
+    } else {
+        line("role", &"slave");
+        line(
+            "master_host",
+            &standing.primary.as_deref().unwrap_or_default(),
+        );
+        line("slave_repl_offset", &standing.position);
+        line("slave_read_only", &1);
+    }
+    line("master_repl_offset", &standing.position);
+}
+
+pub(super) fn loading() -> CommandError {
     CommandError::Worded(Refusal::Loading.to_string())
 }
 

@@ -37,6 +37,10 @@ pub const CLIENTS_MAX: usize = 10_000;
 /// How long to wait when no connection can be taken, for somebody to close one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// After how long a client that is silent is asked whether it is there still: one whose machine is gone would
+/// keep its place for ever.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(300);
+
 /// Gives the store that commands run against; `None` while it is being opened.
 pub type Source = Arc<dyn Fn() -> Option<Arc<dyn Keyspace>> + Send + Sync>;
 
@@ -166,6 +170,11 @@ async fn attend(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     let _registered = Registered::add(Arc::clone(&shared), Arc::clone(&client));
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "answers to a kv client may be late");
+    }
+    let kept_alive = rustix::net::sockopt::set_socket_keepalive(&stream, true)
+        .and_then(|()| rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE));
+    if let Err(error) = kept_alive {
+        tracing::debug!(%error, "a kv client that is gone may be taken for one that is idle");
     }
     let ended = Connection::new(shared, client, stream).run().await;
     if let Err(error) = ended {

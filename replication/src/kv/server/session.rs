@@ -34,6 +34,8 @@ pub(super) struct Need {
     pub(super) standing: bool,
     /// It waits for standbys.
     pub(super) waits: bool,
+    /// Where the store is not there or refuses, it has something to tell all the same.
+    pub(super) does_without: bool,
 }
 
 impl Need {
@@ -57,6 +59,7 @@ impl Need {
             access: self.access.max(other.access),
             standing: self.standing || other.standing,
             waits: false,
+            does_without: false,
         }
     }
 }
@@ -268,9 +271,16 @@ fn need_of(command: &Command) -> Need {
     };
     match session {
         SessionCommand::Flush => Need::access(Access::Write).with_standing(),
-        SessionCommand::Info => Need::access(Access::Read).with_standing(),
+        SessionCommand::Info => Need {
+            does_without: true,
+            ..Need::access(Access::Read).with_standing()
+        },
         SessionCommand::Watch => Need::access(Access::Write),
-        SessionCommand::Hello | SessionCommand::Role => Need::default().with_standing(),
+        SessionCommand::Hello => Need {
+            does_without: true,
+            ..Need::default().with_standing()
+        },
+        SessionCommand::Role => Need::default().with_standing(),
         SessionCommand::Wait => Need {
             waits: true,
             ..Need::default().with_standing()

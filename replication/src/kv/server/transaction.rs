@@ -2,7 +2,7 @@
 
 use super::session::{Access, Need, Scene, Session};
 use crate::kv::command::error::CommandError;
-use crate::kv::command::{Command, Outcome};
+use crate::kv::command::{Command, Outcome, Run};
 use crate::kv::operation::KV_ATOM_BYTES_MAX;
 use crate::kv::resp::{Args, Reply, Span};
 use crate::kv::space::SpaceError;
@@ -13,7 +13,7 @@ const QUEUED_MAX: usize = 100_000;
 /// How many keys a client watches at most.
 const WATCHED_MAX: usize = 10_000;
 
-/// What the arguments of the commands that wait take at most, in bytes.
+/// What the arguments of the commands that wait take at most, in bytes, with where each of them lies.
 const QUEUED_BYTES_MAX: usize = KV_ATOM_BYTES_MAX;
 
 /// Commands that wait for `EXEC`.
@@ -29,6 +29,13 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    /// Returns how many bytes there would be with these arguments.
+    fn bytes_kept(&self, more: Args<'_>) -> usize {
+        let spans = self.spans.len().saturating_add(more.len());
+        let bytes = self.bytes.len().saturating_add(more.bytes());
+        bytes.saturating_add(spans.saturating_mul(size_of::<Span>()))
+    }
+
     pub(super) fn queue(
         &mut self,
         command: &'static Command,
@@ -36,8 +43,8 @@ impl Transaction {
         args: Args<'_>,
         reply: &mut Reply,
     ) -> Outcome {
-        let has_room = self.commands.len() < QUEUED_MAX
-            && self.bytes.len().saturating_add(args.bytes()) <= QUEUED_BYTES_MAX;
+        let has_room =
+            self.commands.len() < QUEUED_MAX && self.bytes_kept(args) <= QUEUED_BYTES_MAX;
         if !has_room {
             self.is_spoiled = true;
             return Err(SpaceError::TooLarge.into());
@@ -131,6 +138,10 @@ impl Session {
             let spans = transaction.spans.get(start..end).unwrap_or_default();
             let args = Args::new(&transaction.bytes, spans);
             start = end;
+            if reply.is_cut() && matches!(command.run, Run::Read(_)) {
+                // Nobody will get what it would read; what changes something has to go on.
+                continue;
+            }
             let outcome = reply.part(|reply| self.execute(command, args, scene, reply));
             if let Err(error) = outcome {
                 reply.error(&error);

@@ -147,8 +147,12 @@ impl<'a> Space<'a> {
 
     /// Returns about how many bytes of memory the keys take.
     pub fn bytes(&self) -> usize {
-        let pending = self.draft.as_ref().map_or(0, |draft| draft.pending_bytes());
-        self.table.bytes() + pending
+        self.table.bytes() + self.pending_bytes()
+    }
+
+    /// Returns how many bytes the operations have at most that wait to be committed, as encoded.
+    pub fn pending_bytes(&self) -> usize {
+        self.draft.as_ref().map_or(0, |draft| draft.pending_bytes())
     }
 
     /// Returns the bytes of all keys, fields and values of the table.
@@ -222,7 +226,9 @@ impl<'a> Space<'a> {
 
     /// Returns whether what is watched is no longer as it was.
     pub fn is_touched(&self, watch: &Watch) -> bool {
-        watch.is_touched() || (!watch.had_expired() && self.is_expired(&watch.key))
+        let draft = self.draft.as_ref();
+        draft.is_none_or(|draft| draft.is_touched(watch))
+            || (!watch.had_expired() && self.is_expired(&watch.key))
     }
 
     /// Returns whether the key is there still, although it has expired.

@@ -172,6 +172,18 @@ fn a_watch_that_is_over_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_watch_of_a_store_that_was_opened_again_counts_as_touched() {
+    let (table, mut draft) = (Table::new(), Draft::new(Position(0)));
+    let mut space = Space::newest(&table, &mut draft, WallTime(100));
+    let watch = space.watch(b"k").unwrap();
+    assert!(!space.is_touched(&watch));
+    // Whatever was changed between both, nobody has told the watch.
+    let mut other = Draft::new(Position(0));
+    let space = Space::newest(&table, &mut other, WallTime(100));
+    assert!(space.is_touched(&watch));
+}
+
+#[test]
 fn a_hash_that_was_copied_while_its_fields_changed_keeps_its_expiry() {
     let (mut table, mut draft) = (Table::new(), Draft::new(Position(0)));
     let mut space = Space::newest(&table, &mut draft, WallTime(100));
