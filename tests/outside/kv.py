@@ -83,8 +83,15 @@ class KvNode(Agent):
         return self.store()["position"]
 
     def await_position(self) -> int:
-        until(f"{self.name} has a position", lambda: self.position() is not None)
-        return self.position()
+        told: list[int] = []
+
+        def is_told() -> bool:
+            position = self.position()
+            told.extend([] if position is None else [position])
+            return bool(told)
+
+        until(f"{self.name} has a position", is_told)
+        return told[0]
 
     def state_bytes(self) -> int:
         """Returns what the store takes on the disk."""
