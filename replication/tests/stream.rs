@@ -128,7 +128,7 @@ async fn a_peer_that_streams_learns_that_its_reader_is_gone() {
 async fn echo(mut request: axum::extract::Request) -> Response {
     let (offered, response) = match Offered::of(&mut request, "b".to_owned()) {
         Ok(taken) => taken,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     tokio::spawn(async move {
         let mut link = offered.link().await.unwrap();

@@ -52,7 +52,7 @@ async fn link(
 ) -> Response {
     let (offered, response) = match Offered::of(&mut request, caller.node.to_string()) {
         Ok(offered) => offered,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     // It ends when the peer goes away or the store is closed: every wait within watches both.
     let mut runs = shop.shared.runs.subscribe();

@@ -196,7 +196,10 @@ impl Offered {
     ///
     /// # Errors
     /// When it asks for something else; the answer says so.
-    pub fn of(request: &mut Request<Body>, peer: String) -> Result<(Self, Response), Response> {
+    pub fn of(
+        request: &mut Request<Body>,
+        peer: String,
+    ) -> Result<(Self, Response), Box<Response>> {
         let is_asked = request.headers().get(UPGRADE) == Some(&DUPLEX);
         match request.extensions_mut().remove::<OnUpgrade>() {
             Some(upgrade) if is_asked => {
@@ -211,7 +214,7 @@ impl Offered {
                 let reason = "this is a link in both directions; ask for it by `Upgrade`";
                 let mut response = Response::new(Body::from(reason));
                 *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-                Err(response)
+                Err(Box::new(response))
             }
         }
     }
