@@ -39,6 +39,8 @@ pub(crate) struct PrimaryRun {
     pub(crate) shippers: Vec<Arc<dyn Shipper>>,
     pub(crate) settings: Option<Arc<SettingsShipper>>,
     pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
+    /// Whether each store serves its application.
+    opened: Vec<watch::Receiver<bool>>,
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
@@ -72,11 +74,14 @@ impl PrimaryRun {
         let shippers = tokio::task::spawn_blocking(move || makings.shippers(&opened))
             .await
             .map_err(|error| error.to_string())??;
+        let (opening, opened): (Vec<_>, Vec<_>) =
+            shippers.all.iter().map(|_| watch::channel(false)).unzip();
         let (marking, marking_stop) = Stopper::new();
         let (shipping, shipping_stop) = Stopper::new();
         let run = Arc::new(Self {
             epoch,
             shippers: shippers.all,
+            opened: opened.clone(),
             settings: shippers.settings,
             keyspace: shippers.keyspace,
             marks: Mutex::new(Marks::default()),
@@ -93,11 +98,8 @@ impl PrimaryRun {
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
             leading: tokio::sync::Mutex::new(JoinSet::new()),
         });
-        let mut opened = Vec::new();
         let mut tasks = run.tasks.lock().await;
-        for shipper in &run.shippers {
-            let (open, is_open) = watch::channel(false);
-            opened.push(is_open);
+        for (shipper, open) in run.shippers.iter().zip(opening) {
             tasks.spawn(run.clone().ship(
                 shipper.clone(),
                 node.events.clone(),
@@ -235,6 +237,16 @@ impl PrimaryRun {
     pub(crate) async fn begin_check(&self) -> (Stop, OwnedRwLockReadGuard<()>) {
         let stop = self.shipping.subscribe();
         (stop, self.checks.clone().read_owned().await)
+    }
+
+    /// Waits until every store serves its application; returns whether they do within `patience`.
+    pub(crate) async fn are_open(&self, patience: Duration) -> bool {
+        let opened = self.opened.iter().map(async |opened| {
+            let mut opened = opened.clone();
+            opened.wait_for(|is_open| *is_open).await.is_ok()
+        });
+        let all = tokio::time::timeout(patience, join_all(opened)).await;
+        all.is_ok_and(|opened| opened.into_iter().all(|is_open| is_open))
     }
 
     /// Makes the marks say that somebody waits, until the returned guard is dropped.

@@ -40,6 +40,9 @@ const FORCED_PATIENCE: Duration = Duration::from_secs(1);
 /// The primary has this long to write down what it can, and this node to catch up with it.
 const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
 
+/// The stores have this long to serve before a promotion is told to be done.
+const OPEN_PATIENCE: Duration = Duration::from_secs(20);
+
 /// What a fenced primary still had must arrive within this long.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -396,7 +399,12 @@ async fn execute(
             }
             Step::Serve => {
                 node.happen(Event::Risen).await?;
-                None
+                let is_open = match node.stage() {
+                    Stage::Primary(run) => run.are_open(OPEN_PATIENCE).await,
+                    Stage::Standby(_) | Stage::Idle => false,
+                };
+                // It is primary, and goes on trying; its status says which store does not open, and why.
+                (!is_open).then(|| "not every store serves yet: see `understudy status`".to_owned())
             }
         };
         let seconds = begun.elapsed().as_secs_f64();

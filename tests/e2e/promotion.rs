@@ -52,6 +52,7 @@ fn a_planned_promotion_fences_the_primary_and_loses_nothing() {
             "open epoch 2.b",
             "take over postgres",
             "take over docs",
+            "take over kv",
             "take over settings",
             "rebuild index search",
             "start services",
@@ -73,6 +74,7 @@ fn a_planned_promotion_fences_the_primary_and_loses_nothing() {
         [
             (&json!("postgres"), &json!(0)),
             (&json!("docs"), &json!(0)),
+            (&json!("kv"), &json!(0)),
             (&json!("settings"), &json!(0)),
         ]
     );
@@ -135,7 +137,7 @@ fn without_a_word_from_the_primary_only_force_promotes() {
         json!({"open": {"number": 2, "node": "b"}}),
         "{plan}"
     );
-    assert_eq!(plan["loss"].as_array().unwrap().len(), 3);
+    assert_eq!(plan["loss"].as_array().unwrap().len(), 4);
 
     let state = fs::read(pair.b.state().join("role.json")).unwrap();
     let refused = pair.b.try_understudy(&["promote"]);

@@ -44,6 +44,7 @@ fn three_commands_make_a_streaming_pair() {
     for (kind, name, unit) in [
         ("postgres", "postgres", "bytes"),
         ("files", "docs", "bytes"),
+        ("kv", "kv", "ops"),
         ("settings", "settings", "revisions"),
     ] {
         merge(&mut expected, copy(kind, unit));
@@ -51,6 +52,9 @@ fn three_commands_make_a_streaming_pair() {
             format!("flushed_lag_{unit}"): "s", format!("lag_{unit}"): "s", "lag_seconds": "s",
         });
     }
+    // Its operations are of any size: the bytes of its log are told beside.
+    merge(&mut expected, json!({"kv_lag_bytes": "s"}));
+    expected["stores"]["kv"]["lag_bytes"] = json!("s");
     assert_eq!(
         shapes.0,
         json!({ip: expected.clone(), "replication_mode": "s"})
