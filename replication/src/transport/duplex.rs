@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, StatusCode};
@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 
 use super::FRAME_BYTES_MAX;
 use super::client::PeerError;
+use super::frames::take_frame;
 
 /// What both sides say that they upgrade to.
 pub(super) const DUPLEX: HeaderValue = HeaderValue::from_static("understudy-frames");
@@ -82,7 +83,7 @@ impl FramesIn {
             }
             let room = self.buffer.capacity().saturating_sub(self.buffer.len());
             if room < READ_BYTES_MIN {
-                self.buffer.reserve(READ_BYTES.max(self.missing()));
+                self.buffer.reserve(READ_BYTES);
             }
             let read = match self.io.read_buf(&mut self.buffer).await {
                 Ok(read) => read,
@@ -104,36 +105,12 @@ impl FramesIn {
         }
     }
 
-    /// Returns how much of the next frame is still to come, as far as that is known.
-    fn missing(&self) -> usize {
-        let head = self.buffer.first_chunk::<4>();
-        // A length beyond what is allowed is refused before it gets here.
-        let length = head.map_or(0, |head| u32::from_le_bytes(*head));
-        let length = usize::try_from(length).unwrap_or(0).min(FRAME_BYTES_MAX);
-        (length + 4).saturating_sub(self.buffer.len())
-    }
-
     /// Returns the next frame if it is here already.
     ///
     /// # Errors
     /// When it is too long.
     pub fn take(&mut self) -> Result<Option<Bytes>, PeerError> {
-        let Some(head) = self.buffer.first_chunk::<4>() else {
-            return Ok(None);
-        };
-        let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
-        if length > FRAME_BYTES_MAX {
-            return Err(PeerError::TooLong {
-                peer: self.peer.clone(),
-                bytes: length,
-                bytes_max: FRAME_BYTES_MAX,
-            });
-        }
-        if self.buffer.len() < length + 4 {
-            return Ok(None);
-        }
-        self.buffer.advance(4);
-        Ok(Some(self.buffer.split_to(length).freeze()))
+        take_frame(&mut self.buffer, &self.peer)
     }
 }
 

@@ -112,7 +112,7 @@ impl FrameReader {
     /// When the connection breaks, the stream ends inside a frame, or a frame is too long.
     pub async fn next(&mut self) -> Result<Option<Bytes>, PeerError> {
         loop {
-            if let Some(frame) = self.take()? {
+            if let Some(frame) = take_frame(&mut self.buffer, &self.peer)? {
                 return Ok(Some(frame));
             }
             match self.body.frame().await {
@@ -136,25 +136,29 @@ impl FrameReader {
             }
         }
     }
+}
 
-    fn take(&mut self) -> Result<Option<Bytes>, PeerError> {
-        let Some(head) = self.buffer.first_chunk::<4>() else {
-            return Ok(None);
-        };
-        let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
-        if length > FRAME_BYTES_MAX {
-            return Err(PeerError::TooLong {
-                peer: self.peer.clone(),
-                bytes: length,
-                bytes_max: FRAME_BYTES_MAX,
-            });
-        }
-        if self.buffer.len() < length + 4 {
-            // At once and not bit by bit, which would copy what is there each time.
-            self.buffer.reserve(length + 4 - self.buffer.len());
-            return Ok(None);
-        }
-        self.buffer.advance(4);
-        Ok(Some(self.buffer.split_to(length).freeze()))
+/// Takes the first frame out of what `peer` has sent, if it is there whole; if not, makes room for the rest.
+///
+/// # Errors
+/// When it is too long.
+pub(super) fn take_frame(buffer: &mut BytesMut, peer: &str) -> Result<Option<Bytes>, PeerError> {
+    let Some(head) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
+    if length > FRAME_BYTES_MAX {
+        return Err(PeerError::TooLong {
+            peer: peer.to_owned(),
+            bytes: length,
+            bytes_max: FRAME_BYTES_MAX,
+        });
     }
+    if buffer.len() < length + 4 {
+        // At once and not bit by bit, which would copy what is there each time.
+        buffer.reserve(length + 4 - buffer.len());
+        return Ok(None);
+    }
+    buffer.advance(4);
+    Ok(Some(buffer.split_to(length).freeze()))
 }
