@@ -195,12 +195,7 @@ impl Following<'_> {
                 return Ok(());
             };
             match answer {
-                FromLeader::Says(LeaderSays::Welcome {
-                    welcome,
-                    standbys,
-                    acknowledge,
-                }) => {
-                    self.shared.state().standbys = Some((standbys, acknowledge));
+                FromLeader::Says(LeaderSays::Welcome { welcome, .. }) => {
                     return self.session(duplex, &welcome);
                 }
                 FromLeader::Says(LeaderSays::Snapshot { begin, shared }) => {

@@ -60,9 +60,6 @@ struct State {
     has_installed: bool,
     /// The bytes of the log before what is visible, so far as entries have told.
     applied_bytes: u64,
-    /// How many standbys the primary had when it last told, and how many of them have a write before it is
-    /// acknowledged.
-    standbys: Option<(usize, usize)>,
 }
 
 /// The standby's end of the key-value store.
