@@ -358,6 +358,8 @@ impl PrimaryRun {
             cut: heard
                 .and_then(|heard| marks.cut(&applied, heard.at))
                 .map(|(_, mark)| mark.time),
+            preflight: None,
+            proof: None,
             stores,
         }
     }

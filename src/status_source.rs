@@ -125,6 +125,12 @@ impl StatusSource for Node {
             services: self.services.status(),
             indexes: self.indexes.status(),
             promotion,
+            address: None,
+            checks: Vec::new(),
+            links: Vec::new(),
+            pause: None,
+            preflight: None,
+            proof: None,
             problems,
             events: self.events.newest(EVENTS_SHOWN),
         }

@@ -38,6 +38,7 @@ pub mod files;
 pub mod kv;
 pub mod log;
 pub mod postgres;
+pub mod preflight;
 pub mod settings;
 pub mod table;
 

@@ -10,8 +10,9 @@ use understudy_config::{NodeName, StoreName};
 
 use crate::check::Trouble;
 use crate::epoch::Epoch;
-use crate::event::Event;
+use crate::event::{Event, Severity};
 use crate::position::Position;
+use crate::preflight::Preflight;
 use crate::stall::StallReason;
 use crate::store::{Durability, StoreId};
 use crate::wall_time::WallTime;
@@ -97,6 +98,24 @@ pub struct Status {
     pub indexes: Vec<IndexStatus>,
     /// A promotion that runs or was cut short here; `None` otherwise.
     pub promotion: Option<PromotionStatus>,
+    /// The address that clients use, as this node holds it; `None` where none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<AddressStatus>,
+    /// What is looked at on this node besides its stores and services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckStatus>,
+    /// Every way to every peer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkStatus>,
+    /// That somebody has asked the cluster to do nothing by itself; `None` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseStatus>,
+    /// On a standby: whether it could be promoted now, and why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
+    /// When it was last shown that a promotion of this node would work, and how long it would take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofStatus>,
     /// What needs an operator now, each a sentence that ends with what to do.
     pub problems: Vec<String>,
     /// The newest events, oldest first.
@@ -118,6 +137,12 @@ pub struct StandbyStatus {
     pub stores: Vec<StoreLag>,
     /// The time of the newest mark that every store has applied, by the primary's clock.
     pub cut: Option<WallTime>,
+    /// Whether it could be promoted, as it last told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
+    /// When it last showed that a promotion of it would work, as it last told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofStatus>,
 }
 
 /// What a standby knows of its own copy.
@@ -280,6 +305,141 @@ pub struct ServiceStatus {
     pub since: WallTime,
     /// The last line that one of its commands printed.
     pub message: String,
+}
+
+/// The address that clients use, on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// Each address with the length of its prefix, such as `10.0.0.100/24`.
+    pub ips: Vec<String>,
+    /// The network interface that it is taken on.
+    pub interface: String,
+    /// How it is here.
+    pub state: AddressState,
+    /// Since when.
+    pub since: WallTime,
+    /// Why it is not as it should be, or what happened last.
+    pub message: String,
+}
+
+/// How the address that clients use is on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressState {
+    /// This node answers for it.
+    Held,
+    /// It is being taken: a probe asks whether somebody else answers for it.
+    Taking,
+    /// This node does not have it, and should not.
+    Absent,
+    /// This node should have it and has not, or has it and could not give it up.
+    Fault,
+    /// It has not been looked at yet.
+    Unknown,
+}
+
+impl AddressState {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Taking => "taking",
+            Self::Absent => "absent",
+            Self::Fault => "fault",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One thing that is looked at on a node, besides its stores and services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// What kind of check it is, such as `disk`.
+    pub kind: String,
+    /// How it is.
+    pub state: CheckState,
+    /// What its failure asks of the people who run the cluster.
+    pub severity: Severity,
+    /// Since when it is so.
+    pub since: WallTime,
+    /// When it was last looked at; `None` if it was not yet.
+    pub checked: Option<WallTime>,
+    /// What was found last, in a sentence.
+    pub message: String,
+}
+
+/// How a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    /// What is looked at is well.
+    Ok,
+    /// It is not, for as long as the check asks for before it says so.
+    Failed,
+    /// It has not been looked at yet, or cannot be.
+    Unknown,
+}
+
+impl CheckState {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One way to a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The peer.
+    pub node: NodeName,
+    /// Where it is reached: an address and a port.
+    pub address: String,
+    /// It answers there.
+    pub is_up: bool,
+    /// Since when it does, or does not.
+    pub since: WallTime,
+    /// How long the newest answer took.
+    pub round_trip_ms: Option<f64>,
+    /// Why it does not answer; empty while it does.
+    pub message: String,
+}
+
+/// That the cluster is to do nothing by itself: no restart of a service, no rejoin, no drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseStatus {
+    /// Since when.
+    pub since: WallTime,
+    /// When it ends by itself.
+    pub until: WallTime,
+    /// Why.
+    pub reason: String,
+    /// Who asked for it.
+    pub owner: String,
+    /// On which node.
+    pub node: NodeName,
+}
+
+/// When it was last shown that a promotion of a node would work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProofStatus {
+    /// When the newest rehearsal that succeeded ended; `None` if none has.
+    pub proven: Option<WallTime>,
+    /// How long the promotion took in it, in seconds.
+    pub seconds: Option<f64>,
+    /// It is older than the configuration allows, or there is none.
+    pub is_old: bool,
+    /// When the newest rehearsal ended, whether it succeeded or not.
+    pub tried: Option<WallTime>,
+    /// Why the newest rehearsal failed; `None` if it succeeded.
+    pub failure: Option<String>,
+    /// The file of the newest report, within the state directory.
+    pub report: Option<String>,
 }
 
 /// How an index is.

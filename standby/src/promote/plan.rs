@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
+pub use understudy_replication::preflight::{Condition, Loss};
 use understudy_replication::role::Role;
 use understudy_replication::status::{RoleName, StoreLag};
 use understudy_replication::store::StoreId;
@@ -92,50 +93,6 @@ impl fmt::Display for Step {
             Self::Serve => f.write_str("serve"),
         }
     }
-}
-
-/// What a promotion now would lose of a store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Loss {
-    /// Which store.
-    #[serde(flatten)]
-    pub id: StoreId,
-    /// The unit of `amount`.
-    pub unit: String,
-    /// What the old primary had and this node has not received; `None` where that cannot be told
-    /// exactly.
-    pub amount: Option<u64>,
-    /// The same by the old primary's newest word: it may have written more since.
-    pub amount_at_least: Option<u64>,
-    /// The age of the newest mark that is fully here, in seconds: everything older is here.
-    pub seconds: Option<f64>,
-    /// Why a figure cannot be told.
-    pub unknown: Option<String>,
-}
-
-impl Loss {
-    /// Returns the loss if the old primary, `node`, cannot be asked: what it wrote after its last mark
-    /// is not known.
-    #[must_use]
-    pub fn uncertain(self, node: &NodeName) -> Self {
-        let unknown = format!("what node {node} wrote after its last mark is not known");
-        Self {
-            amount: None,
-            unknown: Some(self.unknown.unwrap_or(unknown)),
-            ..self
-        }
-    }
-}
-
-/// Something that stands against the promotion.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    /// What it is.
-    pub what: String,
-    /// What to do about it.
-    pub mend: String,
-    /// `--force` overrides it.
-    pub can_be_forced: bool,
 }
 
 /// What a promotion now would do.
