@@ -6,7 +6,7 @@ use crate::raw;
 use crate::section::{Key, Presence, Section};
 
 /// The sections of `understudy.toml` after the file itself.
-pub(crate) const CLUSTER_SECTIONS: [Section; 8] = [
+pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
     raw::Cluster::SECTION,
     raw::Node::SECTION,
     raw::Postgres::SECTION,
@@ -14,6 +14,7 @@ pub(crate) const CLUSTER_SECTIONS: [Section; 8] = [
     raw::Kv::SECTION,
     raw::Settings::SECTION,
     raw::Index::SECTION,
+    raw::Fence::SECTION,
     raw::Service::SECTION,
 ];
 
