@@ -32,6 +32,7 @@ mod seeding;
 mod services;
 mod settings;
 mod streaming;
+mod superseded;
 mod switching_off;
 mod synchronous;
 mod world;
