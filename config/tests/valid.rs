@@ -19,6 +19,9 @@ address = "10.0.0.1:7400"
 [[node]]
 name = "b"
 address = "10.0.0.2:7400"
+[address]
+ip = "10.0.0.100/24"
+interface = "eth0"
 [postgres]
 data_dir = "/var/lib/postgresql/15/main"
 durability = "async"
@@ -203,6 +206,19 @@ fn the_sample_is_read_whole() {
                 timeout: 30s,
             },
         ],
+        address: Some(
+            Address {
+                ips: [
+                    IpPrefix {
+                        ip: 10.0.0.100,
+                        bits: 24,
+                    },
+                ],
+                interface: "eth0",
+                probe: 300ms,
+                lease: None,
+            },
+        ),
     }
     "#);
 }
