@@ -190,6 +190,7 @@ mod tests {
             pki_dir: "/pki".into(),
             monitor_listen: "127.0.0.1:1".parse().unwrap(),
             kv_listen: "127.0.0.1:2".parse().unwrap(),
+            address_interface: None,
         }
     }
 

@@ -83,6 +83,7 @@ impl LocalArguments {
             pki_dir: PathBuf::new(),
             monitor_listen: self.monitor,
             kv_listen: self.kv_listen,
+            address_interface: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Globs, NodeName, Schedule, Share, StoreName};
+use crate::{Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
 
 /// A valid `understudy.toml`: the same on every node.
 ///
@@ -30,6 +30,8 @@ pub struct Config {
     pub fence: Option<Fence>,
     /// What runs on the primary only, in the order in which it is started.
     pub services: Vec<Service>,
+    /// The address that clients use, if understudy moves one.
+    pub address: Option<Address>,
 }
 
 impl Config {
@@ -274,4 +276,17 @@ pub struct Service {
     pub status: Vec<String>,
     /// How long each of the commands may take.
     pub timeout: Duration,
+}
+
+/// The address that clients use, which the primary has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The addresses, which are taken and given up together. Never empty, and each one once.
+    pub ips: Vec<IpPrefix>,
+    /// The network interface that they are taken on, where `node.toml` does not name another.
+    pub interface: String,
+    /// How long others have to answer that they have an address. Never nothing.
+    pub probe: Duration,
+    /// How long the kernel keeps the addresses unless they are renewed; `None` for ever.
+    pub lease: Option<Duration>,
 }

@@ -14,6 +14,7 @@ mod config;
 pub mod duration;
 pub mod edit;
 mod globs;
+mod ip_prefix;
 mod load;
 mod local;
 mod name;
@@ -30,10 +31,11 @@ mod validate;
 mod value;
 
 pub use config::{
-    Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
+    Address, Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
     PostgresDurability, Rejoin, ServerCommands, Service, Settings,
 };
 pub use globs::{GlobError, Globs};
+pub use ip_prefix::IpPrefix;
 pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};
 pub use local::Local;
 pub use name::{NameError, NodeName, StoreName};

@@ -25,6 +25,9 @@ pub struct Local {
     pub monitor_listen: SocketAddr,
     /// Where the key-value store listens, if the cluster has one.
     pub kv_listen: SocketAddr,
+    /// The network interface that the address of clients is taken on; `None` for the one of
+    /// `understudy.toml`.
+    pub address_interface: Option<String>,
 }
 
 impl Local {
@@ -56,6 +59,7 @@ mod tests {
             pki_dir: "/etc/understudy/pki".into(),
             monitor_listen: "0.0.0.0:7480".parse().unwrap(),
             kv_listen: "127.0.0.1:7479".parse().unwrap(),
+            address_interface: None,
         }
     }
 

@@ -33,8 +33,8 @@ section! {
         fence: Fence as "table" = optional, r#"{ command = ["fence-machine"] }"#;
         /// What runs on the primary only.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
-        /// Not available in this version.
-        address: Unavailable as "table" = unavailable, "{}";
+        /// The address that clients use.
+        address: Address as "table" = optional, r#"{ ip = "10.0.0.100/24", interface = "eth0" }"#;
         /// Not available in this version.
         witness: Unavailable as "table" = unavailable, "{}";
     }
@@ -243,6 +243,27 @@ section! {
 }
 
 section! {
+    /// The address that clients use, which the primary has: taken last, given up first. Without this
+    /// section, understudy moves none.
+    Address "[address]" {
+        /// The address, and how many of its bits say which network it is in. No node has it as its own.
+        ip: String as "IP/BITS" = required, r#""10.0.0.100/24""#;
+        /// The network interface that it is taken on. A machine that calls it otherwise says so in its
+        /// `node.toml`.
+        interface: String as "interface" = required, r#""eth0""#;
+        /// Further addresses, IPv4 or IPv6, which are on the same interface and move with the first.
+        also: Vec<Placed<String>> as "list of IP/BITS" = "[]", r#"["fd00::100/64"]"#;
+        /// How long others have to answer that they have an address already, from 100 ms to 10 s. A promotion
+        /// asks while it does other things, and asks once more, briefly, before it takes the address.
+        probe: String as "duration" = r#""300ms""#, r#""1s""#;
+        /// How long the kernel keeps the addresses without a running daemon that renews them, from 30 s.
+        /// `"never"`: they stay until they are given up. With a lease, a primary whose daemon is down for
+        /// longer loses its clients, though all else is well.
+        lease: String as "duration or never" = r#""never""#, r#""2m""#;
+    }
+}
+
+section! {
     /// This machine: its name, and what is local to it.
     NodeFile "" {
         /// Which `[[node]]` of `understudy.toml` this machine is.
@@ -260,6 +281,8 @@ section! {
         monitor: Monitor as "table" = "{}", r#"{ listen = "127.0.0.1:7480" }"#;
         /// Where the key-value store is reached.
         kv: KvLocal as "table" = "{}", r#"{ listen = "127.0.0.1:7479" }"#;
+        /// Where the address that clients use is taken.
+        address: AddressLocal as "table" = "{}", r#"{ interface = "ens3" }"#;
     }
 }
 
@@ -277,6 +300,15 @@ section! {
         /// Where clients reach it. Any address but a loopback one needs a `password_file` in
         /// `understudy.toml`; it is not encrypted.
         listen: String as "IP:PORT" = r#""127.0.0.1:7479""#, r#""10.0.0.1:7479""#;
+    }
+}
+
+section! {
+    /// The address that clients use on this machine. It matters only where `understudy.toml` has an
+    /// `[address]`.
+    AddressLocal "[address]" {
+        /// The network interface that it is taken on. Without it, the one of `understudy.toml`.
+        interface: String as "interface" = optional, r#""ens3""#;
     }
 }
 

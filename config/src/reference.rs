@@ -6,7 +6,7 @@ use crate::raw;
 use crate::section::{Key, Presence, Section};
 
 /// The sections of `understudy.toml` after the file itself.
-pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
+pub(crate) const CLUSTER_SECTIONS: &[Section] = &[
     raw::Cluster::SECTION,
     raw::Node::SECTION,
     raw::Postgres::SECTION,
@@ -16,6 +16,7 @@ pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
     raw::Index::SECTION,
     raw::Fence::SECTION,
     raw::Service::SECTION,
+    raw::Address::SECTION,
 ];
 
 const INTRODUCTION: &str = "\
@@ -47,14 +48,15 @@ pub fn markdown() -> String {
     let mut page = INTRODUCTION.to_owned();
     page.push_str("\n## understudy.toml\n\nThe cluster: identical on every node. ");
     page.push_str("Every section but `[cluster]` and `[[node]]` may be absent. ");
-    page.push_str("`[address]` and `[witness]` are not available in this version.\n");
-    for section in &CLUSTER_SECTIONS {
+    page.push_str("`[witness]` is not available in this version.\n");
+    for section in CLUSTER_SECTIONS {
         append_section(&mut page, section);
     }
     page.push_str("\n## node.toml\n");
     append_section(&mut page, &raw::NodeFile::SECTION);
     append_section(&mut page, &raw::Monitor::SECTION);
     append_section(&mut page, &raw::KvLocal::SECTION);
+    append_section(&mut page, &raw::AddressLocal::SECTION);
     page
 }
 
@@ -144,6 +146,9 @@ mod tests {
                 .unwrap();
             read::<raw::Index>(0, &table(&raw::Index::SECTION, value), &mut findings).unwrap();
             read::<raw::Service>(0, &table(&raw::Service::SECTION, value), &mut findings).unwrap();
+            read::<raw::Address>(0, &table(&raw::Address::SECTION, value), &mut findings).unwrap();
+            let local = table(&raw::AddressLocal::SECTION, value);
+            read::<raw::AddressLocal>(0, &local, &mut findings).unwrap();
             read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Monitor>(0, &table(&raw::Monitor::SECTION, value), &mut findings).unwrap();

@@ -137,6 +137,14 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #stop = ["systemctl", "stop", "catalog"]
 #status = ["systemctl", "is-active", "catalog"]
 #timeout = "30s"
+
+# The address that clients use: the primary has it.
+#[address]
+#ip = "10.0.0.100/24"
+#interface = "eth0"
+#also = ["fd00::100/64"]     # further addresses, which move with it
+#probe = "300ms"             # how long others have to answer that they have it
+#lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
 "#,
     );
     text
@@ -181,6 +189,10 @@ listen = {monitor}
 # Where the key-value store is reached, if understudy.toml has one.
 [kv]
 listen = {kv}
+
+# Where the address of clients is taken, if not on the interface that understudy.toml names.
+#[address]
+#interface = "eth0"
 "#,
         name = quoted(name.as_str()),
         root = quoted_path(root),
@@ -413,6 +425,7 @@ mod tests {
             indexes: [],
             fence: None,
             services: [],
+            address: None,
         }
         "#);
     }
@@ -524,6 +537,14 @@ mod tests {
         #stop = ["systemctl", "stop", "catalog"]
         #status = ["systemctl", "is-active", "catalog"]
         #timeout = "30s"
+
+        # The address that clients use: the primary has it.
+        #[address]
+        #ip = "10.0.0.100/24"
+        #interface = "eth0"
+        #also = ["fd00::100/64"]     # further addresses, which move with it
+        #probe = "300ms"             # how long others have to answer that they have it
+        #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
         "#);
         let config = parsed(&text);
         assert_eq!(

@@ -3,6 +3,7 @@
 //! What could not be read is reported already: it is `None` here, and nothing is said about it
 //! again. A function looks at all of its section before it gives up.
 
+mod client_address;
 mod index;
 mod kv;
 mod local;
@@ -38,11 +39,9 @@ struct KvSection {
 
 /// Validates an `understudy.toml`.
 pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Checked {
-    for (key, section) in [("address", &file.address), ("witness", &file.witness)] {
-        if let Some(section) = section {
-            let what = format!("section `[{key}]` is not available in this version");
-            findings.report(&section.place, what, "the section to be removed");
-        }
+    if let Some(section) = &file.witness {
+        let what = "section `[witness]` is not available in this version";
+        findings.report(&section.place, what, "the section to be removed");
     }
     let cluster = file
         .cluster
@@ -67,6 +66,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
     let fence = file.fence.as_ref();
     let fence = fence.map(|it| sections::fence(&it.value, findings));
     let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
+    let client_address = file
+        .address
+        .as_ref()
+        .map(|it| client_address::address(&it.value, file.node.as_ref(), findings));
 
     unique(
         elements(&file.files).filter_map(|it| it.value.name.as_ref()),
@@ -106,6 +109,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             indexes: indexes?,
             fence: whole(fence)?,
             services: services?,
+            address: whole(client_address)?,
         })
     };
     Checked {

@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
       |
       = help: did you mean `node`?
 
@@ -287,11 +287,11 @@ engine = "elasticsearch"
     4 | promotion = "automatic"
       |             ^^^^^^^^^^^ expected "manual"
 
-    error: section `[address]` is not available in this version
+    error: `[address]` lacks the key `interface`
      --> understudy.toml:8:1
       |
     8 | [address]
-      | ^^^^^^^^^ expected the section to be removed
+      | ^^^^^^^^^ expected `interface = "eth0"`, for example
 
     error: `snyc` is not a durability
       --> understudy.toml:12:14
@@ -701,7 +701,7 @@ fn the_problems_of_both_files_come_together() {
      --> node.toml:1:1
       |
     1 | nam = "a"
-      | ^^^ expected one of `name`, `root`, `state_dir`, `run_dir`, `pki_dir`, `monitor`, `kv`
+      | ^^^ expected one of `name`, `root`, `state_dir`, `run_dir`, `pki_dir`, `monitor`, `kv`, `address`
       |
       = help: did you mean `name`?
 
@@ -1012,4 +1012,117 @@ proptest! {
             drop((problems.render(true), problems.to_json(), problems.to_string()));
         }
     }
+}
+
+#[test]
+fn an_address_that_no_host_could_have_is_refused_where_it_stands() {
+    assert_snapshot!(problems_with(r#"[address]
+ip = "10.0.0.1/24"
+interface = "a-very-long-interface"
+also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+probe = "20s"
+lease = "5s"
+[addres]
+"#), @r#"
+    error: `10.0.0.1` is the address of a node, which it has whatever its role
+     --> understudy.toml:7:6
+      |
+    5 | address = "10.0.0.1:7400"
+      |           --------------- the node has it here
+    6 | [address]
+    7 | ip = "10.0.0.1/24"
+      |      ^^^^^^^^^^^^^ expected an address that no machine has for its own
+
+    error: `a-very-long-interface` has 21 bytes, and no interface has more than 15
+     --> understudy.toml:8:13
+      |
+    8 | interface = "a-very-long-interface"
+      |             ^^^^^^^^^^^^^^^^^^^^^^^ expected the name of a network interface as `ip link` shows it, such as "eth0"
+
+    error: `fd00::100` has no prefix, which says how large its network is
+     --> understudy.toml:9:9
+      |
+    9 | also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+      |         ^^^^^^^^^^^ expected an address and its prefix, such as "10.0.0.100/24" or "fd00::100/64"
+
+    error: `10.0.0.255/24` is the broadcast address of its network, not of a host in it
+     --> understudy.toml:9:22
+      |
+    9 | also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+      |                      ^^^^^^^^^^^^^^^ expected an address and its prefix, such as "10.0.0.100/24" or "fd00::100/64"
+
+    error: `10.0.0.1` is the address of a node, which it has whatever its role
+     --> understudy.toml:9:39
+      |
+    5 | address = "10.0.0.1:7400"
+      |           --------------- the node has it here
+    ...
+    9 | also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+      |                                       ^^^^^^^^^^^^^ expected an address that no machine has for its own
+
+    error: address `10.0.0.1` is given twice
+     --> understudy.toml:9:39
+      |
+    7 | ip = "10.0.0.1/24"
+      |      ------------- it is given here first
+    8 | interface = "a-very-long-interface"
+    9 | also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+      |                                       ^^^^^^^^^^^^^ expected each address once
+
+    error: `10.0.0.1/33` has no prefix from 1 to 32 after the `/`
+     --> understudy.toml:9:54
+      |
+    9 | also = ["fd00::100", "10.0.0.255/24", "10.0.0.1/25", "10.0.0.1/33"]
+      |                                                      ^^^^^^^^^^^^^ expected an address and its prefix, such as "10.0.0.100/24" or "fd00::100/64"
+
+    error: `20s` is too long to wait for an answer
+      --> understudy.toml:10:9
+       |
+    10 | probe = "20s"
+       |         ^^^^^ expected from "100ms" to "10s"
+
+    error: `5s` is so short that a restart of the daemon would take the address away
+      --> understudy.toml:11:9
+       |
+    11 | lease = "5s"
+       |         ^^^^ expected at least "30s", or "never"
+
+    error: unknown key `addres`
+      --> understudy.toml:12:2
+       |
+    12 | [addres]
+       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
+       |
+       = help: did you mean `address`?
+    "#);
+}
+
+#[test]
+fn an_address_needs_an_interface_that_others_can_reach() {
+    assert_snapshot!(problems_with("[address]\nip = \"10.0.0.9\"\n"), @r#"
+    error: `[address]` lacks the key `interface`
+     --> understudy.toml:6:1
+      |
+    6 | [address]
+      | ^^^^^^^^^ expected `interface = "eth0"`, for example
+
+    error: `10.0.0.9` has no prefix, which says how large its network is
+     --> understudy.toml:7:6
+      |
+    7 | ip = "10.0.0.9"
+      |      ^^^^^^^^^^ expected an address and its prefix, such as "10.0.0.100/24" or "fd00::100/64"
+    "#);
+    assert_snapshot!(problems_of_both(&format!("{VALID}[address]\nip = \"10.0.0.9/8\"\ninterface = \"lo\"\n"), "name = \"a\"\n[address]\ninterface = \"eth0:1\"\n"), @r#"
+    error: `lo` is the loopback interface, which no other machine can reach
+     --> understudy.toml:8:13
+      |
+    8 | interface = "lo"
+      |             ^^^^ expected the name of a network interface as `ip link` shows it, such as "eth0"
+
+    error: `eth0:1` holds ':', which no interface has in its name
+     --> node.toml:3:13
+      |
+    3 | interface = "eth0:1"
+      |             ^^^^^^^^ expected the name of a network interface as `ip link` shows it, such as "eth0"
+    "#);
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use insta::assert_debug_snapshot;
-use understudy_config::{Config, Files, Kv, KvDurability, Local, Share, load, parse_cluster};
+use understudy_config::{
+    Address, Config, Files, Kv, KvDurability, Local, Share, load, parse_cluster,
+};
 
 /// The sample of DESIGN, without what this version does not have.
 const SAMPLE: &str = r#"
@@ -17,6 +19,9 @@ address = "10.0.0.1:7400"
 [[node]]
 name = "b"
 address = "10.0.0.2:7400"
+[address]
+ip = "10.0.0.100/24"
+interface = "eth0"
 [postgres]
 data_dir = "/var/lib/postgresql/15/main"
 durability = "async"
@@ -204,6 +209,19 @@ fn the_sample_is_read_whole() {
                 timeout: 30s,
             },
         ],
+        address: Some(
+            Address {
+                ips: [
+                    IpPrefix {
+                        ip: 10.0.0.100,
+                        bits: 24,
+                    },
+                ],
+                interface: "eth0",
+                probe: 300ms,
+                lease: None,
+            },
+        ),
     }
     "#);
 }
@@ -246,6 +264,7 @@ fn a_node_file_with_a_name_has_the_usual_directories() {
         pki_dir: directory.path().join("pki"),
         monitor_listen: "0.0.0.0:7480".parse().unwrap(),
         kv_listen: "127.0.0.1:7479".parse().unwrap(),
+        address_interface: None,
     };
     assert_eq!(
         (loaded.local, loaded.config, loaded.text),
@@ -266,6 +285,7 @@ fn the_template_of_a_node_says_what_was_answered() {
         pki_dir: directory.path().join("pki"),
         monitor_listen: "[::1]:7480".parse().unwrap(),
         kv_listen: "127.0.0.1:7479".parse().unwrap(),
+        address_interface: None,
     };
     let text = understudy_config::template::node(
         &local.name,
@@ -398,4 +418,36 @@ fn any_loopback_address_needs_no_password_and_port_0_collides_with_nothing() {
         let node = format!("[kv]\nlisten = \"{listen}\"\n[monitor]\nlisten = \"127.0.0.1:0\"\n");
         assert_eq!(loaded_with_kv("", &node).kv_listen, listen.parse().unwrap());
     }
+}
+
+#[test]
+fn an_address_moves_with_what_is_said_beside_it() {
+    let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"a\"\naddress = \"10.0.0.1:1\"\n[address]\nip = \"10.0.0.100/24\"\ninterface = \"eth0\"\n";
+    let read = |more: &str| {
+        parse_cluster("understudy.toml", &format!("{text}{more}"))
+            .unwrap()
+            .address
+    };
+    let usual = Address {
+        ips: vec!["10.0.0.100/24".parse().unwrap()],
+        interface: "eth0".to_owned(),
+        probe: Duration::from_millis(300),
+        lease: None,
+    };
+    let full = Address {
+        ips: ["10.0.0.100/24", "fd00::100/64", "192.168.1.9/32"]
+            .map(|ip| ip.parse().unwrap())
+            .into(),
+        probe: Duration::from_secs(1),
+        lease: Some(Duration::from_secs(120)),
+        ..usual.clone()
+    };
+    let more = "also = [\"fd00::100/64\", \"192.168.1.9/32\"]\nprobe = \"1s\"\nlease = \"2m\"\n";
+    assert_eq!([read(""), read(more)], [Some(usual), Some(full)]);
+}
+
+#[test]
+fn a_machine_may_call_the_interface_of_the_address_otherwise() {
+    let local = loaded_with_kv("", "[address]\ninterface = \"ens3\"\n");
+    assert_eq!(local.address_interface.as_deref(), Some("ens3"));
 }

@@ -5,6 +5,7 @@
 //! settings  schedule ─▶ revision ─▶ peer API            services  start, watch, stop
 //! ```
 
+pub mod address;
 pub mod files;
 pub mod kv;
 pub mod postgres;

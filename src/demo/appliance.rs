@@ -248,6 +248,7 @@ fn bin_dir(machines: &Machines) -> Result<String, Failure> {
         pki_dir: "/nonexistent".into(),
         monitor_listen: machines.monitor("a"),
         kv_listen: machines.kv("a"),
+        address_interface: None,
     };
     let ip = machines.monitor("a").ip();
     let cluster = understudy_replication::postgres::Cluster::find(&config, &local, ip, vec![])?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Checked, address, kv, name, paths};
+use super::{Checked, address, client_address, kv, name, paths};
 use crate::local::SOCKET_NAME;
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{Local, NodeName, raw};
@@ -44,6 +44,9 @@ pub(crate) fn local(
     if let Some(kv) = kv_listen.zip(kv) {
         kv::may_listen(kv, monitor_listen.zip(monitor), checked, findings);
     }
+    let interface = file.address.as_ref();
+    let interface = interface.and_then(|it| it.value.interface.as_ref());
+    let interface = interface.map(|it| findings.check(it, client_address::interface));
     let local = Local {
         name: name?,
         root: root??,
@@ -52,6 +55,7 @@ pub(crate) fn local(
         pki_dir: super::whole(pki_dir)?.unwrap_or_else(|| default_pki_dir.to_owned()),
         monitor_listen: monitor_listen?,
         kv_listen: kv_listen?,
+        address_interface: super::whole(interface)?,
     };
     are_outside_of_stores(&local, file, checked, findings);
     Some(local)
