@@ -8,6 +8,7 @@ mod kv;
 mod local;
 mod paths;
 mod sections;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -64,7 +65,12 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         .map(|it| sections::settings(&it.value, findings));
     let has_postgres = file.postgres.is_some();
     let indexes = all(elements(&file.index).map(|it| index::index(it, has_postgres, findings)));
-    let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
+    let services = services::services(&file.service, findings);
+    let jobs = all(elements(&file.job).map(|it| services::job(&it.value, findings)));
+    let hooks = file
+        .hooks
+        .as_ref()
+        .map(|it| services::hooks(&it.value, findings));
 
     unique(
         elements(&file.files).filter_map(|it| it.value.name.as_ref()),
@@ -81,6 +87,12 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         "service",
         findings,
     );
+    unique(
+        elements(&file.job).filter_map(|it| it.value.name.as_ref()),
+        "job",
+        findings,
+    );
+    services::distinct(file, findings);
     let stores = paths::stores(file);
     paths::report_overlaps(&stores, findings);
 
@@ -103,6 +115,8 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             settings: whole(settings)?,
             indexes: indexes?,
             services: services?,
+            jobs: jobs?,
+            hooks: whole(hooks)?,
         })
     };
     Checked {

@@ -7,7 +7,7 @@ use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
     Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
-    Schedule, ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
+    Schedule, ServerCommands, Settings, Share, StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
@@ -300,27 +300,6 @@ pub(super) fn settings(raw: &raw::Settings, findings: &mut Findings) -> Option<S
     })
 }
 
-pub(super) fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Service> {
-    let name = raw
-        .name
-        .as_ref()
-        .and_then(|it| findings.check(it, name::<StoreName>));
-    let start = raw.start.as_ref().and_then(|it| command(it, findings));
-    let stop = raw.stop.as_ref().and_then(|it| command(it, findings));
-    let status = raw.status.as_ref().and_then(|it| command(it, findings));
-    let timeout = raw
-        .timeout
-        .as_ref()
-        .and_then(|it| findings.check(it, duration::parse));
-    Some(Service {
-        name: name?,
-        start: start?,
-        stop: stop?,
-        status: status?,
-        timeout: timeout?,
-    })
-}
-
 /// Reads a command: a program, which is not empty, and its arguments.
 pub(super) fn command(raw: &Placed<raw::Command>, findings: &mut Findings) -> Option<Vec<String>> {
     let program = raw.value.first();
@@ -371,7 +350,7 @@ fn globs(raw: &Option<Placed<Vec<Placed<String>>>>, findings: &mut Findings) -> 
         .ok()
 }
 
-fn schedule(text: &str) -> Result<Schedule, Mistake> {
+pub(super) fn schedule(text: &str) -> Result<Schedule, Mistake> {
     text.parse::<Schedule>().map_err(|error| Mistake {
         what: error.to_string(),
         expected: error.expected(),
