@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
+use understudy_primary::services::Placement;
 use understudy_primary::settings::SettingsShipper;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
@@ -435,7 +436,7 @@ async fn start_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, sto
         }
     }
     let started = tokio::select! {
-        started = node.services.start_all(&NoProgress) => started,
+        started = node.services.start_all(Placement::Primary, &NoProgress) => started,
         // A fence stops the services next; a start under way is cut off.
         () = stop.wait() => return,
     };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::{KvDurability, NodeName, StoreName};
+use understudy_primary::services::Placement;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
@@ -394,7 +395,9 @@ async fn execute(
                 }
             },
             Step::Services => {
-                node.services.start_all(progress).await?;
+                node.services
+                    .start_all(Placement::Primary, progress)
+                    .await?;
                 None
             }
             Step::Serve => {

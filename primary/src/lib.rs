@@ -6,6 +6,7 @@
 //! ```
 
 pub mod files;
+pub mod jobs;
 pub mod kv;
 pub mod postgres;
 pub mod services;
