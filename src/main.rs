@@ -137,7 +137,7 @@ enum Verb {
     Kv(kv::Kv),
     /// Search and rebuild indexes
     Index(index::Index),
-    /// Show the services of this node
+    /// Show, start and stop the services and jobs of this node
     Services(services::Services),
     /// Show what happened
     Events(events::Events),

@@ -123,6 +123,7 @@ impl StatusSource for Node {
             upstream,
             stores,
             services: self.services.status(),
+            jobs: self.jobs.status(),
             indexes: self.indexes.status(),
             promotion,
             address: None,

@@ -31,8 +31,9 @@ mod validate;
 mod value;
 
 pub use config::{
-    Address, Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
-    PostgresDurability, Rejoin, ServerCommands, Service, Settings,
+    Address, AfterFailover, Cluster, Config, Engine, Fence, Files, Hooks, Index, Job, Kv,
+    KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,
+    Settings,
 };
 pub use globs::{GlobError, Globs};
 pub use ip_prefix::IpPrefix;
