@@ -25,6 +25,7 @@ mod kv_bundles;
 mod kv_clients;
 mod manual;
 mod node;
+mod others;
 mod output;
 mod peer_api;
 mod peer_work;
