@@ -27,6 +27,7 @@ mod kv_clients;
 mod links;
 mod manual;
 mod node;
+mod others;
 mod output;
 mod peer_api;
 mod peer_work;

@@ -312,7 +312,8 @@ fn ask_peers(node: &Arc<Node>) {
         let started = tokio::time::Instant::now();
         let mut is_alone = false;
         while let Role::Returning { epoch, standbys } = node.role() {
-            let grace = if standbys.is_empty() {
+            let others = node.config().peers(node.me()).count();
+            let grace = if standbys.is_empty() && others <= 1 {
                 SOLE_GRACE
             } else {
                 RETURNING_GRACE
@@ -337,7 +338,7 @@ fn ask_peers(node: &Arc<Node>) {
             }
             if !is_alone && started.elapsed() > grace {
                 is_alone = true;
-                if let Err(error) = node.happen(Event::Alone).await {
+                if let Err(error) = node.happen(Event::Alone { others }).await {
                     tracing::warn!(%error, "cannot stop what a restart left running");
                 }
             }
