@@ -15,12 +15,14 @@ use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::kv::protocol::Tail;
 use understudy_replication::kv::slot::Slot;
 use understudy_replication::postgres::{Cluster, PostgresError};
+use understudy_replication::preflight::Preflight;
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{PromotionStatus, ServiceState};
 use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRouter};
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
 
+use crate::links::Links;
 use crate::primary_run::PrimaryRun;
 use crate::role_file::RoleRecord;
 use crate::shell::{Asked, ShellError};
@@ -55,6 +57,12 @@ pub(crate) struct Node {
     pub(crate) promotion: Mutex<Option<PromotionStatus>>,
     /// Held while a promotion or a rejoin runs: there is one at a time.
     pub(crate) promoting: tokio::sync::Mutex<()>,
+    /// Held while the services are started and the address is taken: a promotion does it itself.
+    pub(crate) front: tokio::sync::Mutex<()>,
+    /// Every way to every peer.
+    pub(crate) links: Links,
+    /// Whether this standby could be promoted, as it was last asked.
+    pub(crate) preflight: Mutex<Option<Preflight>>,
     /// Held while a node is admitted: two must not change the configuration at once.
     pub(crate) joining: Mutex<()>,
     /// What is wrong with the configuration on disk, which is not in force.
@@ -111,6 +119,9 @@ impl Node {
             peer_routes: SharedRouter::default(),
             promotion: Mutex::new(None),
             promoting: tokio::sync::Mutex::new(()),
+            front: tokio::sync::Mutex::new(()),
+            links: Links::default(),
+            preflight: Mutex::new(None),
             joining: Mutex::new(()),
             config_problem: Mutex::new(None),
             stores_problem: Mutex::new(None),
@@ -292,12 +303,13 @@ impl Node {
     pub(crate) fn peer(self: &Arc<Self>, name: &NodeName) -> Option<PeerClient> {
         let config = self.config();
         let node = config.node(name)?;
-        Some(PeerClient::new(
+        let client = PeerClient::new(
             node.name.clone(),
             node.address,
             self.identity.clone(),
             self.clone(),
-        ))
+        );
+        Some(client.or_at(node.second_address))
     }
 
     /// Returns the client that this node keeps of a configured node: its connections are open already.
@@ -306,9 +318,9 @@ impl Node {
         let config = self.config();
         // An address may have changed with a reload.
         clients.retain(|name, client| {
-            config
-                .node(name)
-                .is_some_and(|node| node.address == client.address())
+            config.node(name).is_some_and(|node| {
+                node.address == client.address() && node.second_address == client.second_address()
+            })
         });
         if let Some(client) = clients.get(name) {
             return Some(client.clone());

@@ -16,12 +16,12 @@ use understudy_replication::link::{
 };
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::RoleName;
-use understudy_replication::store::Stop;
 use understudy_replication::transport::{Caller, Lineage, PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
 
 use crate::kv_bundles;
 use crate::node::{Node, Stage};
+use crate::preflight::Outlook;
 use crate::primary_run::PrimaryRun;
 use crate::selection::Selection;
 use crate::wait::{AWAIT_MAX, POSITION_PATIENCE};
@@ -34,36 +34,6 @@ pub(crate) async fn hello(peer: &PeerClient) -> Result<Hello, PeerError> {
     peer.get("/peer/hello").await?.json(64 << 10).await
 }
 
-/// How often the peers are greeted.
-const GREETING_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Greets every peer now and then, whatever the roles: each side hears the other's epoch. Two nodes
-/// that both served during a partition meet by this, and the lesser fences itself.
-pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
-    let mut tick = tokio::time::interval(GREETING_INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.wait() => return,
-        }
-        let config = node.config();
-        let clients = config
-            .peers(node.me())
-            .filter_map(|peer| node.client(&peer.name));
-        let greetings = clients.map(async |client| {
-            if let Err(error) = hello(&client).await {
-                tracing::debug!(peer = %client.node(), %error, "a peer does not answer a greeting");
-            }
-        });
-        let greetings = futures_util::future::join_all(greetings);
-        tokio::select! {
-            _ = greetings => {}
-            () = stop.wait() => return,
-        }
-    }
-}
-
 /// Serves the routes that fit what the node is now.
 pub(crate) fn refresh(node: &Arc<Node>) {
     let mut stores = Router::new();
@@ -73,6 +43,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
             .route("/peer/prepare", post(prepare))
             .route("/peer/marks", get(marks))
             .route("/peer/report", post(report))
+            .route("/peer/outlook", post(outlook))
             .route("/peer/barrier", post(barrier))
             .route("/peer/root", post(root))
             .route("/peer/kv/salvage/show", post(kv_bundles::show))
@@ -284,6 +255,21 @@ async fn report(
     match primary(&node) {
         Ok(run) => {
             run.heard(caller.node, report);
+            Json(()).into_response()
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+/// Takes in how a standby says that its promotion would go.
+async fn outlook(
+    State(node): State<Arc<Node>>,
+    Extension(caller): Extension<Caller>,
+    Json(outlook): Json<Outlook>,
+) -> Response {
+    match primary(&node) {
+        Ok(run) => {
+            run.heard_outlook(caller.node, outlook);
             Json(()).into_response()
         }
         Err(refusal) => *refusal,

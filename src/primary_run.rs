@@ -21,17 +21,19 @@ use understudy_replication::mark::{MARK_INTERVAL, MARK_SILENCE_MAX, Mark, Marks}
 use understudy_replication::position::Position;
 use understudy_replication::role::Role;
 use understudy_replication::status::{StandbyStatus, StoreLag};
-use understudy_replication::store::{
-    LOG_POSITION_BYTES, NoProgress, Shipper, Stop, Stopper, StoreId,
-};
+use understudy_replication::store::{LOG_POSITION_BYTES, Shipper, Stop, Stopper, StoreId};
 use understudy_replication::wall_time::WallTime;
 
 use crate::node::Node;
+use crate::preflight::Outlook;
 use crate::selection::Selection;
 use crate::supervise::supervise;
 
 /// A mark waits this long for the slowest store.
 const MARK_PATIENCE: Duration = Duration::from_millis(900);
+
+/// What a standby has told of its promotion is shown for this long.
+const OUTLOOK_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// What runs on a primary.
 pub(crate) struct PrimaryRun {
@@ -44,6 +46,8 @@ pub(crate) struct PrimaryRun {
     marks: Mutex<Marks>,
     newest: watch::Sender<Option<Mark>>,
     reports: Mutex<BTreeMap<NodeName, Heard>>,
+    /// How each standby has said that its promotion would go.
+    outlooks: Mutex<BTreeMap<NodeName, (Instant, Outlook)>>,
     /// Changes with every report.
     reported: watch::Sender<()>,
     started: Instant,
@@ -87,6 +91,7 @@ impl PrimaryRun {
             marks: Mutex::new(Marks::default()),
             newest: watch::Sender::new(None),
             reports: Mutex::new(BTreeMap::new()),
+            outlooks: Mutex::default(),
             reported: watch::Sender::new(()),
             started: Instant::now(),
             is_fenced: AtomicBool::new(false),
@@ -110,7 +115,7 @@ impl PrimaryRun {
         drop(tasks);
         let mut leading = run.leading.lock().await;
         leading.spawn(run.clone().mark_always(node.clone(), marking_stop.clone()));
-        leading.spawn(start_services(node.clone(), opened, marking_stop));
+        leading.spawn(crate::front::keep(node.clone(), opened, marking_stop));
         drop(leading);
         Ok(run)
     }
@@ -279,6 +284,22 @@ impl PrimaryRun {
         self.reported.send_replace(());
     }
 
+    /// Takes in how a standby says that its promotion would go.
+    pub(crate) fn heard_outlook(&self, node: NodeName, outlook: Outlook) {
+        self.outlooks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, (Instant::now(), outlook));
+    }
+
+    /// Returns what `standby` has told of its promotion lately.
+    fn outlook(&self, standby: &NodeName, now: Now) -> Option<Outlook> {
+        let outlooks = self.outlooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, outlook) = outlooks.get(standby)?;
+        let is_fresh = now.instant.saturating_duration_since(*at) < OUTLOOK_AGE_MAX;
+        is_fresh.then(|| outlook.clone())
+    }
+
     /// Returns what changes with every report of a standby.
     pub(crate) fn reports(&self) -> watch::Receiver<()> {
         self.reported.subscribe()
@@ -350,6 +371,10 @@ impl PrimaryRun {
             .iter()
             .map(|store| (store.id.name.clone(), store.applied))
             .collect();
+        let (preflight, proof) = match self.outlook(standby, now) {
+            Some(Outlook { preflight, proof }) => (preflight, proof),
+            None => (None, None),
+        };
         StandbyStatus {
             node: standby.clone(),
             ip,
@@ -358,8 +383,8 @@ impl PrimaryRun {
             cut: heard
                 .and_then(|heard| marks.cut(&applied, heard.at))
                 .map(|(_, mark)| mark.time),
-            preflight: None,
-            proof: None,
+            preflight,
+            proof,
             stores,
         }
     }
@@ -422,25 +447,5 @@ pub(crate) struct Awaiting(Arc<PrimaryRun>);
 impl Drop for Awaiting {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Starts the services once every store is open.
-async fn start_services(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop: Stop) {
-    for mut open in opened {
-        let is_open = async { open.wait_for(|is_open| *is_open).await.is_ok() };
-        tokio::select! {
-            is_open = is_open => if !is_open { return },
-            () = stop.wait() => return,
-        }
-    }
-    let started = tokio::select! {
-        started = node.services.start_all(&NoProgress) => started,
-        // A fence stops the services next; a start under way is cut off.
-        () = stop.wait() => return,
-    };
-    if let Err(error) = started {
-        let error = error_chain(&error);
-        node.events.record(Severity::Error, "service_failed", error);
     }
 }

@@ -1,7 +1,7 @@
 //! `understudy promote`.
 
 use hyper::Method;
-use understudy_standby::promote::{Loss, Plan};
+use understudy_standby::promote::{Basis, Loss, Plan};
 
 use crate::Place;
 use crate::failure::Failure;
@@ -137,8 +137,24 @@ fn loss_text(
             (None, None) => "an unknown amount".to_owned(),
         };
         let unknown = loss.unknown.as_ref().map(|unknown| format!(" ({unknown})"));
+        let basis = match &loss.basis {
+            Basis::Nothing => String::new(),
+            Basis::Mark {
+                epoch,
+                number,
+                time,
+                ..
+            } => format!(", by mark {number} of epoch {epoch}, made {time}"),
+            Basis::Fenced => ", by the fenced primary's own word".to_owned(),
+        };
+        let seconds = match loss.seconds {
+            Some(seconds) if loss.amount != Some(0) => {
+                format!(", of the last {seconds:.1} s before that")
+            }
+            Some(_) | None => String::new(),
+        };
         text += &format!(
-            "  {:20} {what}: {amount}{}\n",
+            "  {:20} {what}: {amount}{seconds}{basis}{}\n",
             loss.id.name,
             unknown.unwrap_or_default()
         );

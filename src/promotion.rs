@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::{KvDurability, NodeName, StoreName};
+use understudy_replication::command::Command;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
@@ -20,7 +21,7 @@ use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 use understudy_replication::transport::PeerClient;
 use understudy_standby::postgres::PostgresReceiver;
-use understudy_standby::promote::{Elsewhere, Observation, Plan, Step, StoreSeen, plan};
+use understudy_standby::promote::{Basis, Elsewhere, Observation, Plan, Step, StoreSeen, plan};
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
@@ -102,6 +103,7 @@ pub(crate) async fn promote(
                 .hint("watch it with `understudy status`"),
         );
     };
+    wait_for_stores(node).await;
     let seen = observe(node, order).await;
     let plan = plan(&seen);
     if order.dry_run {
@@ -118,6 +120,13 @@ pub(crate) async fn promote(
         return Err(Failure::refused(format!("{}{others}", first.what)).hint(first.mend.clone()));
     }
     let mut report = match (&seen.role, Report::load(node)) {
+        // What is left to do is the end of the promotion that opened the epoch.
+        (Role::Primary { epoch, .. }, _) => {
+            let mut report = Report::finished(node, epoch)
+                .unwrap_or_else(|| Report::new(node, epoch.clone(), &plan));
+            report.attempts = report.attempts.saturating_add(1);
+            report
+        }
         (Role::Promoting { epoch }, Some(mut report)) if report.epoch == *epoch => {
             report.attempts = report.attempts.saturating_add(1);
             report
@@ -127,11 +136,13 @@ pub(crate) async fn promote(
                 Step::Open(epoch) => Some(epoch.clone()),
                 Step::Prepare(_)
                 | Step::Fence(_)
+                | Step::PowerOff(_)
                 | Step::Drain
                 | Step::TakeOver(_)
                 | Step::Index(_)
+                | Step::Serve
                 | Step::Services
-                | Step::Serve => None,
+                | Step::Address => None,
             });
             let epoch = epoch.unwrap_or_else(|| node.role().epoch().clone());
             Report::new(node, epoch, &plan)
@@ -142,6 +153,7 @@ pub(crate) async fn promote(
         "promotion_started",
         format!("promoting node {} to epoch {}", node.me(), report.epoch),
     );
+    let before = report.steps.len();
     let executed = execute(node, &plan, &mut report, order, progress).await;
     if let Err(failure) = executed {
         node.set_promotion(Some(report.status(
@@ -161,7 +173,21 @@ pub(crate) async fn promote(
         return Err(failure);
     }
     node.set_promotion(None);
-    Ok(Outcome::Promoted(report.finish(node)?))
+    let report = report.finish(node)?;
+    let front = [Step::Services, Step::Address].map(|step| step.to_string());
+    let failed = report.steps.iter().skip(before).find_map(|step| {
+        let failure = step.failure.as_ref()?;
+        front.contains(&step.name).then_some((&step.name, failure))
+    });
+    match failed {
+        None => Ok(Outcome::Promoted(report)),
+        Some((step, failure)) => Err(Failure::failed(format!(
+            "node {} is primary in epoch {}, but clients do not reach all of it: {step}: {failure}",
+            node.me(),
+            report.epoch
+        ))
+        .hint("mend that, then run `understudy promote` again: it does what is left")),
+    }
 }
 
 /// Waits until every store has told where its copy is: a daemon that has just started may have to
@@ -188,7 +214,8 @@ async fn wait_for_stores(node: &Arc<Node>) {
     }
 }
 
-async fn observe(node: &Arc<Node>, order: Order) -> Observation {
+/// Returns what a plan is made from, as it is now.
+pub(crate) async fn observe(node: &Arc<Node>, order: Order) -> Observation {
     let role = node.role();
     let config = node.config();
     let old = match &role {
@@ -199,7 +226,6 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
         | Role::Promoting { .. }
         | Role::Fenced { .. } => None,
     };
-    wait_for_stores(node).await;
     let status = node.status();
     let mut primary = None;
     if let Some(name) = &old {
@@ -229,12 +255,18 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
             })
             .collect(),
         cut: status.upstream.as_ref().and_then(|upstream| upstream.cut),
+        basis: match node.stage() {
+            Stage::Standby(run) => run.basis(),
+            Stage::Idle | Stage::Primary(_) => Basis::Nothing,
+        },
         indexes: config
             .indexes
             .iter()
             .map(|index| index.name.clone())
             .collect(),
-        has_services: !config.services.is_empty(),
+        front: crate::front::observe(node),
+        can_power_off: config.fence.is_some(),
+        failing: Vec::new(),
         broken: broken_copies(node),
         elsewhere: kv_elsewhere(node, old.as_ref()).await,
         is_forced: order.force,
@@ -334,6 +366,8 @@ async fn execute(
     progress: &dyn Progress,
 ) -> Result<(), Failure> {
     let mut fenced_at = BTreeMap::new();
+    // Whoever keeps the front up waits: the steps do it, and tell how far they are.
+    let _front = node.front.lock().await;
     for step in &plan.steps {
         let name = step.to_string();
         node.set_promotion(Some(report.status(Some(name.clone()), true, None)));
@@ -341,7 +375,7 @@ async fn execute(
         tracing::info!(step = name, "promotion step");
         let begun = Instant::now();
         still_rising(node, step, &report.epoch)?;
-        if matches!(step, Step::Fence(_) | Step::Open(_))
+        if matches!(step, Step::Fence(_) | Step::PowerOff(_) | Step::Open(_))
             && matches!(node.role(), Role::Standby { .. })
         {
             // Durable before a peer hears of it: the same epoch is proposed again after a crash.
@@ -359,6 +393,12 @@ async fn execute(
                     None
                 }
                 Err(failure) if order.force => Some(failure.message),
+                // It answers, and cannot stop all that it runs.
+                Err(failure) if node.config().fence.is_some() && !order.planned => {
+                    power_off(node, peer).await?;
+                    report.switched_off = Some(peer.clone());
+                    Some(failure.message)
+                }
                 Err(failure) => {
                     return Err(Failure::refused(failure.message).hint(format!(
                         "make sure that {peer} is switched off, then run `understudy promote \
@@ -366,6 +406,13 @@ async fn execute(
                     )));
                 }
             },
+            Step::PowerOff(peer) => {
+                power_off(node, peer).await?;
+                report.switched_off = Some(peer.clone());
+                None
+            }
+            // Who is off has nothing more to send.
+            Step::Drain if report.switched_off.is_some() => None,
             Step::Drain => match drain(node, &fenced_at, order.force).await {
                 Ok(()) => None,
                 Err(failure) if order.force => Some(failure.message),
@@ -394,9 +441,10 @@ async fn execute(
                 }
             },
             Step::Services => {
-                node.services.start_all(progress).await?;
-                None
+                let started = crate::front::start_services(node, progress).await;
+                started.err().map(|failure| failure.message)
             }
+            Step::Address => None,
             Step::Serve => {
                 node.happen(Event::Risen).await?;
                 let is_open = match node.stage() {
@@ -426,13 +474,17 @@ async fn execute(
 /// Makes sure that nobody has superseded the promotion while it ran: a node that was fenced meanwhile
 /// must not go on to start anything.
 fn still_rising(node: &Node, step: &Step, epoch: &Epoch) -> Result<(), Failure> {
-    let is_after_open = match step {
-        Step::Prepare(_) | Step::Fence(_) | Step::Drain | Step::Open(_) => false,
-        Step::TakeOver(_) | Step::Index(_) | Step::Services | Step::Serve => true,
-    };
     let role = node.role();
-    let is_rising = matches!(&role, Role::Promoting { epoch: ours } if ours == epoch);
-    if is_after_open && !is_rising {
+    let is_still = match step {
+        Step::Prepare(_) | Step::Fence(_) | Step::PowerOff(_) | Step::Drain | Step::Open(_) => true,
+        Step::TakeOver(_) | Step::Index(_) | Step::Serve => {
+            matches!(&role, Role::Promoting { epoch: ours } if ours == epoch)
+        }
+        Step::Services | Step::Address => {
+            matches!(&role, Role::Primary { epoch: ours, .. } if ours == epoch)
+        }
+    };
+    if !is_still {
         return Err(Failure::refused(format!(
             "epoch {} has superseded this promotion to {epoch}; node {} is {} now",
             role.epoch(),
@@ -486,6 +538,47 @@ async fn fence(
         tracing::info!(%peer, positions = ?answer.positions, "the old primary is fenced");
     }
     Ok(answer)
+}
+
+/// Has the operator's command switch `peer` off.
+async fn power_off(node: &Node, peer: &NodeName) -> Result<(), Failure> {
+    let config = node.config();
+    let (Some(fence), Some(named)) = (&config.fence, config.node(peer)) else {
+        return Err(Failure::failed(format!(
+            "there is no command that could switch node {peer} off"
+        )));
+    };
+    node.events.record(
+        Severity::Warning,
+        "switching_off",
+        format!("the command of [fence] is to switch node {peer} off"),
+    );
+    let environment = crate::serve::environment(&config, &node.local);
+    let command = environment
+        .into_iter()
+        .fold(
+            Command::new(fence.command.clone()),
+            |command, (name, value)| command.env(&name, value),
+        )
+        .env("UNDERSTUDY_FENCE_NODE", peer.as_str())
+        .env("UNDERSTUDY_FENCE_IP", named.address.ip().to_string())
+        .limit(fence.timeout);
+    match command.run().await {
+        Ok(_) => {
+            let message = format!("node {peer} is off, says the command of [fence]");
+            node.events
+                .record(Severity::Warning, "switched_off", message);
+            Ok(())
+        }
+        Err(error) => Err(Failure::refused(format!(
+            "node {peer} does not stop, and could not be switched off: {}",
+            error_chain(&error)
+        ))
+        .hint(format!(
+            "switch {peer} off by other means (or cut it off from every client), then run `understudy \
+             promote --force`"
+        ))),
+    }
 }
 
 /// Waits until everything that the fenced primary had is durable here.
@@ -551,6 +644,10 @@ fn account(node: &Arc<Node>, report: &mut Report, fenced_at: &BTreeMap<StoreName
             (Some(end), Some(flushed)) => {
                 loss.amount = Some(end.ahead_of(flushed));
                 loss.amount_at_least = loss.amount;
+                loss.basis = Basis::Fenced;
+                if loss.amount == Some(0) || loss.unit == "bytes" {
+                    loss.bytes = loss.amount;
+                }
                 loss.unknown = None;
             }
             (None, _) | (_, None) => {

@@ -57,8 +57,14 @@ pub(crate) struct Report {
     pub(crate) lost: Vec<Loss>,
     /// The old primary has told that it is fenced.
     pub(crate) fenced: Option<NodeName>,
+    /// The old primary has been switched off by the command of `[fence]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) switched_off: Option<NodeName>,
     /// What stood against it, and was overridden by the operator.
     pub(crate) overridden: Vec<Condition>,
+    /// What the plan said before anything was done: the loss statement.
+    #[serde(default)]
+    pub(crate) expected: Vec<Loss>,
 }
 
 impl Report {
@@ -76,7 +82,9 @@ impl Report {
             cut: plan.cut,
             lost: plan.loss.clone(),
             fenced: None,
+            switched_off: None,
             overridden: plan.overridden.clone(),
+            expected: plan.loss.clone(),
         }
     }
 
@@ -88,6 +96,17 @@ impl Report {
         let text = fs::read(Self::path(node)).ok()?;
         // A damaged record costs the times of earlier steps in the report, and nothing else.
         serde_json::from_slice(&text).ok()
+    }
+
+    /// Returns the report of the promotion that opened `epoch` here, if it is kept.
+    pub(crate) fn finished(node: &Node, epoch: &Epoch) -> Option<Self> {
+        let text = fs::read(Self::kept(node, epoch)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn kept(node: &Node, epoch: &Epoch) -> PathBuf {
+        let folder = node.local.state_dir.join("reports");
+        folder.join(format!("promotion-{epoch}.json"))
     }
 
     /// Adds a step, and keeps what there is. That it cannot be kept is told, and stops nothing: a full
@@ -124,7 +143,7 @@ impl Report {
         let folder = node.local.state_dir.join("reports");
         let keep = || {
             durable::create_directory(&folder, 0o755)?;
-            let path = folder.join(format!("promotion-{}.json", self.epoch));
+            let path = Self::kept(node, &self.epoch);
             durable::write(&path, &serde_json::to_vec_pretty(&self)?, 0o644)?;
             fs::remove_file(Self::path(node))?;
             durable::sync_directory_of(&Self::path(node))

@@ -163,7 +163,10 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         environment,
         events.clone(),
     ));
-    let peers = bind(me.address, "peers").await?;
+    let mut peers = Vec::new();
+    for address in me.addresses() {
+        peers.push(bind(address, "peers").await?);
+    }
     let monitor = bind(local.monitor_listen, "the monitor").await?;
     let clients = Clients::listen(&config, &local).await?;
     let (shell_sender, shell_events) = mpsc::channel(shell::EVENTS_WAITING_MAX);
@@ -194,17 +197,19 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
 
     let (stopper, stop) = Stopper::new();
     let mut tasks: JoinSet<io::Result<()>> = JoinSet::new();
-    let named = node.clone();
-    let server = PeerServer {
-        identity,
-        peers: node.peer_routes.clone(),
-        anonymous: crate::join_api::routes(node.clone()),
-        lineage: node.clone(),
-        is_named: Box::new(move |name| named.config().node(name).is_some()),
-        events: events.clone(),
-        strangers: PeerServer::strangers(),
-    };
-    tasks.spawn(server.serve(peers, stop.clone()));
+    for listener in peers {
+        let named = node.clone();
+        let server = PeerServer {
+            identity: identity.clone(),
+            peers: node.peer_routes.clone(),
+            anonymous: crate::join_api::routes(node.clone()),
+            lineage: node.clone(),
+            is_named: Box::new(move |name| named.config().node(name).is_some()),
+            events: events.clone(),
+            strangers: PeerServer::strangers(),
+        };
+        tasks.spawn(server.serve(listener, stop.clone()));
+    }
     let serving = node.clone();
     let search = understudy_standby::index::routes(
         indexes,
@@ -233,7 +238,12 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     tasks.spawn(async move { crate::admin_api::serve(admin_node, admin, admin_stop).await });
     let (greeting, greeting_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
-        crate::peer_api::greet_always(greeting, greeting_stop).await;
+        crate::links::greet_always(greeting, greeting_stop).await;
+        Ok(())
+    });
+    let (asking, asking_stop) = (node.clone(), stop.clone());
+    tasks.spawn(async move {
+        crate::preflight::ask_always(asking, asking_stop).await;
         Ok(())
     });
     let (services, services_stop) = (node.services.clone(), stop.clone());

@@ -15,6 +15,7 @@ use understudy_replication::lag::{Evidence, Now, lag, silence};
 use understudy_replication::link::{Level, StandbyReport};
 use understudy_replication::mark::{MARK_SILENCE_MAX, Mark, Marks};
 use understudy_replication::position::Position;
+use understudy_replication::preflight::Basis;
 use understudy_replication::status::UpstreamStatus;
 use understudy_replication::store::{Observed, Receiver, Stop, Stopper};
 use understudy_replication::transport::{PeerClient, PeerError};
@@ -320,6 +321,21 @@ impl StandbyRun {
                 .cut(&applied, now.instant)
                 .map(|(_, mark)| mark.time),
             clock_ahead_ms: link.clock_ahead_ms,
+        }
+    }
+
+    /// Returns what the lags rest on: the newest mark that is known.
+    pub(crate) fn basis(&self) -> Basis {
+        let now = Now::read();
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        match link.marks.newest() {
+            Some((heard, mark)) => Basis::Mark {
+                epoch: mark.epoch.clone(),
+                number: mark.number,
+                time: mark.time,
+                heard: now.wall_at(*heard),
+            },
+            None => Basis::Nothing,
         }
     }
 

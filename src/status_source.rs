@@ -127,9 +127,13 @@ impl StatusSource for Node {
             promotion,
             address: None,
             checks: Vec::new(),
-            links: Vec::new(),
+            links: self.links.status(),
             pause: None,
-            preflight: None,
+            preflight: self
+                .preflight
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             proof: None,
             problems,
             events: self.events.newest(EVENTS_SHOWN),

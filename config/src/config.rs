@@ -26,6 +26,8 @@ pub struct Config {
     pub settings: Option<Settings>,
     /// The indexes that are rebuilt from the stores.
     pub indexes: Vec<Index>,
+    /// How an old primary that does not answer is switched off, if it can be.
+    pub fence: Option<Fence>,
     /// What runs on the primary only, in the order in which it is started.
     pub services: Vec<Service>,
     /// The address that clients use, if understudy moves one.
@@ -70,6 +72,24 @@ pub struct Node {
     pub name: NodeName,
     /// Where its peers reach it.
     pub address: SocketAddr,
+    /// Another way to it.
+    pub second_address: Option<SocketAddr>,
+}
+
+impl Node {
+    /// Returns every way to it.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.address).chain(self.second_address)
+    }
+}
+
+/// How an old primary is switched off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The program and its arguments. Never empty.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
 }
 
 /// The Postgres cluster that is replicated.

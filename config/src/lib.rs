@@ -31,7 +31,7 @@ mod validate;
 mod value;
 
 pub use config::{
-    Address, Cluster, Config, Engine, Files, Index, Kv, KvDurability, Node, Postgres,
+    Address, Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
     PostgresDurability, Rejoin, ServerCommands, Service, Settings,
 };
 pub use globs::{GlobError, Globs};

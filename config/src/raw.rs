@@ -29,6 +29,8 @@ section! {
         settings: Settings as "table" = optional, r#"{ paths = ["/etc/catalog"] }"#;
         /// What is rebuilt from the stores.
         index: Vec<Placed<Index>> as "tables" = "[]", r#"[{ name = "search", engine = "command", command = ["reindex"] }]"#;
+        /// How an old primary that does not answer is switched off.
+        fence: Fence as "table" = optional, r#"{ command = ["fence-machine"] }"#;
         /// What runs on the primary only.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
         /// The address that clients use.
@@ -62,6 +64,22 @@ section! {
         /// Where the other nodes reach it: an IP address, since a failover must not wait for a name
         /// service, and a port. No two nodes have the same.
         address: String as "IP:PORT" = required, r#""10.0.0.1:7400""#;
+        /// Another way to it, over another network: what cannot be said over the first goes over this one,
+        /// and each is told to be up or not. Postgres' own stream takes the first only.
+        second_address: String as "IP:PORT" = optional, r#""192.168.7.1:7400""#;
+    }
+}
+
+section! {
+    /// How `understudy promote` makes sure that an old primary is off which does not answer, or cannot stop
+    /// all that it runs. Without this section only an operator can say so, with `--force`.
+    Fence "[fence]" {
+        /// The command that switches it off, or cuts its power, and succeeds only once that is certain. It
+        /// finds the node's name in `UNDERSTUDY_FENCE_NODE` and its address in `UNDERSTUDY_FENCE_IP`. It runs
+        /// as the daemon's user, on the node that is promoted, never in a switchover.
+        command: Command as "command" = required, r#"["fence_ipmilan", "--action=off"]"#;
+        /// How long it may take.
+        timeout: String as "duration" = r#""1m""#, r#""30s""#;
     }
 }
 

@@ -6,7 +6,7 @@ use crate::raw;
 use crate::section::{Key, Presence, Section};
 
 /// The sections of `understudy.toml` after the file itself.
-pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
+pub(crate) const CLUSTER_SECTIONS: &[Section] = &[
     raw::Cluster::SECTION,
     raw::Node::SECTION,
     raw::Postgres::SECTION,
@@ -14,6 +14,7 @@ pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
     raw::Kv::SECTION,
     raw::Settings::SECTION,
     raw::Index::SECTION,
+    raw::Fence::SECTION,
     raw::Service::SECTION,
     raw::Address::SECTION,
 ];
@@ -48,7 +49,7 @@ pub fn markdown() -> String {
     page.push_str("\n## understudy.toml\n\nThe cluster: identical on every node. ");
     page.push_str("Every section but `[cluster]` and `[[node]]` may be absent. ");
     page.push_str("`[witness]` is not available in this version.\n");
-    for section in &CLUSTER_SECTIONS {
+    for section in CLUSTER_SECTIONS {
         append_section(&mut page, section);
     }
     page.push_str("\n## node.toml\n");

@@ -65,6 +65,7 @@ rejoin = "manual"           # "automatic": a superseded primary becomes a standb
 # One section for each machine; `understudy join` adds them.
 [[node]]
 name = {node}
+#second_address = "192.168.7.1:7400"    # another way to it
 address = {address}    # where the other nodes reach it: IP and port
 "#,
         name = quoted(&answers.cluster),
@@ -123,6 +124,11 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #engine = "command"          # whatever the command builds
 #command = ["catalogctl", "reindex"]
 #timeout = "1h"
+
+# How an old primary that does not answer is switched off; without it an operator has to say that it is.
+#[fence]
+#command = ["/usr/local/sbin/power-off-peer"]    # must succeed only once it is off for certain
+#timeout = "1m"
 
 # What runs on the primary only, in the order in which it is started.
 #[[service]]
@@ -324,6 +330,7 @@ mod tests {
                         "a",
                     ),
                     address: 10.0.0.1:7400,
+                    second_address: None,
                 },
             ],
             postgres: Some(
@@ -416,6 +423,7 @@ mod tests {
                 },
             ),
             indexes: [],
+            fence: None,
             services: [],
             address: None,
         }
@@ -450,6 +458,7 @@ mod tests {
         # One section for each machine; `understudy join` adds them.
         [[node]]
         name = "a"
+        #second_address = "192.168.7.1:7400"    # another way to it
         address = "10.0.0.1:7400"    # where the other nodes reach it: IP and port
 
         # The Postgres cluster that is replicated.
@@ -515,6 +524,11 @@ mod tests {
         #engine = "command"          # whatever the command builds
         #command = ["catalogctl", "reindex"]
         #timeout = "1h"
+
+        # How an old primary that does not answer is switched off; without it an operator has to say that it is.
+        #[fence]
+        #command = ["/usr/local/sbin/power-off-peer"]    # must succeed only once it is off for certain
+        #timeout = "1m"
 
         # What runs on the primary only, in the order in which it is started.
         #[[service]]

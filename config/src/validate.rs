@@ -63,6 +63,8 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         .map(|it| sections::settings(&it.value, findings));
     let has_postgres = file.postgres.is_some();
     let indexes = all(elements(&file.index).map(|it| index::index(it, has_postgres, findings)));
+    let fence = file.fence.as_ref();
+    let fence = fence.map(|it| sections::fence(&it.value, findings));
     let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
     let client_address = file
         .address
@@ -105,6 +107,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             kv: whole(kv)?,
             settings: whole(settings)?,
             indexes: indexes?,
+            fence: whole(fence)?,
             services: services?,
             address: whole(client_address)?,
         })

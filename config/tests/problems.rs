@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `service`, `address`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `service`, `address`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
       |
       = help: did you mean `node`?
 
@@ -1091,7 +1091,7 @@ lease = "5s"
       --> understudy.toml:12:2
        |
     12 | [addres]
-       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `service`, `address`
+       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`
        |
        = help: did you mean `address`?
     "#);

@@ -71,12 +71,14 @@ fn the_sample_is_read_whole() {
                     "a",
                 ),
                 address: 10.0.0.1:7400,
+                second_address: None,
             },
             Node {
                 name: NodeName(
                     "b",
                 ),
                 address: 10.0.0.2:7400,
+                second_address: None,
             },
         ],
         postgres: Some(
@@ -183,6 +185,7 @@ fn the_sample_is_read_whole() {
                 timeout: 300s,
             },
         ],
+        fence: None,
         services: [
             Service {
                 name: StoreName(

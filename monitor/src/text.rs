@@ -1,8 +1,9 @@
 //! What `understudy status` prints: one screen that answers "is it well, could I promote, what
 //! should I do", and then shows what the answers rest on.
 
+use understudy_replication::preflight::Preflight;
 use understudy_replication::status::{
-    IndexState, PromotionStatus, ReplicationMode, RoleName, ServiceState, Status,
+    IndexState, LinkStatus, PromotionStatus, ReplicationMode, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::StoreId;
 use understudy_replication::wall_time::WallTime;
@@ -24,6 +25,7 @@ pub fn text(status: &Status, now: WallTime) -> String {
     }
     show_problems(&mut page, status);
     show_peers(&mut page, &peers, now);
+    show_links(&mut page, status, now);
     show_stores(&mut page, status, &peers, now);
     surroundings::show_checks(&mut page, status, now);
     show_services(&mut page, status, now);
@@ -135,15 +137,24 @@ fn could_promote(status: &Status, peers: &[Peer<'_>]) -> String {
         };
     }
     match status.role {
-        RoleName::Standby => match peers {
-            [] => "nothing is known of what would be lost".to_owned(),
-            [primary, ..] => format!("this node {}", outlook(primary)),
+        RoleName::Standby => match (refusal(status.preflight.as_ref()), peers) {
+            (Some(refusal), _) => refusal,
+            (None, []) => "nothing is known of what would be lost".to_owned(),
+            (None, [primary, ..]) => format!("this node {}", outlook(primary)),
         },
         RoleName::Primary if peers.is_empty() => "there is no standby to promote".to_owned(),
         RoleName::Primary => {
-            let of_peers = peers
-                .iter()
-                .map(|peer| format!("{} {}", peer.name, outlook(peer)));
+            let of_peers = peers.iter().map(|peer| {
+                let standby = status
+                    .standbys
+                    .iter()
+                    .find(|it| it.node.as_str() == peer.name);
+                let preflight = standby.and_then(|standby| standby.preflight.as_ref());
+                match refusal(preflight) {
+                    Some(refusal) => format!("{}: {refusal}", peer.name),
+                    None => format!("{} {}", peer.name, outlook(peer)),
+                }
+            });
             of_peers.collect::<Vec<_>>().join("; ")
         }
         RoleName::Promoting => "has begun on this node, and is not finished".to_owned(),
@@ -154,6 +165,18 @@ fn could_promote(status: &Status, peers: &[Peer<'_>]) -> String {
             Some(_) | None => "not here: another node may have been promoted".to_owned(),
         },
     }
+}
+
+/// Returns why a promotion would be refused, by the standby's own plan; `None` where it would not.
+fn refusal(preflight: Option<&Preflight>) -> Option<String> {
+    let [first, others @ ..] = preflight?.promote.as_slice() else {
+        return None;
+    };
+    let more = match others.len() {
+        0 => String::new(),
+        more => format!(" (and {more} more: `understudy promote --dry-run` tells all)"),
+    };
+    Some(format!("no: {}; {}{more}", first.what, first.mend))
 }
 
 /// Returns what a standby's copy would give if it were promoted now.
@@ -337,6 +360,28 @@ fn show_peers(page: &mut Page, peers: &[Peer<'_>], now: WallTime) {
             peer.seen
                 .map_or("never".to_owned(), |seen| format!("{} ago", age(seen, now))),
             peer.cut.map_or("unknown".to_owned(), |cut| cut.to_string()),
+        ]);
+    }
+    page.table(&table);
+}
+
+/// Shows every way to every peer, where a peer has more than one.
+fn show_links(page: &mut Page, status: &Status, now: WallTime) {
+    let is_one_of_several = |link: &LinkStatus| {
+        let of_peer = status.links.iter().filter(|it| it.node == link.node);
+        of_peer.count() > 1
+    };
+    let mut table = Table::new(["LINK TO", "AT", "STATE", "SINCE", "ROUND TRIP"]);
+    for link in status.links.iter().filter(|link| is_one_of_several(link)) {
+        table.row([
+            link.node.to_string(),
+            link.address.clone(),
+            if link.is_up { "up" } else { "down" }.to_owned(),
+            age(link.since, now),
+            match link.round_trip_ms {
+                Some(millis) => format!("{millis:.1} ms"),
+                None => link.message.clone(),
+            },
         ]);
     }
     page.table(&table);

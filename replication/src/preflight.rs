@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 
+use crate::epoch::Epoch;
 use crate::store::StoreId;
 use crate::wall_time::WallTime;
 
@@ -37,8 +38,36 @@ pub struct Loss {
     pub amount_at_least: Option<u64>,
     /// The age of the newest mark that is fully here, in seconds: everything older is here.
     pub seconds: Option<f64>,
+    /// What the amount is in bytes of the store's log: exact where `unit` is bytes, and elsewhere at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// What the figures rest on.
+    #[serde(default)]
+    pub basis: Basis,
     /// Why a figure cannot be told.
     pub unknown: Option<String>,
+}
+
+/// What a bound of a loss rests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// On nothing: no mark has been heard.
+    #[default]
+    Nothing,
+    /// On a mark of the old primary.
+    Mark {
+        /// The epoch in which it was made.
+        epoch: Epoch,
+        /// Its number within that.
+        number: u64,
+        /// When it was made, by the old primary's clock.
+        time: WallTime,
+        /// When it was heard here, by this node's clock.
+        heard: WallTime,
+    },
+    /// On what the old primary told of its stores' ends once it was fenced: nothing is written after that.
+    Fenced,
 }
 
 impl Loss {

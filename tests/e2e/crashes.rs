@@ -104,8 +104,8 @@ fn a_crash_after_the_settings_are_taken_over() {
 }
 
 #[test]
-fn a_crash_after_the_index_is_rebuilt() {
-    crash_after("rebuild index search", false);
+fn a_crash_after_the_index_has_caught_up() {
+    crash_after("catch up index search", false);
 }
 
 #[test]

@@ -54,9 +54,9 @@ fn a_planned_promotion_fences_the_primary_and_loses_nothing() {
             "take over docs",
             "take over kv",
             "take over settings",
-            "rebuild index search",
-            "start services",
+            "catch up index search",
             "serve",
+            "start services",
         ]
     );
     assert_eq!(

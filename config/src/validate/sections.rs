@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
-    Cluster, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
+    Cluster, Fence, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
     Schedule, ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
 };
 
@@ -86,25 +86,29 @@ pub(super) fn nodes(
             .address
             .as_ref()
             .and_then(|it| findings.check(it, node_address));
+        let second = raw.second_address.as_ref();
+        let second = second.map(|it| findings.check(it, node_address));
         Some(Node {
             name: name?,
             address: address?,
+            second_address: super::whole(second)?,
         })
     };
     let nodes: Vec<_> = raw.value.iter().map(|it| node(&it.value)).collect();
     for (node, raw) in nodes.iter().zip(&raw.value) {
-        let (Some(node), Some(written)) = (node, &raw.value.address) else {
-            continue;
-        };
-        let canonical = SocketAddr::new(node.address.ip().to_canonical(), node.address.port());
-        let Some(place) = first.get(&canonical) else {
-            first.insert(canonical, &written.place);
-            continue;
-        };
-        let what = format!("address `{}` is given twice", written.value);
-        findings
-            .report(&written.place, what, "an address that no other node has")
-            .related(place, "it is given here first");
+        let Some(node) = node else { continue };
+        let written = raw.value.address.iter().chain(&raw.value.second_address);
+        for (address, written) in node.addresses().zip(written) {
+            let canonical = SocketAddr::new(address.ip().to_canonical(), address.port());
+            let Some(place) = first.get(&canonical) else {
+                first.insert(canonical, &written.place);
+                continue;
+            };
+            let what = format!("address `{}` is given twice", written.value);
+            findings
+                .report(&written.place, what, "an address that no other node has")
+                .related(place, "it is given here first");
+        }
     }
     nodes
 }
@@ -317,6 +321,17 @@ pub(super) fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Ser
         start: start?,
         stop: stop?,
         status: status?,
+        timeout: timeout?,
+    })
+}
+
+pub(super) fn fence(raw: &raw::Fence, findings: &mut Findings) -> Option<Fence> {
+    let program = raw.command.as_ref();
+    let program = program.and_then(|it| command(it, findings));
+    let timeout = raw.timeout.as_ref();
+    let timeout = timeout.and_then(|it| findings.check(it, duration::parse));
+    Some(Fence {
+        command: program?,
         timeout: timeout?,
     })
 }

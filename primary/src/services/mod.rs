@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use understudy_replication::event::Events;
-use understudy_replication::status::ServiceStatus;
+use understudy_replication::status::{ServiceState, ServiceStatus};
 use understudy_replication::store::{Progress, Stop, Unit};
 
 pub use error::{ServiceError, StopError};
@@ -131,6 +131,12 @@ impl Services {
         for (service, answer) in self.services.iter().zip(&answers) {
             service.note(answer, is_wanted);
         }
+    }
+
+    /// Returns whether every service is up.
+    pub fn are_up(&self) -> bool {
+        let is_up = |service: &Service| service.status().state == ServiceState::Online;
+        self.services.iter().all(is_up)
     }
 
     /// Returns how each service was when it was last asked.

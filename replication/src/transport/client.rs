@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -26,6 +27,9 @@ use crate::trust::Token;
 
 /// Connecting, the handshake, and the head of an answer each get this long.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the first way to a peer has before the second is tried beside it.
+const SECOND_WAY_AFTER: Duration = Duration::from_millis(300);
 
 /// Idle connections kept for the next request.
 const IDLE_MAX: usize = 4;
@@ -124,6 +128,7 @@ pub enum PeerError {
 pub struct PeerClient {
     node: NodeName,
     address: SocketAddr,
+    second_address: Option<SocketAddr>,
     identity: Identity,
     lineage: Arc<dyn Lineage>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
@@ -146,10 +151,23 @@ impl PeerClient {
         Self {
             node,
             address,
+            second_address: None,
             identity,
             lineage,
             idle: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Adds another way to the same peer, which is taken when the first does not answer at once.
+    #[must_use]
+    pub fn or_at(mut self, second_address: Option<SocketAddr>) -> Self {
+        self.second_address = second_address;
+        self
+    }
+
+    /// Returns the other way to the peer.
+    pub fn second_address(&self) -> Option<SocketAddr> {
+        self.second_address
     }
 
     /// Returns the peer's name.
@@ -399,15 +417,30 @@ impl PeerClient {
                 return Ok(idle.swap_remove(at));
             }
         }
-        let connect = async {
-            let name = tls_name(&self.node)?;
-            connect(self.address, self.identity.client.clone(), name).await
-        };
-        connect.await.map_err(|source| PeerError::Connect {
+        self.connect().await.map_err(|source| PeerError::Connect {
             peer: self.node.to_string(),
             address: self.address,
             source,
         })
+    }
+}
+
+impl PeerClient {
+    /// Opens a connection by whichever way is up.
+    async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+        let name = tls_name(&self.node)?;
+        let config = self.identity.client.clone();
+        let first = connect(self.address, config.clone(), name.clone());
+        let Some(second_address) = self.second_address else {
+            return first.await;
+        };
+        let second = async {
+            tokio::time::sleep(SECOND_WAY_AFTER).await;
+            connect(second_address, config, name).await
+        };
+        let ways = [first.boxed(), second.boxed()];
+        let (connection, _) = futures_util::future::select_ok(ways).await?;
+        Ok(connection)
     }
 }
 

@@ -5,4 +5,6 @@
 
 mod plan;
 
-pub use plan::{Condition, Elsewhere, Loss, Observation, Plan, Step, StoreSeen, plan};
+pub use plan::{
+    Basis, Condition, Elsewhere, Front, Loss, Observation, Plan, Step, StoreSeen, plan,
+};

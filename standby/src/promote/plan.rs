@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
-pub use understudy_replication::preflight::{Condition, Loss};
+pub use understudy_replication::preflight::{Basis, Condition, Loss};
 use understudy_replication::role::Role;
 use understudy_replication::status::{RoleName, StoreLag};
 use understudy_replication::store::StoreId;
@@ -24,10 +24,16 @@ pub struct Observation {
     pub stores: Vec<StoreSeen>,
     /// The newest mark that every store has applied.
     pub cut: Option<WallTime>,
+    /// What the lags rest on.
+    pub basis: Basis,
     /// The indexes, in order.
     pub indexes: Vec<StoreName>,
-    /// There are services to start.
-    pub has_services: bool,
+    /// What clients meet, and how far it is up here.
+    pub front: Front,
+    /// There is a command that switches an old primary off.
+    pub can_power_off: bool,
+    /// Checks that fail here and speak against serving, and what each found.
+    pub failing: Vec<(StoreName, String)>,
     /// The stores whose copy here is only half of one, and what to do about each.
     pub broken: Vec<(StoreName, String)>,
     /// What is known of the copies on the other standbys, of stores that a standby acknowledges on its own.
@@ -36,6 +42,15 @@ pub struct Observation {
     pub is_forced: bool,
     /// The roles are to be swapped while both nodes are well, and nothing is to be lost.
     pub is_planned: bool,
+}
+
+/// What clients meet: services, then the address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Front {
+    /// Whether the services are up; `None` if there are none.
+    pub services: Option<bool>,
+    /// Whether this node has the address; `None` if none is configured.
+    pub address: Option<bool>,
 }
 
 /// What other standbys may have of a store that this one has not.
@@ -66,18 +81,22 @@ pub enum Step {
     Prepare(NodeName),
     /// Ask the old primary to fence itself, and wait until it has.
     Fence(NodeName),
+    /// Have the operator's command switch the old primary off.
+    PowerOff(NodeName),
     /// Receive what the fenced primary still had.
     Drain,
     /// Stop receiving, and make the new epoch durable.
     Open(Epoch),
     /// Make the copy of a store the primary's.
     TakeOver(StoreName),
-    /// Rebuild an index from the stores.
+    /// Bring an index up to the stores; one that has to be built anew goes on behind the rest.
     Index(StoreName),
+    /// Be primary: the stores take writes.
+    Serve,
     /// Start the services in order.
     Services,
-    /// Be primary.
-    Serve,
+    /// Take the address that clients use, and announce it.
+    Address,
 }
 
 impl fmt::Display for Step {
@@ -85,12 +104,14 @@ impl fmt::Display for Step {
         match self {
             Self::Prepare(node) => write!(f, "prepare {node}"),
             Self::Fence(node) => write!(f, "fence {node}"),
+            Self::PowerOff(node) => write!(f, "switch off {node}"),
             Self::Drain => f.write_str("drain"),
             Self::Open(epoch) => write!(f, "open epoch {epoch}"),
             Self::TakeOver(store) => write!(f, "take over {store}"),
-            Self::Index(index) => write!(f, "rebuild index {index}"),
-            Self::Services => f.write_str("start services"),
+            Self::Index(index) => write!(f, "catch up index {index}"),
             Self::Serve => f.write_str("serve"),
+            Self::Services => f.write_str("start services"),
+            Self::Address => f.write_str("take the address"),
         }
     }
 }
@@ -121,6 +142,10 @@ pub fn plan(seen: &Observation) -> Plan {
                 steps.push(Step::Drain);
             }
         }
+        // Whoever forces it says that the old primary is off.
+        Some((node, Err(_))) if seen.can_power_off && !seen.is_forced && !seen.is_planned => {
+            steps.push(Step::PowerOff(node.clone()));
+        }
         Some((node, Err(reason))) => conditions.push(Condition {
             what: format!("node {node} cannot be asked to fence itself: {reason}"),
             mend: format!(
@@ -138,10 +163,10 @@ pub fn plan(seen: &Observation) -> Plan {
                 .map(|store| Step::TakeOver(store.id.name.clone())),
         );
         steps.extend(seen.indexes.iter().cloned().map(Step::Index));
-        if seen.has_services {
-            steps.push(Step::Services);
-        }
+        // Services find stores that take writes; clients find services.
         steps.push(Step::Serve);
+        steps.extend(seen.front.services.map(|_| Step::Services));
+        steps.extend(seen.front.address.map(|_| Step::Address));
     };
     if seen.role.name() != RoleName::Primary {
         // Before anybody is fenced for it: the node that has a whole one may be the only one.
@@ -150,9 +175,23 @@ pub fn plan(seen: &Observation) -> Plan {
             mend: mend.clone(),
             can_be_forced: false,
         }));
+        conditions.extend(seen.failing.iter().map(|(check, found)| Condition {
+            what: format!("check {check} fails on node {}: {found}", seen.me),
+            mend: format!("mend what check {check} looks at; see `understudy status`"),
+            can_be_forced: true,
+        }));
     }
     match &seen.role {
-        Role::Primary { .. } => {}
+        Role::Primary { .. } => {
+            // What a crash, or a service that did not come up, has left to do.
+            let is_down = |is_up: Option<bool>| is_up == Some(false);
+            if is_down(seen.front.services) {
+                steps.push(Step::Services);
+            }
+            if is_down(seen.front.address) {
+                steps.push(Step::Address);
+            }
+        }
         Role::Promoting { .. } => rise(&mut steps),
         Role::Standby { .. } => {
             if let (Some((node, Ok(()))), true) = (&seen.primary, seen.is_planned) {
@@ -223,7 +262,7 @@ pub fn plan(seen: &Observation) -> Plan {
         loss: seen
             .stores
             .iter()
-            .filter_map(|store| loss(store, seen.role.name()))
+            .filter_map(|store| loss(store, seen.role.name(), &seen.basis))
             .map(|loss| match &seen.primary {
                 Some((node, Err(_))) => loss.uncertain(node),
                 Some((_, Ok(()))) | None => loss,
@@ -292,7 +331,7 @@ fn unfit(store: &StoreSeen) -> Option<Condition> {
     })
 }
 
-fn loss(store: &StoreSeen, role: RoleName) -> Option<Loss> {
+fn loss(store: &StoreSeen, role: RoleName, basis: &Basis) -> Option<Loss> {
     let Some(lag) = &store.lag else {
         let unknown = "where its copy was is not known".to_owned();
         return (role == RoleName::Standby).then(|| Loss {
@@ -301,6 +340,8 @@ fn loss(store: &StoreSeen, role: RoleName) -> Option<Loss> {
             amount: None,
             amount_at_least: None,
             seconds: None,
+            bytes: None,
+            basis: Basis::Nothing,
             unknown: Some(unknown),
         });
     };
@@ -315,6 +356,12 @@ fn loss(store: &StoreSeen, role: RoleName) -> Option<Loss> {
         amount: at_least.filter(|_| lag.unknown.is_none()),
         amount_at_least: at_least,
         seconds: lag.lag_seconds,
+        bytes: match at_least {
+            Some(0) => Some(0),
+            _ if lag.unit == "bytes" => at_least,
+            _ => lag.lag_bytes,
+        },
+        basis: basis.clone(),
         unknown: lag.unknown.as_ref().map(|unknown| {
             format!(
                 "{}: what was written since {} is not counted",
@@ -393,8 +440,14 @@ mod tests {
             primary: Some((name("a"), Ok(()))),
             stores: vec![store(|_| {})],
             cut: Some(WallTime(5000)),
+            basis: Basis::Fenced,
             indexes: vec![name("search")],
-            has_services: true,
+            front: Front {
+                services: Some(true),
+                address: Some(false),
+            },
+            can_power_off: false,
+            failing: vec![],
             broken: vec![],
             elsewhere: vec![],
             is_forced: false,
@@ -415,9 +468,10 @@ mod tests {
                 "drain",
                 "open epoch 2.b",
                 "take over postgres",
-                "rebuild index search",
-                "start services",
+                "catch up index search",
                 "serve",
+                "start services",
+                "take the address",
             ]
         );
         assert_eq!(plan(&standby()).unmet, []);
@@ -454,6 +508,45 @@ mod tests {
         assert_eq!((loss.amount, loss.amount_at_least), (None, Some(100)));
         assert!(loss.unknown.is_some());
         assert_eq!(forced.steps[0], Step::Open(name("2.b")));
+    }
+
+    #[test]
+    fn a_silent_primary_is_switched_off_where_there_is_a_command_for_it() {
+        let mut seen = standby();
+        seen.can_power_off = true;
+        assert_eq!(
+            steps(&seen)[0],
+            "fence a",
+            "it is asked as long as it answers"
+        );
+        seen.primary = Some((name("a"), Err("no route to host".to_owned())));
+        assert_eq!(steps(&seen)[..2], ["switch off a", "open epoch 2.b"]);
+        assert_eq!(plan(&seen).unmet, []);
+        assert!(plan(&seen).loss[0].unknown.is_some());
+        // An operator who says that it is off is believed.
+        seen.is_forced = true;
+        assert_eq!(steps(&seen)[0], "open epoch 2.b");
+        // Nobody is switched off for a switchover.
+        (seen.is_forced, seen.is_planned) = (false, true);
+        assert!(!steps(&seen).contains(&"switch off a".to_owned()));
+        assert!(!plan(&seen).unmet.is_empty());
+    }
+
+    #[test]
+    fn m16_a_node_whose_check_fails_is_refused_with_the_reason_and_can_be_forced() {
+        let mut seen = standby();
+        seen.failing = vec![(name("uploads-mounted"), "nothing is mounted".to_owned())];
+        let unmet = plan(&seen).unmet;
+        assert!(unmet[0].what.contains("uploads-mounted") && unmet[0].can_be_forced);
+        seen.is_forced = true;
+        assert_eq!(plan(&seen).unmet, []);
+        // What serves already is not kept from it.
+        seen.is_forced = false;
+        seen.role = Role::Primary {
+            epoch: name("2.b"),
+            standbys: vec![],
+        };
+        assert_eq!(plan(&seen).unmet, []);
     }
 
     #[test]
@@ -502,9 +595,10 @@ mod tests {
             steps(&seen),
             [
                 "take over postgres",
-                "rebuild index search",
+                "catch up index search",
+                "serve",
                 "start services",
-                "serve"
+                "take the address",
             ]
         );
         seen.role = Role::Standby {
@@ -522,7 +616,11 @@ mod tests {
             epoch: name("2.b"),
             standbys: vec![],
         };
+        assert_eq!(steps(&seen), ["take the address"]);
+        seen.front.address = Some(true);
         assert_eq!(steps(&seen), Vec::<String>::new());
+        seen.front.services = Some(false);
+        assert_eq!(steps(&seen), ["start services"]);
         seen.role = Role::Fenced {
             epoch: name("3.a"),
             follows: false,

@@ -333,6 +333,31 @@ impl Machine {
         }
     }
 
+    /// Stops every process of this machine where it is, as a hypervisor does that pauses it.
+    pub(crate) fn freeze(&self) {
+        for pid in super::processes::beneath(&self.home) {
+            signal(pid, Signal::STOP);
+        }
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&self) {
+        for pid in super::processes::beneath(&self.home) {
+            signal(pid, Signal::CONT);
+        }
+    }
+
+    /// Returns the machine as its application has it: without its daemon.
+    pub(crate) fn writer(&self) -> Self {
+        Self {
+            name: self.name,
+            ip: self.ip.clone(),
+            home: self.home.clone(),
+            namespace: self.namespace.clone(),
+            daemon: None,
+        }
+    }
+
     /// Asks the monitor.
     pub(crate) fn try_http(&self, method: &str, path: &str) -> Result<Answer, String> {
         if self.namespace.is_none() {

@@ -49,6 +49,27 @@ impl Network {
         format!("10.77.0.{}", if node == "a" { 1 } else { 2 })
     }
 
+    /// Lays a second cable, which is not cut with the first.
+    pub(crate) fn add_second(&mut self) {
+        let (a, b) = (self.namespace("a"), self.namespace("b"));
+        assert!(ip(&[
+            "link", "add", "second", "netns", &a, "type", "veth", "peer", "second", "netns", &b,
+        ]));
+        for node in ["a", "b"] {
+            let (namespace, address) = (self.namespace(node), Self::second_ip(node));
+            let address = format!("{address}/24");
+            assert!(ip(&[
+                "-n", &namespace, "address", "add", &address, "dev", "second"
+            ]));
+            assert!(ip(&["-n", &namespace, "link", "set", "second", "up"]));
+        }
+    }
+
+    /// Returns a node's address on the second cable.
+    pub(crate) fn second_ip(node: &str) -> String {
+        format!("10.78.0.{}", if node == "a" { 1 } else { 2 })
+    }
+
     fn set(&self, state: &str) {
         for node in ["a", "b"] {
             assert!(ip(&[

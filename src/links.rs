@@ -1,0 +1,141 @@
+//! The heartbeat: every peer is greeted over every way to it, now and then, whatever the roles.
+//!
+//! Each side hears the other's epoch by it: two nodes that both served during a partition meet here, and
+//! the lesser fences itself. And an operator learns that one of two ways is cut before the other one is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use understudy_config::NodeName;
+use understudy_replication::error_chain;
+use understudy_replication::event::Severity;
+use understudy_replication::status::LinkStatus;
+use understudy_replication::store::Stop;
+use understudy_replication::transport::PeerClient;
+use understudy_replication::wall_time::WallTime;
+
+use crate::node::Node;
+
+/// How often the peers are greeted.
+const GREETING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A way that has not been tried for longer than this has died with its peer's configuration.
+type Way = (NodeName, SocketAddr);
+
+/// Every way to every peer, and how it is.
+#[derive(Default)]
+pub(crate) struct Links(Mutex<BTreeMap<Way, Link>>);
+
+struct Link {
+    client: Arc<PeerClient>,
+    /// What the newest greeting has found; `None` before the first.
+    status: Option<LinkStatus>,
+}
+
+impl Links {
+    /// Returns how every way is that has been tried, in the order of names and addresses.
+    pub(crate) fn status(&self) -> Vec<LinkStatus> {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links
+            .values()
+            .filter_map(|link| link.status.clone())
+            .collect()
+    }
+
+    /// Returns a client for each way that the configuration names, and forgets the others.
+    fn clients(&self, node: &Arc<Node>) -> Vec<Arc<PeerClient>> {
+        let config = node.config();
+        let ways: Vec<Way> = config
+            .peers(node.me())
+            .flat_map(|peer| peer.addresses().map(|address| (peer.name.clone(), address)))
+            .collect();
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|way, _| ways.contains(way));
+        for way in ways {
+            links.entry(way).or_insert_with_key(|(name, address)| Link {
+                client: Arc::new(PeerClient::new(
+                    name.clone(),
+                    *address,
+                    node.identity.clone(),
+                    node.clone(),
+                )),
+                status: None,
+            });
+        }
+        links.values().map(|link| link.client.clone()).collect()
+    }
+
+    /// Takes in how a greeting went. Where there is another way to the same peer, each change is an event: a
+    /// peer with one way is told to be lost by those who follow it.
+    fn note(&self, node: &Node, client: &PeerClient, answer: Result<Duration, String>) {
+        let now = WallTime::now();
+        let way = (client.node().clone(), client.address());
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_one_of_several = links.keys().filter(|(name, _)| *name == way.0).count() > 1;
+        let Some(link) = links.get_mut(&way) else {
+            return;
+        };
+        let before = link.status.as_ref();
+        let was_up = before.map(|status| status.is_up);
+        let is_up = answer.is_ok();
+        let since = match before {
+            Some(status) if status.is_up == is_up => status.since,
+            Some(_) | None => now,
+        };
+        let (round_trip_ms, message) = match answer {
+            Ok(round_trip) => (Some(round_trip.as_secs_f64() * 1000.0), String::new()),
+            Err(reason) => (None, reason),
+        };
+        let (name, address) = &way;
+        if is_one_of_several && was_up != Some(is_up) {
+            if !is_up {
+                let message = format!(
+                    "node {name} does not answer at {address}: {message}; look at that network, since \
+                     what is left is one way to it"
+                );
+                node.events.record(Severity::Warning, "link_lost", message);
+            } else if was_up == Some(false) {
+                let message = format!("node {name} answers at {address} again");
+                node.events.record(Severity::Info, "link_back", message);
+            }
+        }
+        link.status = Some(LinkStatus {
+            node: name.clone(),
+            address: address.to_string(),
+            is_up,
+            since,
+            round_trip_ms,
+            message,
+        });
+    }
+}
+
+/// Greets every peer over every way until told to stop.
+pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
+    let mut tick = tokio::time::interval(GREETING_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.wait() => return,
+        }
+        let greetings = node.links.clients(&node).into_iter().map(|client| {
+            let node = node.clone();
+            async move {
+                let begun = Instant::now();
+                let answer = match crate::peer_api::hello(&client).await {
+                    Ok(_) => Ok(begun.elapsed()),
+                    Err(error) => Err(error_chain(&error)),
+                };
+                node.links.note(&node, &client, answer);
+            }
+        });
+        tokio::select! {
+            _ = join_all(greetings) => {}
+            () = stop.wait() => return,
+        }
+    }
+}

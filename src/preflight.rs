@@ -1,0 +1,90 @@
+//! Asks on a standby, every few seconds, whether it could be promoted now: with the planner that plans a
+//! promotion, so that the answer is the one that `understudy promote` would give.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use understudy_replication::preflight::Preflight;
+use understudy_replication::role::Role;
+use understudy_replication::status::ProofStatus;
+use understudy_replication::store::Stop;
+use understudy_replication::wall_time::WallTime;
+use understudy_standby::promote::plan;
+
+use crate::node::{Node, Stage};
+use crate::promotion::{Order, observe};
+
+/// How often it is asked.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// The primary has this long to take it in.
+const TELL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a standby tells its primary of itself: posted to `/peer/outlook`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Outlook {
+    pub(crate) preflight: Option<Preflight>,
+    #[serde(default)]
+    pub(crate) proof: Option<ProofStatus>,
+}
+
+/// Asks until told to stop.
+pub(crate) async fn ask_always(node: Arc<Node>, stop: Stop) {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.wait() => return,
+        }
+        tokio::select! {
+            () = ask(&node) => {}
+            () = stop.wait() => return,
+        }
+    }
+}
+
+async fn ask(node: &Arc<Node>) {
+    if !matches!(node.role(), Role::Standby { .. }) {
+        set(node, None);
+        return;
+    }
+    // Whoever promotes it is told by the plan itself.
+    if node.promoting.try_lock().is_err() {
+        return;
+    }
+    let mut seen = observe(node, Order::default()).await;
+    let promote = plan(&seen);
+    seen.is_planned = true;
+    let switchover = plan(&seen);
+    let preflight = Preflight {
+        checked: WallTime::now(),
+        promote: promote.unmet,
+        switchover: switchover.unmet,
+        loss: promote.loss,
+        cut: promote.cut,
+    };
+    set(node, Some(preflight.clone()));
+    let Stage::Standby(run) = node.stage() else {
+        return;
+    };
+    let outlook = Outlook {
+        preflight: Some(preflight),
+        proof: None,
+    };
+    let told: Result<(), _> = run
+        .client()
+        .call("/peer/outlook", &outlook, TELL_PATIENCE)
+        .await;
+    if let Err(error) = told {
+        tracing::debug!(%error, "the primary was not told how a promotion would go");
+    }
+}
+
+fn set(node: &Node, preflight: Option<Preflight>) {
+    *node
+        .preflight
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = preflight;
+}
