@@ -22,7 +22,7 @@ impl StatusSource for Told {
 }
 
 /// Returns every state that a node can show, by name.
-pub(crate) fn all() -> [(&'static str, Status); 14] {
+pub(crate) fn all() -> [(&'static str, Status); 15] {
     [
         ("primary", primary()),
         ("primary_alone", primary_alone()),
@@ -32,6 +32,7 @@ pub(crate) fn all() -> [(&'static str, Status); 14] {
             "primary_with_a_faulty_service",
             primary_with_a_faulty_service(),
         ),
+        ("primary_without_its_address", primary_without_its_address()),
         ("standby", standby()),
         ("standby_link_down", standby_link_down()),
         ("standby_must_reseed", standby_must_reseed()),
@@ -92,8 +93,12 @@ pub(crate) fn primary() -> Status {
         jobs: vec![job(JobState::Waiting, Some(at(5_400_000)))],
         indexes: vec![index(IndexState::Ready)],
         promotion: None,
-        address: None,
-        checks: Vec::new(),
+        address: Some(address(AddressState::Held)),
+        checks: vec![
+            check("gateway", "gateway"),
+            check("state-disk", "disk"),
+            check("uploads-mount", "mount"),
+        ],
         links: Vec::new(),
         pause: None,
         preflight: None,
@@ -153,6 +158,24 @@ pub(crate) fn primary_with_a_faulty_service() -> Status {
     status
 }
 
+pub(crate) fn primary_without_its_address() -> Status {
+    let mut status = primary();
+    status.address = Some(AddressStatus {
+        since: at(-9_000),
+        message: "the machine with network card 02:00:00:00:00:0b has 10.0.0.100".to_owned(),
+        ..address(AddressState::Fault)
+    });
+    let [gateway, disk, mount] = &mut status.checks[..] else {
+        panic!("there are three checks");
+    };
+    (gateway.state, gateway.since) = (CheckState::Failed, at(-31_000));
+    gateway.message = "10.0.0.254 did not answer within 2 s".to_owned();
+    (disk.state, disk.severity) = (CheckState::Failed, Severity::Info);
+    disk.message = "4 % of /var/lib/understudy is free\u{1b}[2J".to_owned();
+    mount.state = CheckState::Unknown;
+    status
+}
+
 pub(crate) fn standby() -> Status {
     let applied = [0x16_B374_A715, 1_070_596_096, 52_428_800, 90_207, 41];
     Status {
@@ -174,6 +197,7 @@ pub(crate) fn standby() -> Status {
             service("web", ServiceState::Offline),
         ],
         jobs: vec![job(JobState::Elsewhere, None)],
+        address: Some(address(AddressState::Absent)),
         indexes: vec![IndexStatus {
             documents: 120,
             documents_total: Some(400),
@@ -248,6 +272,7 @@ pub(crate) fn returning() -> Status {
         role: RoleName::Returning,
         replication_mode: ReplicationMode::Slave,
         primary: None,
+        address: Some(address(AddressState::Absent)),
         standbys: Vec::new(),
         problems: vec![
             "a was primary before it was restarted, and has not heard b; start b, or run \
@@ -264,6 +289,7 @@ pub(crate) fn fenced() -> Status {
         replication_mode: ReplicationMode::Slave,
         epoch: "2.b".parse().unwrap(),
         primary: Some("b".parse().unwrap()),
+        address: Some(address(AddressState::Absent)),
         standbys: Vec::new(),
         problems: vec!["epoch 2.b supersedes this node; see the operations guide".to_owned()],
         ..primary()
@@ -386,6 +412,30 @@ fn job(state: JobState, next: Option<WallTime>) -> JobStatus {
             message: "12 mails".to_owned(),
         }),
         next,
+    }
+}
+
+fn address(state: AddressState) -> AddressStatus {
+    AddressStatus {
+        ips: vec!["10.0.0.100/24".to_owned()],
+        interface: "eth0".to_owned(),
+        state,
+        since: at(-7_300_000),
+        message: String::new(),
+        conflict: None,
+    }
+}
+
+fn check(name: &str, kind: &str) -> CheckStatus {
+    CheckStatus {
+        name: name.parse().unwrap(),
+        kind: kind.to_owned(),
+        state: CheckState::Ok,
+        severity: Severity::Warning,
+        since: at(-7_400_000),
+        checked: Some(at(-2_000)),
+        message: String::new(),
+        blocks_promotion: name == "uploads-mount",
     }
 }
 

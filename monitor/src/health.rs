@@ -8,6 +8,7 @@ use understudy_replication::store::StoreKind;
 
 use crate::peer::{Lag, Peer, peers};
 use crate::quantity::{parse_size, plural};
+use crate::surroundings;
 
 /// What a load balancer asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +70,9 @@ impl Answer {
         let outcome = match check {
             Check::Primary => takes_writes(status),
             Check::Standby => is_current(status, lag_max),
-            Check::Health => does_its_part(status).and_then(|()| services_are_well(status)),
+            Check::Health => does_its_part(status)
+                .and_then(|()| services_are_well(status))
+                .and_then(|()| surroundings::verdict(status)),
             Check::Readiness => does_its_part(status),
             Check::Liveness => Ok(()),
         };

@@ -26,6 +26,7 @@ mod replication;
 mod router;
 mod server;
 mod store_text;
+mod surroundings;
 mod text;
 
 pub use kv::{KvSource, kv_router};

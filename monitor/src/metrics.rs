@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use understudy_replication::status::{
-    IndexState, JobOutcome, JobState, RoleName, ServiceState, Status,
+    AddressState, CheckState, IndexState, JobOutcome, JobState, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::Durability;
 use understudy_replication::wall_time::WallTime;
@@ -366,6 +366,65 @@ pub const TABLE: &[Metric] = &[
             indexes
                 .map(|index| Sample::new([index.name.as_str()], Value::Count(index.documents)))
                 .collect()
+        },
+    },
+    Metric {
+        name: "address_state",
+        labels: &["state"],
+        help: "1 for the state of the address that clients use, 0 for the others; absent where none is configured",
+        samples: |status| {
+            const STATES: [AddressState; 5] = [
+                AddressState::Held,
+                AddressState::Taking,
+                AddressState::Absent,
+                AddressState::Fault,
+                AddressState::Unknown,
+            ];
+            let address = status.address.iter();
+            let of_state = address.flat_map(|address| {
+                STATES.map(|state| Sample::new([state.as_str()], (state == address.state).into()))
+            });
+            of_state.collect()
+        },
+    },
+    Metric {
+        name: "address_conflict",
+        labels: &[],
+        help: "1 while another machine answers for the address that this node holds; absent where none is configured",
+        samples: |status| {
+            let address = status.address.iter();
+            address
+                .map(|address| Sample::new([""; 0], address.conflict.is_some().into()))
+                .collect()
+        },
+    },
+    Metric {
+        name: "check_state",
+        labels: &["check", "kind", "severity", "state"],
+        help: "1 for the state that the check is in, 0 for the others",
+        samples: |status| {
+            const STATES: [CheckState; 3] =
+                [CheckState::Ok, CheckState::Failed, CheckState::Unknown];
+            let of_state = status.checks.iter().flat_map(|check| {
+                STATES.map(|state| {
+                    let severity = check.severity.to_string();
+                    let labels = [check.name.as_str(), &check.kind, &severity, state.as_str()];
+                    Sample::new(labels, (state == check.state).into())
+                })
+            });
+            of_state.collect()
+        },
+    },
+    Metric {
+        name: "check_timestamp_seconds",
+        labels: &["check", "kind"],
+        help: "when the check looked last, in seconds since 1970; absent before the first time",
+        samples: |status| {
+            let of_check = status.checks.iter().filter_map(|check| {
+                let labels = [check.name.as_str(), &check.kind];
+                Some(Sample::new(labels, seconds_since_1970(check.checked?)))
+            });
+            of_check.collect()
         },
     },
     Metric {

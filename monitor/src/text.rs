@@ -11,6 +11,7 @@ use understudy_replication::wall_time::WallTime;
 
 use crate::peer::{Peer, peers};
 use crate::quantity::{age, distance, plural, span};
+use crate::surroundings;
 
 /// How many of the newest events are shown.
 const EVENTS_SHOWN: usize = 5;
@@ -27,6 +28,7 @@ pub fn text(status: &Status, now: WallTime) -> String {
     show_peers(&mut page, &peers, now);
     show_links(&mut page, status, now);
     show_stores(&mut page, status, &peers, now);
+    surroundings::show_checks(&mut page, status, now);
     show_services(&mut page, status, now);
     show_jobs(&mut page, status, now);
     show_indexes(&mut page, status, now);
@@ -64,6 +66,8 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
         status.software,
         age(status.started, now),
     ));
+    surroundings::show_address(page, status, now);
+    surroundings::show_check_count(page, status);
 }
 
 /// Returns what is not as it should be, each in a few words.
@@ -113,6 +117,7 @@ fn troubles(status: &Status, peers: &[Peer<'_>]) -> Vec<String> {
             troubles.push(format!("index {} could not be built", index.name));
         }
     }
+    troubles.extend(surroundings::troubles(status));
     match u64::try_from(problems(status).len()) {
         Ok(0) => {}
         count => troubles.push(plural(count.unwrap_or(u64::MAX), "problem")),
@@ -304,6 +309,9 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
             "mend what failed, then run `understudy index rebuild {}`",
             index.name
         );
+    }
+    if let Some(step) = surroundings::next_step(status) {
+        return step;
     }
     if status.replication_mode == ReplicationMode::Standalone {
         return "run `understudy invite NODE` to add a standby".to_owned();
@@ -612,7 +620,7 @@ mod tests {
     fn what_is_well_fits_on_a_screen() {
         for status in [example::primary(), example::standby()] {
             let screen = text(&status, example::NOW);
-            assert!(screen.lines().count() <= 30, "{screen}");
+            assert!(screen.lines().count() <= 34, "{screen}");
         }
     }
 

@@ -451,6 +451,9 @@ pub struct AddressStatus {
     pub since: WallTime,
     /// Why it is not as it should be, or what happened last.
     pub message: String,
+    /// Who else answers for it, while this node holds it; `None` as long as nobody is known to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
 }
 
 /// How the address that clients use is on a node.
@@ -499,6 +502,9 @@ pub struct CheckStatus {
     pub checked: Option<WallTime>,
     /// What was found last, in a sentence.
     pub message: String,
+    /// While it fails, this node is promoted only by force.
+    #[serde(default)]
+    pub blocks_promotion: bool,
 }
 
 /// How a check is.

@@ -238,6 +238,10 @@ fn option(mut options: &[u8], wanted: u8) -> Option<[u8; 6]> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "a test that reads beyond a frame has failed"
+)]
 mod tests {
     use proptest::prelude::*;
 

@@ -109,6 +109,7 @@ impl Address {
             state: AddressState::Unknown,
             since: WallTime::now(),
             message: String::new(),
+            conflict: None,
         };
         Ok(Self {
             ips: config.ips.clone(),
@@ -372,7 +373,16 @@ impl Address {
             status.since = WallTime::now();
         }
         message.clone_into(&mut status.message);
+        if state != AddressState::Held {
+            status.conflict = None;
+        }
         is_new
+    }
+
+    /// Sets who else has it.
+    fn set_conflict(&self, conflict: Option<String>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.conflict = conflict.filter(|_| status.state == AddressState::Held);
     }
 
     /// Tells that it is not as it should be: once, as long as nothing about it changes.

@@ -236,24 +236,11 @@ impl Address {
             self.events
                 .record(Severity::Info, "address_conflict_over", message);
         }
-        match &memory.conflict {
-            Some((holder, _)) => {
-                self.set(
-                    AddressState::Held,
-                    &format!("{holder} as well as this node"),
-                );
-            }
-            None => {
-                let status = self.status();
-                let is_told = status.state == AddressState::Held && over.is_none();
-                let message = if is_told {
-                    status.message
-                } else {
-                    String::new()
-                };
-                self.set(AddressState::Held, &message);
-            }
+        if self.status().state != AddressState::Held {
+            self.set(AddressState::Held, "");
         }
+        let conflict = memory.conflict.as_ref();
+        self.set_conflict(conflict.map(|(holder, _)| format!("{holder} as well as this node")));
     }
 }
 

@@ -173,6 +173,11 @@ impl Watching {
         (status.state, status.message)
     }
 
+    /// Returns who else has the address.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        self.address.status().conflict
+    }
+
     pub(crate) fn end(self) {
         self.stopper.stop();
         self.end.recv().unwrap();

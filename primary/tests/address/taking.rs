@@ -45,7 +45,7 @@ fn m11_one_node_at_most_has_the_address_while_it_moves_a_hundred_times() {
         assert_eq!((has[from], has[to]), ([false; 2], [true; 2]));
     }
     let rounds = prober.end();
-    println!(
+    eprintln!(
         "taken and announced, when others were asked before: {}",
         figures(seconds)
     );
@@ -53,7 +53,7 @@ fn m11_one_node_at_most_has_the_address_while_it_moves_a_hundred_times() {
     let both = ["a", "b"].map(|machine| mac(&network.mac(machine)));
     assert_eq!(seen, BTreeSet::from(both));
     let most = rounds.iter().map(BTreeSet::len).max();
-    println!("asked {} times from outside", rounds.len());
+    eprintln!("asked {} times from outside", rounds.len());
     assert_eq!(most, Some(1), "two answered the same question");
 }
 

@@ -87,7 +87,8 @@ fn another_machine_that_comes_up_with_the_address_is_told() {
         let mac = network.mac("c");
         let conflict = format!("the machine with network card {mac} has {ip} as well as this node");
         assert!(told.starts_with(&conflict), "{told}");
-        assert_eq!(watching.state(), (AddressState::Held, conflict));
+        assert_eq!(watching.conflict(), Some(conflict));
+        assert_eq!(watching.state().0, AddressState::Held);
         network.ip("c", &["address", "del", address, "dev", "eth0"]);
         watching.end();
         node.give_up().unwrap();
