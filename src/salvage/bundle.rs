@@ -193,7 +193,11 @@ pub(super) fn list(local: &Local, config: Option<&Config>) -> Result<Vec<Bundle>
             let path = kept.join(&name);
             let known = bundles.iter().any(|bundle| bundle.tree() == Some(&path));
             if !known {
-                let bundle = format!("files-{}-{name}", files.name);
+                let mut bundle = format!("files-{}-{name}", files.name);
+                if bundles.iter().any(|it| it.name == bundle) {
+                    // One of that name says that it has its files elsewhere.
+                    bundle += "-tree";
+                }
                 let is_being_made = folder.join(format!(".{bundle}.partial")).exists();
                 bundles.push(tree(
                     bundle,

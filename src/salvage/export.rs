@@ -5,12 +5,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use fs_extra::dir::CopyOptions;
 use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs, syncfs};
 use understudy_config::Local;
+use understudy_replication::settings::{Entry, Revision};
 
 use super::bundle::{Bundle, Held, weigh};
 use super::show::{Change, operations};
@@ -88,6 +89,7 @@ fn write(bundle: &Bundle, local: &Local, partial: &Path) -> Result<(), Failure> 
         Held::Settings if bundle.path.is_dir() => copy_tree(&bundle.path, &partial.join("files"))?,
         Held::Settings => {
             copy_plain(&bundle.path, partial)?;
+            write_revision(&bundle.path, &partial.join("files"))?;
             Vec::new()
         }
         Held::Postgres(_) | Held::Unreadable => {
@@ -167,6 +169,33 @@ fn copy_tree(from: &Path, to: &Path) -> Result<Vec<PathBuf>, Failure> {
 fn keep_time(target: &Path, found: &fs::Metadata) -> io::Result<()> {
     let times = fs::FileTimes::new().set_modified(found.modified()?);
     File::open(target)?.set_times(times)
+}
+
+/// Writes the files of a revision of the settings as they were, for its owner only.
+fn write_revision(revision: &Path, to: &Path) -> Result<(), Failure> {
+    let revision = Revision::decode(&fs::read(revision)?)?;
+    for (path, entry) in revision.entries() {
+        let target = to.join(path.to_string().trim_start_matches('/'));
+        let parent = match entry {
+            Entry::Directory { .. } => Some(target.as_path()),
+            Entry::File { .. } | Entry::Symlink { .. } => target.parent(),
+        };
+        if let Some(parent) = parent {
+            fs::create_dir_all(parent).map_err(|error| failed("create", parent, &error))?;
+        }
+        let written = match entry {
+            Entry::File { content, .. } => File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&target)
+                .and_then(|mut file| file.write_all(content)),
+            Entry::Directory { .. } => Ok(()),
+            Entry::Symlink { target: to } => symlink(to, &target),
+        };
+        written.map_err(|error| failed("write", &target, &error))?;
+    }
+    Ok(())
 }
 
 fn write_operations(bundle: &Bundle, local: &Local, path: &Path) -> Result<(), Failure> {

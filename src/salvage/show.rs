@@ -293,7 +293,7 @@ fn postgres_text(summary: &Summary) -> String {
     if let Some(reason) = &summary.not_understood {
         text += &format!("    not all of it was understood: {reason}\n");
     }
-    let changes = &summary.tally.relations;
+    let changes = &summary.tally.changes();
     let mut relations: Vec<&String> = [&changes.inserted, &changes.updated, &changes.deleted]
         .into_iter()
         .flat_map(|of| of.keys())

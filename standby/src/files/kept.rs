@@ -293,7 +293,7 @@ impl Keeping {
 ///
 /// # Errors
 /// When it cannot be opened; an item is an error where a line cannot be read.
-pub fn findings(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Finding>>> {
+pub fn findings(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Finding>> + use<>> {
     let lines = BufReader::new(File::open(path)?).lines();
     Ok(lines.map(|line| Ok(serde_json::from_str(&line?)?)))
 }

@@ -161,11 +161,23 @@ impl Tally {
         *count = count.saturating_add(rows);
     }
 
+    /// Returns what the committed transactions changed, all together. Bundles of an older version have it of
+    /// each of those that they list only.
+    pub fn changes(&self) -> Changes {
+        let mut all = self.relations.clone();
+        if all == Changes::default() {
+            for transaction in &self.transactions {
+                all.add(&transaction.changes);
+            }
+        }
+        all
+    }
+
     /// Returns it in a sentence.
     pub(super) fn sentence(&self) -> String {
-        let total = |of: fn(&Changes) -> &BTreeMap<String, u64>| -> u64 {
-            of(&self.relations).values().sum()
-        };
+        let changes = self.changes();
+        let total =
+            |of: fn(&Changes) -> &BTreeMap<String, u64>| -> u64 { of(&changes).values().sum() };
         let when = match (&self.first_commit, &self.last_commit) {
             (Some(first), Some(last)) => format!(", the first at {first}, the last at {last}"),
             (_, _) => String::new(),

@@ -15,7 +15,7 @@ pub(crate) use folder::Folder;
 pub(crate) use http::{Answer, http};
 pub(crate) use machine::{Ended, Machine, ended, os_user, postgres_program};
 pub(crate) use network::Network;
-pub(crate) use pair::{Pair, Plan};
+pub(crate) use pair::{FILES, Pair, Plan};
 pub(crate) use places::free_ips;
 pub(crate) use processes::{beneath, kill, kill_beneath, signal};
 pub(crate) use rustix::process::Signal;
