@@ -219,7 +219,7 @@ fn l14_an_old_primary_stays_out_says_what_only_it_has_keeps_that_and_syncs_diffe
         fs::remove_file(files.join("deep/numbers")).unwrap();
     });
     fs::write(pair.b.at(FILES).join("new"), vec![b'n'; 400_000]).unwrap();
-    pair.b.understudy(&["sync"]);
+    pair.b.understudy(&["sync", "docs"]);
     // It says so, and how to see what would be lost.
     let status = pair.a.understudy(&["status"]);
     assert!(status.contains("understudy rejoin --dry-run"), "{status}");
