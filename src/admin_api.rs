@@ -120,6 +120,7 @@ pub(crate) async fn serve(
         .route("/promote", post(promote))
         .route("/switchover", post(switchover))
         .route("/rejoin", post(rejoin))
+        .route("/rejoin/foresee", post(foresee))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
         .route("/settings/rollback", post(rollback))
@@ -280,6 +281,10 @@ async fn switchover(
 
 async fn rejoin(State(node): State<Arc<Node>>, Json(order): Json<returning::Order>) -> Response {
     stream(move |progress| async move { returning::rejoin(&node, order, &progress).await })
+}
+
+async fn foresee(State(node): State<Arc<Node>>) -> Response {
+    stream(move |progress| async move { crate::foresight::foresee(&node, &progress).await })
 }
 
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {

@@ -13,6 +13,7 @@ mod config_check;
 mod demo;
 mod events;
 mod failure;
+mod foresight;
 mod front;
 mod index;
 mod init;
@@ -40,6 +41,7 @@ mod rejoin;
 mod report;
 mod returning;
 mod role_file;
+mod salvage;
 mod scrub;
 mod selection;
 mod serve;
@@ -129,6 +131,8 @@ enum Verb {
     Switchover(switchover::Switchover),
     /// Make this former primary a standby again, or seed a standby anew that cannot follow
     Rejoin(rejoin::Rejoin),
+    /// Look at what was kept aside on this node before it was made equal to another's
+    Salvage(salvage::Salvage),
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Read and change the key-value store; look at what a failover has set aside
@@ -195,6 +199,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Promote(verb) => verb.run(place).await,
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
+        Verb::Salvage(verb) => verb.run(place),
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Kv(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,

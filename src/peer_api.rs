@@ -59,6 +59,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
         .route("/peer/kv/end", get(say_kv_end))
+        .route("/peer/probe", get(crate::foresight::send_probe))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)
