@@ -28,6 +28,8 @@ pub struct Config {
     pub indexes: Vec<Index>,
     /// What runs on the primary only, in the order in which it is started.
     pub services: Vec<Service>,
+    /// How it is proved that a standby could take over.
+    pub drill: Drill,
 }
 
 impl Config {
@@ -254,4 +256,19 @@ pub struct Service {
     pub status: Vec<String>,
     /// How long each of the commands may take.
     pub timeout: Duration,
+    /// Its commands may be run in a rehearsal.
+    pub rehearse: bool,
+}
+
+/// How it is proved that a standby could take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drill {
+    /// When a standby rehearses by itself; `None` for never.
+    pub schedule: Option<Schedule>,
+    /// How old a proof may be.
+    pub max_age: Duration,
+    /// How long a rehearsal may take.
+    pub timeout: Duration,
+    /// How many bytes per second it copies at most.
+    pub bandwidth: Option<u64>,
 }

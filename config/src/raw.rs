@@ -31,6 +31,8 @@ section! {
         index: Vec<Placed<Index>> as "tables" = "[]", r#"[{ name = "search", engine = "command", command = ["reindex"] }]"#;
         /// What runs on the primary only.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
+        /// Proving that a standby could take over.
+        drill: Drill as "table" = "{}", r#"{ schedule = "0 3 * * 0" }"#;
         /// Not available in this version.
         address: Unavailable as "table" = unavailable, "{}";
         /// Not available in this version.
@@ -221,6 +223,25 @@ section! {
         status: Command as "command" = required, r#"["systemctl", "is-active", "catalog"]"#;
         /// How long each of these commands may take.
         timeout: String as "duration" = r#""30s""#, r#""2m""#;
+        /// Whether its start, status and stop may be run in a rehearsal: on a standby, on a copy of the
+        /// stores, without a network. See [drills](drills.md#services) for what it must not do there.
+        rehearse: bool as "boolean" = "false", "true";
+    }
+}
+
+section! {
+    /// Rehearsals, which prove that a standby could take over and how long that takes.
+    Drill "[drill]" {
+        /// When a standby rehearses by itself, in UTC. Without it, only when `understudy drill` is typed.
+        schedule: String as "schedule" = optional, r#""0 3 * * 0""#;
+        /// How old the newest rehearsal that succeeded may be before a standby says that it is too old, at
+        /// most 400d.
+        max_age: String as "duration" = r#""35d""#, r#""8d""#;
+        /// How long a rehearsal may take before it is given up as failed.
+        timeout: String as "duration" = r#""2h""#, r#""6h""#;
+        /// How many bytes a rehearsal, or `understudy clone`, copies or reads again in a second at most.
+        /// `"0"` is no limit.
+        bandwidth: String as "size" = r#""0""#, r#""50MB""#;
     }
 }
 

@@ -6,7 +6,7 @@ use crate::raw;
 use crate::section::{Key, Presence, Section};
 
 /// The sections of `understudy.toml` after the file itself.
-pub(crate) const CLUSTER_SECTIONS: [Section; 8] = [
+pub(crate) const CLUSTER_SECTIONS: [Section; 9] = [
     raw::Cluster::SECTION,
     raw::Node::SECTION,
     raw::Postgres::SECTION,
@@ -15,6 +15,7 @@ pub(crate) const CLUSTER_SECTIONS: [Section; 8] = [
     raw::Settings::SECTION,
     raw::Index::SECTION,
     raw::Service::SECTION,
+    raw::Drill::SECTION,
 ];
 
 const INTRODUCTION: &str = "\
@@ -143,6 +144,7 @@ mod tests {
                 .unwrap();
             read::<raw::Index>(0, &table(&raw::Index::SECTION, value), &mut findings).unwrap();
             read::<raw::Service>(0, &table(&raw::Service::SECTION, value), &mut findings).unwrap();
+            read::<raw::Drill>(0, &table(&raw::Drill::SECTION, value), &mut findings).unwrap();
             read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Monitor>(0, &table(&raw::Monitor::SECTION, value), &mut findings).unwrap();

@@ -131,6 +131,14 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #stop = ["systemctl", "stop", "catalog"]
 #status = ["systemctl", "is-active", "catalog"]
 #timeout = "30s"
+#rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
+
+# Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+#[drill]
+#schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+#max_age = "35d"             # an older proof is told as a problem
+#timeout = "2h"
+#bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
 "#,
     );
     text
@@ -405,6 +413,12 @@ mod tests {
             ),
             indexes: [],
             services: [],
+            drill: Drill {
+                schedule: None,
+                max_age: 3024000s,
+                timeout: 7200s,
+                bandwidth: None,
+            },
         }
         "#);
     }
@@ -510,6 +524,14 @@ mod tests {
         #stop = ["systemctl", "stop", "catalog"]
         #status = ["systemctl", "is-active", "catalog"]
         #timeout = "30s"
+        #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
+
+        # Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+        #[drill]
+        #schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+        #max_age = "35d"             # an older proof is told as a problem
+        #timeout = "2h"
+        #bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
         "#);
         let config = parsed(&text);
         assert_eq!(

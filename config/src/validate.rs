@@ -3,6 +3,7 @@
 //! What could not be read is reported already: it is `None` here, and nothing is said about it
 //! again. A function looks at all of its section before it gives up.
 
+mod drill;
 mod index;
 mod kv;
 mod local;
@@ -65,6 +66,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
     let has_postgres = file.postgres.is_some();
     let indexes = all(elements(&file.index).map(|it| index::index(it, has_postgres, findings)));
     let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
+    let drill = file
+        .drill
+        .as_ref()
+        .and_then(|it| drill::drill(&it.value, findings));
 
     unique(
         elements(&file.files).filter_map(|it| it.value.name.as_ref()),
@@ -103,6 +108,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             settings: whole(settings)?,
             indexes: indexes?,
             services: services?,
+            drill: drill?,
         })
     };
     Checked {

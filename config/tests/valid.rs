@@ -199,8 +199,15 @@ fn the_sample_is_read_whole() {
                     "catalog",
                 ],
                 timeout: 30s,
+                rehearse: false,
             },
         ],
+        drill: Drill {
+            schedule: None,
+            max_age: 3024000s,
+            timeout: 7200s,
+            bandwidth: None,
+        },
     }
     "#);
 }

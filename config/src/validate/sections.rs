@@ -312,12 +312,14 @@ pub(super) fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Ser
         .timeout
         .as_ref()
         .and_then(|it| findings.check(it, duration::parse));
+    let rehearse = raw.rehearse.as_ref().map(|it| it.value);
     Some(Service {
         name: name?,
         start: start?,
         stop: stop?,
         status: status?,
         timeout: timeout?,
+        rehearse: rehearse?,
     })
 }
 
@@ -371,7 +373,7 @@ fn globs(raw: &Option<Placed<Vec<Placed<String>>>>, findings: &mut Findings) -> 
         .ok()
 }
 
-fn schedule(text: &str) -> Result<Schedule, Mistake> {
+pub(super) fn schedule(text: &str) -> Result<Schedule, Mistake> {
     text.parse::<Schedule>().map_err(|error| Mistake {
         what: error.to_string(),
         expected: error.expected(),

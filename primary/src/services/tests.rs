@@ -37,6 +37,7 @@ impl Place {
             stop: shell(format!("echo stop {name} >>{diary}; rm {up}")),
             status: shell(format!("echo asked; test -e {up}")),
             timeout: Duration::from_secs(5),
+            rehearse: false,
         }
     }
 
