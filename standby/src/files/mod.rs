@@ -13,6 +13,7 @@ mod attributes;
 mod awaiting;
 mod check;
 mod content;
+mod copied;
 mod doubt;
 mod error;
 mod fetch;
@@ -56,6 +57,7 @@ use understudy_replication::store::{
 };
 use understudy_replication::transport::PeerClient;
 
+pub use copied::FilesCopy;
 pub use error::FilesError;
 
 use awaiting::Awaiting;
