@@ -14,6 +14,7 @@ use understudy_replication::event::Events;
 use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::kv::protocol::Tail;
 use understudy_replication::kv::slot::Slot;
+use understudy_replication::kv::storage::Storage;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{PromotionStatus, ServiceState};
@@ -21,6 +22,7 @@ use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRou
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
 
+use crate::drill::Drills;
 use crate::primary_run::PrimaryRun;
 use crate::role_file::RoleRecord;
 use crate::shell::{Asked, ShellError};
@@ -76,6 +78,8 @@ pub(crate) struct Node {
     pub(crate) checking: Mutex<BTreeMap<StoreName, &'static str>>,
     /// Where the key-value store is kept open: what is in memory survives a change of roles.
     kv: Slot,
+    /// What is tried on copies of the stores, and what that has proved.
+    pub(crate) drills: Drills,
     shell: mpsc::Sender<Asked>,
 }
 
@@ -98,6 +102,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             kv: Makings::kv_slot(&parts.local),
+            drills: Drills::load(&parts.local.state_dir),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,
@@ -219,6 +224,11 @@ impl Node {
     /// Returns where the log of the key-value store ends here; `None` while it is not open.
     pub(crate) fn kv_end(&self) -> Option<Tail> {
         self.kv.held().map(|storage| storage.end())
+    }
+
+    /// Returns the key-value store with its files; `None` while it is not open.
+    pub(crate) fn kv_storage(&self) -> Option<Arc<Storage>> {
+        self.kv.held()
     }
 
     /// Returns whether the copy of the key-value store waits for the rest of what it is made of.

@@ -102,6 +102,11 @@ pub(crate) async fn promote(
                 .hint("watch it with `understudy status`"),
         );
     };
+    // A rehearsal gives way; a plan alone disturbs none.
+    let _no_drills = match order.dry_run {
+        true => None,
+        false => Some(node.drills.bar().await),
+    };
     let seen = observe(node, order).await;
     let plan = plan(&seen);
     if order.dry_run {

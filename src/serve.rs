@@ -180,6 +180,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         role,
         shell: shell_sender,
     });
+    crate::drill::clear_leftovers(&node);
     crate::peer_api::refresh(&node);
     crate::promotion::remember(&node);
     events.record(
@@ -241,6 +242,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         services.watch(services_stop).await;
         Ok(())
     });
+    let (drilling, drill_stop) = (node.clone(), stop.clone());
+    tasks.spawn(async move {
+        crate::drill::by_schedule(drilling, drill_stop).await;
+        Ok(())
+    });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;
@@ -252,6 +258,8 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     stopper.stop();
     let ended = async {
+        // What it has made goes while there is somebody to remove it.
+        let _no_drills = node.drills.bar().await;
         match node.set_stage(Stage::Idle) {
             Stage::Primary(run) => run.stop().await,
             Stage::Standby(run) => run.stop().await,

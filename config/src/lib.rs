@@ -11,6 +11,7 @@
 //! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
 
 mod config;
+pub mod detached;
 pub mod duration;
 pub mod edit;
 mod globs;

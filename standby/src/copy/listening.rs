@@ -95,7 +95,11 @@ impl ClusterCopy {
         ];
         if self.config_dir != self.data_dir {
             // pg_ctl hands its options to a shell.
-            let path = self.config_dir.join("postgresql.conf").display().to_string();
+            let path = self
+                .config_dir
+                .join("postgresql.conf")
+                .display()
+                .to_string();
             let path = path.replace('\'', r"'\''");
             argv.extend(["-o".to_owned(), format!("-c config_file='{path}'")]);
         }
@@ -131,9 +135,8 @@ impl ClusterCopy {
              local  all  \"{user}\"  peer map=understudy_local\n"
         );
         self.edit("pg_hba.conf", &hba)?;
-        let ident = format!(
-            "understudy_local  {me}  {ROLE}\nunderstudy_local  \"{user}\"  \"{user}\"\n"
-        );
+        let ident =
+            format!("understudy_local  {me}  {ROLE}\nunderstudy_local  \"{user}\"  \"{user}\"\n");
         self.edit("pg_ident.conf", &ident)
     }
 
@@ -254,7 +257,10 @@ mod tests {
 
     #[test]
     fn what_a_copy_is_told_is_the_last_word() {
-        let overrides = [("port", "5440".to_owned()), ("restore_command", String::new())];
+        let overrides = [
+            ("port", "5440".to_owned()),
+            ("restore_command", String::new()),
+        ];
         let conf = "port = 1\ninclude_if_exists = 'understudy.conf'\nport = 2\n";
         let once = with_overrides(conf, &overrides);
         let expected = format!(
@@ -264,7 +270,10 @@ mod tests {
         assert_eq!(once, expected);
         assert_eq!(with_overrides(&once, &overrides), expected);
         let auto = "# comment\nport = '7'\nrecovery_target_name = 'x'\nwork_mem = '1MB'\n";
-        assert_eq!(without_settings(auto, &overrides), "# comment\nwork_mem = '1MB'\n");
+        assert_eq!(
+            without_settings(auto, &overrides),
+            "# comment\nwork_mem = '1MB'\n"
+        );
         assert!(is_minimum("max_connections = 300"));
         assert!(!is_minimum("primary_conninfo = 'host=a'"));
     }

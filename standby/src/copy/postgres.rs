@@ -129,7 +129,8 @@ pub async fn copy_postgres(
     aside(move || {
         copy_log(&source, &target, &needed, &working)?;
         let path = target.join("backup_label");
-        durable::write_for(&path, label.as_bytes(), 0o600, owner).map_err(failed("write", &path))?;
+        durable::write_for(&path, label.as_bytes(), 0o600, owner)
+            .map_err(failed("write", &path))?;
         // As a standby it replays what it has, and then waits for the word to be promoted.
         let path = target.join("standby.signal");
         durable::write_for(&path, b"", 0o600, owner).map_err(failed("write", &path))
@@ -277,7 +278,12 @@ mod tests {
         ] {
             assert!(is_left_out(Path::new(path)), "{path}");
         }
-        for path in ["base/5/1259", "base/log", "postgresql.auto.conf", "PG_VERSION"] {
+        for path in [
+            "base/5/1259",
+            "base/log",
+            "postgresql.auto.conf",
+            "PG_VERSION",
+        ] {
             assert!(!is_left_out(Path::new(path)), "{path}");
         }
     }
@@ -290,7 +296,12 @@ mod tests {
             fs::create_dir_all(folder.join("pg_wal")).unwrap();
         }
         let segment = |number: u32| format!("00000002{:08X}{number:08X}", 0);
-        for name in [segment(1), segment(3), segment(9), "00000002.history".to_owned()] {
+        for name in [
+            segment(1),
+            segment(3),
+            segment(9),
+            "00000002.history".to_owned(),
+        ] {
             fs::write(source.join("pg_wal").join(name), "log").unwrap();
         }
         let (_stopper, stop) = Stopper::new();

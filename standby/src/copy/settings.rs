@@ -65,7 +65,11 @@ pub async fn copy_settings(
 }
 
 fn paths(config: &Settings, local: &Local) -> Vec<PathBuf> {
-    config.paths.iter().map(|path| local.resolve(path)).collect()
+    config
+        .paths
+        .iter()
+        .map(|path| local.resolve(path))
+        .collect()
 }
 
 fn remove(path: &Path) -> Result<(), CopyError> {
@@ -112,7 +116,11 @@ fn copy(
         Some(summary) => (summary.number, summary.epoch, summary.time),
         None => {
             let nobody = local.name.clone();
-            (1, understudy_replication::epoch::Epoch::first(nobody), Default::default())
+            (
+                1,
+                understudy_replication::epoch::Epoch::first(nobody),
+                Default::default(),
+            )
         }
     };
     let found = Revision::new(number, epoch, time, captured.entries)?.digest();

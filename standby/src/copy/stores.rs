@@ -11,9 +11,7 @@ use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 
 use super::listening::{ClusterCopy, Purpose, Served};
 use super::pace::{Copied, Pace};
-use super::{
-    CopyError, Place, aside, copy_kv, copy_postgres, copy_settings, take_over_kv, tree,
-};
+use super::{CopyError, Place, aside, copy_kv, copy_postgres, copy_settings, take_over_kv, tree};
 use crate::files::FilesReceiver;
 
 /// The stores of a standby.
@@ -190,7 +188,10 @@ impl Originals {
                 match copy_kv(storage.clone(), folder.clone(), pace.clone()).await {
                     Ok(()) => {}
                     Err(error @ CopyError::KvDiffers { .. }) => {
-                        return Ok(vec![failed("kv", understudy_replication::error_chain(&error))]);
+                        return Ok(vec![failed(
+                            "kv",
+                            understudy_replication::error_chain(&error),
+                        )]);
                     }
                     Err(error) => return Err(error),
                 }

@@ -144,12 +144,7 @@ impl From<io::Error> for Ended {
 }
 
 /// Makes `target` hold what `source` does: by sharing its blocks, or by copying all but its holes.
-pub(crate) fn content(
-    source: &File,
-    target: &File,
-    bytes: u64,
-    pace: &Pace,
-) -> Result<(), Ended> {
+pub(crate) fn content(source: &File, target: &File, bytes: u64, pace: &Pace) -> Result<(), Ended> {
     if bytes > 0 && ioctl_ficlone(target, source).is_ok() {
         pace.share(bytes);
         return Ok(pace.check()?);
@@ -277,13 +272,22 @@ mod tests {
             within == Path::new("deep/skipped")
         })
         .unwrap();
-        assert_eq!(fs::read_to_string(target.join("deep/file")).unwrap(), "content");
+        assert_eq!(
+            fs::read_to_string(target.join("deep/file")).unwrap(),
+            "content"
+        );
         let (was, is) = (source.join("deep/file"), target.join("deep/file"));
         let (was, is) = (was.metadata().unwrap(), is.metadata().unwrap());
         assert_eq!((was.mode(), was.mtime()), (is.mode(), is.mtime()));
-        assert_eq!(fs::read_link(target.join("link")).unwrap(), Path::new("nowhere"));
+        assert_eq!(
+            fs::read_link(target.join("link")).unwrap(),
+            Path::new("nowhere")
+        );
         assert!(!target.join("deep/skipped").exists());
-        let (was, is) = (fs::read(source.join("sparse")), fs::read(target.join("sparse")));
+        let (was, is) = (
+            fs::read(source.join("sparse")),
+            fs::read(target.join("sparse")),
+        );
         assert!(was.unwrap() == is.unwrap());
         assert!(target.join("sparse").metadata().unwrap().blocks() < 100);
         remove_tree(&target).unwrap();

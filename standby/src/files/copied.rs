@@ -214,28 +214,43 @@ impl Copying<'_> {
                 .is_some_and(|before| self.before.is_directory(before));
             if !was_directory {
                 self.remove(path)?;
-                let parent = self.target.parent(path).map_err(self.failed("open", path))?;
+                let parent = self
+                    .target
+                    .parent(path)
+                    .map_err(self.failed("open", path))?;
                 mkdirat(&parent, path.name(), Mode::from_raw_mode(0o700))
                     .map_err(|errno| self.failed("make", path)(errno.into()))?;
             }
             self.directory(now, id, Some(path))?;
             // What was put into it has changed its time.
-            let made = self.target.handle(path).map_err(self.failed("open", path))?;
+            let made = self
+                .target
+                .handle(path)
+                .map_err(self.failed("open", path))?;
             return dress(made.as_fd(), &entry).map_err(self.failed("dress", path));
         }
         if is_there {
             return Ok(());
         }
         self.remove(path)?;
-        let parent = self.target.parent(path).map_err(self.failed("open", path))?;
+        let parent = self
+            .target
+            .parent(path)
+            .map_err(self.failed("open", path))?;
         if let Kind::Symlink { target } = &entry.kind {
             symlinkat(target.as_slice(), &parent, path.name())
                 .map_err(|errno| self.failed("make", path)(errno.into()))?;
-            let made = self.target.handle(path).map_err(self.failed("open", path))?;
+            let made = self
+                .target
+                .handle(path)
+                .map_err(self.failed("open", path))?;
             return dress(made.as_fd(), &entry).map_err(self.failed("dress", path));
         }
         if let Some(other) = self.links.get(&entry.link).filter(|_| entry.link != 0) {
-            let from = self.target.parent(other).map_err(self.failed("open", other))?;
+            let from = self
+                .target
+                .parent(other)
+                .map_err(self.failed("open", other))?;
             return linkat(
                 &from,
                 other.name(),
@@ -350,7 +365,9 @@ impl FilesCopy {
                 let is_own = id == TOP && [RESERVED, LOST_AND_FOUND].contains(&name.as_slice());
                 if !is_own && !known.contains(name.as_slice()) {
                     let name = String::from_utf8_lossy(&name).into_owned();
-                    let within = path.as_ref().map_or(String::new(), |path| format!("{path}/"));
+                    let within = path
+                        .as_ref()
+                        .map_or(String::new(), |path| format!("{path}/"));
                     differences.push(format!("{within}{name}: it should not be there"));
                 }
             }

@@ -17,7 +17,7 @@ mod services;
 
 pub use postgres::{recover, settle, start, stop, take_over};
 pub use report::{KIND, Proof, Report, StepTime, Verdict, proof, reports};
-pub use run::{FOLDER, Rehearsal, clear};
+pub use run::{FOLDER, Rehearsal, clear, prepare_place, walls};
 pub use seal::{Order, Seal, SealError, SealStage, Walls, sealed};
 
 use std::path::PathBuf;

@@ -25,14 +25,21 @@ async fn pg_ctl(
     let argv = argv.chain(arguments.iter().map(|it| (*it).to_owned()));
     let order = Order::new(argv, limit + Duration::from_secs(10)).user(copy.user());
     let failed = |source| RehearsalError::Sealed {
-        action: format!("{} the copy of postgres", arguments.last().unwrap_or(&"run")),
+        action: format!(
+            "{} the copy of postgres",
+            arguments.last().unwrap_or(&"run")
+        ),
         source: with_log(copy, source),
     };
     seal.run(&order).await.map(drop).map_err(failed)
 }
 
 fn log(copy: &ClusterCopy) -> String {
-    copy.served.socket_dir.join("server.log").display().to_string()
+    copy.served
+        .socket_dir
+        .join("server.log")
+        .display()
+        .to_string()
 }
 
 /// Adds the server's own last word to a failure: pg_ctl says only "examine the log".

@@ -253,7 +253,10 @@ impl Proof {
             seconds: self.proven.and_then(|(_, seconds)| seconds),
             is_old,
             tried: self.tried.as_ref().map(|(at, _, _)| *at),
-            failure: self.tried.as_ref().and_then(|(_, failure, _)| failure.clone()),
+            failure: self
+                .tried
+                .as_ref()
+                .and_then(|(_, failure, _)| failure.clone()),
             report: self.tried.as_ref().map(|(_, _, file)| file.clone()),
         }
     }
@@ -324,7 +327,9 @@ mod tests {
         report(1, Verdict::Proven).keep(folder.path()).unwrap();
         for number in 0..REPORTS_MAX + 10 {
             let started = 1000 * (u64::try_from(number).unwrap() + 1);
-            report(started, Verdict::Failed).keep(folder.path()).unwrap();
+            report(started, Verdict::Failed)
+                .keep(folder.path())
+                .unwrap();
         }
         let kept = reports(folder.path()).unwrap();
         assert_eq!(kept.len(), REPORTS_MAX + 1);

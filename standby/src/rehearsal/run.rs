@@ -133,7 +133,10 @@ impl Rehearsal {
         if let Some(seal) = scene.seal.take()
             && !seal.end().await
         {
-            scene.report.notes.push("the sealed room did not end in time".to_owned());
+            scene
+                .report
+                .notes
+                .push("the sealed room did not end in time".to_owned());
         }
         // Its threads heed the word to stop, and must not write any more when the folder goes.
         let pace = scene.pace.clone();
@@ -143,7 +146,10 @@ impl Rehearsal {
             }
         };
         if tokio::time::timeout(THREADS_PATIENCE, ended).await.is_err() {
-            scene.report.notes.push("a copy did not stop in time".to_owned());
+            scene
+                .report
+                .notes
+                .push("a copy did not stop in time".to_owned());
         }
         let state_dir = self.originals.local.state_dir.clone();
         let removed = tokio::task::spawn_blocking(move || clear(&state_dir)).await;
@@ -152,29 +158,35 @@ impl Rehearsal {
             Ok(Err(error)) => error_chain(&error),
             Err(error) => error.to_string(),
         };
-        scene.report.notes.push(format!("{left}; it is tried again at the next start"));
+        scene
+            .report
+            .notes
+            .push(format!("{left}; it is tried again at the next start"));
     }
 
-    async fn play(
-        &self,
-        scene: &mut Scene,
-        progress: &dyn Progress,
-    ) -> Result<(), RehearsalError> {
+    async fn play(&self, scene: &mut Scene, progress: &dyn Progress) -> Result<(), RehearsalError> {
         self.prepare(scene, progress).await?;
         self.copy_all(scene, progress).await?;
         let has_services = self.originals.config.services.iter().any(|it| it.rehearse);
         let cluster = self.originals.cluster.as_ref();
         let copy = cluster.map(|it| ClusterCopy::new(it, &scene.place, scene.served.clone()));
         if copy.is_some() || has_services {
-            let (walls, program) = (self.walls(scene), self.program.clone());
-            let made = timed(scene, "seal", false, progress, async move |_: &mut Scene| {
-                Seal::make(&program, &walls)
-                    .await
-                    .map_err(|source| RehearsalError::Sealed {
-                        action: "seal a room".to_owned(),
-                        source,
-                    })
-            });
+            let walls = walls(&self.originals, &scene.place);
+            let program = self.program.clone();
+            let made = timed(
+                scene,
+                "seal",
+                false,
+                progress,
+                async move |_: &mut Scene| {
+                    Seal::make(&program, &walls)
+                        .await
+                        .map_err(|source| RehearsalError::Sealed {
+                            action: "seal a room".to_owned(),
+                            source,
+                        })
+                },
+            );
             scene.seal = Some(made.await?);
         }
         if let Some(copy) = &copy {
@@ -209,13 +221,20 @@ impl Rehearsal {
         let originals = self.originals.clone();
         let place = scene.place.clone();
         let state_dir = self.originals.local.state_dir.clone();
-        timed(scene, "prepare", false, progress, async move |_: &mut Scene| {
-            let prepared = tokio::task::spawn_blocking(move || {
-                clear(&state_dir)?;
-                prepare_place(&originals, &place)
-            });
-            prepared.await.map_err(|_| CopyError::Broken)?
-        })
+        timed(
+            scene,
+            "prepare",
+            false,
+            progress,
+            async move |_: &mut Scene| {
+                let prepared = tokio::task::spawn_blocking(move || {
+                    clear(&state_dir)?;
+                    // Nobody but this process comes through there. In the room the way is another.
+                    prepare_place(&originals, &place, 0o700)
+                });
+                prepared.await.map_err(|_| CopyError::Broken)?
+            },
+        )
         .await
     }
 
@@ -226,14 +245,20 @@ impl Rehearsal {
     ) -> Result<(), RehearsalError> {
         for id in self.originals.ids() {
             let name = format!("copy {}", id.name);
-            let copied = timed(scene, &name, false, &NoProgress, async |scene: &mut Scene| {
-                let at = (&scene.place, &scene.served, Purpose::Rehearsal);
-                let copied = self.originals.copy(&id, at, &scene.pace, progress);
-                copied.await.map_err(|source| RehearsalError::Copy {
-                    store: id.name.to_string(),
-                    source,
-                })
-            });
+            let copied = timed(
+                scene,
+                &name,
+                false,
+                &NoProgress,
+                async |scene: &mut Scene| {
+                    let at = (&scene.place, &scene.served, Purpose::Rehearsal);
+                    let copied = self.originals.copy(&id, at, &scene.pace, progress);
+                    copied.await.map_err(|source| RehearsalError::Copy {
+                        store: id.name.to_string(),
+                        source,
+                    })
+                },
+            );
             let (store, checks) = copied.await?;
             progress.end(&format!(
                 "copy {}: {} bytes written, {} shared",
@@ -245,41 +270,6 @@ impl Rehearsal {
         // What is wrong with a copy is told before its services run, which may change it; the rest of the
         // rehearsal would prove nothing.
         sound(&scene.report.checks)
-    }
-
-    /// Returns what nothing in the room may see, and what it sees instead of the machine's own.
-    fn walls(&self, scene: &Scene) -> Walls {
-        let Originals {
-            config,
-            local,
-            cluster,
-            ..
-        } = &self.originals;
-        let place = &scene.place;
-        let files = config.files.iter().map(|files| local.resolve(&files.path));
-        let settings = config.settings.iter().flat_map(|settings| &settings.paths);
-        let settings = settings.map(|path| local.resolve(path));
-        let cluster_paths = cluster.iter().flat_map(|cluster| {
-            let config_dir = cluster.is_split().then(|| cluster.config_dir.clone());
-            std::iter::once(cluster.data_dir.clone()).chain(config_dir)
-        });
-        let mut replaced: Vec<(PathBuf, PathBuf)> = cluster_paths
-            .chain(files)
-            .chain(settings)
-            .map(|path| (place.of(&path), path))
-            .collect();
-        if let Some(cluster) = cluster {
-            replaced.push((place.socket(), cluster.socket_dir.clone()));
-        }
-        Walls {
-            open: place.folder().to_owned(),
-            hidden: vec![
-                local.state_dir.clone(),
-                local.pki_dir.clone(),
-                local.run_dir.clone(),
-            ],
-            replaced,
-        }
     }
 
     async fn build_indexes(
@@ -395,7 +385,10 @@ impl Rehearsal {
 
 /// Returns the room, which has been made.
 fn room(scene: &mut Scene) -> Result<&mut Seal, RehearsalError> {
-    scene.seal.as_mut().ok_or(RehearsalError::File(CopyError::Broken))
+    scene
+        .seal
+        .as_mut()
+        .ok_or(RehearsalError::File(CopyError::Broken))
 }
 
 /// Fails at the first check that has failed.
@@ -440,7 +433,16 @@ async fn timed<T>(
 }
 
 /// Makes the folders of the copy, and makes sure that there is room.
-pub(super) fn prepare_place(originals: &Originals, place: &Place) -> Result<(), RehearsalError> {
+///
+/// `above` is the mode of the folder that it lies in, if that has to be made. Blocks.
+///
+/// # Errors
+/// When a folder cannot be made, or there is too little room.
+pub fn prepare_place(
+    originals: &Originals,
+    place: &Place,
+    above: u32,
+) -> Result<(), RehearsalError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| CopyError::File {
@@ -449,9 +451,8 @@ pub(super) fn prepare_place(originals: &Originals, place: &Place) -> Result<(), 
             source,
         }
     };
-    if let Some(above) = place.folder().parent() {
-        // Nobody but this process comes through here. In the room the way is another.
-        durable::create_directory(above, 0o700).map_err(failed(above))?;
+    if let Some(parent) = place.folder().parent() {
+        durable::create_directory(parent, above).map_err(failed(parent))?;
     }
     for (path, mode) in [
         (place.folder().to_owned(), 0o711),
@@ -460,16 +461,15 @@ pub(super) fn prepare_place(originals: &Originals, place: &Place) -> Result<(), 
     ] {
         durable::create_directory(&path, mode).map_err(failed(&path))?;
     }
-    if let (Some(cluster), true) = (
-        &originals.cluster,
-        rustix::process::geteuid().is_root(),
-    ) {
+    if let (Some(cluster), true) = (&originals.cluster, rustix::process::geteuid().is_root()) {
         let (uid, gid) = (Some(cluster.user.uid), Some(cluster.user.gid));
         std::os::unix::fs::chown(place.socket(), uid, gid).map_err(failed(&place.socket()))?;
     }
     let can_share = can_share_blocks(place.folder()).map_err(failed(place.folder()))?;
     let needed = originals.room_needed(place, can_share);
-    let needed = needed.saturating_add(needed / 10).saturating_add(FREE_BYTES_MIN);
+    let needed = needed
+        .saturating_add(needed / 10)
+        .saturating_add(FREE_BYTES_MIN);
     let found = rustix::fs::statvfs(place.folder())
         .map_err(|errno| failed(place.folder())(errno.into()))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
@@ -486,4 +486,38 @@ pub(super) fn prepare_place(originals: &Originals, place: &Place) -> Result<(), 
         });
     }
     Ok(())
+}
+
+/// Returns what nothing in the room may see, and what it sees instead of the machine's own.
+pub fn walls(originals: &Originals, place: &Place) -> Walls {
+    let Originals {
+        config,
+        local,
+        cluster,
+        ..
+    } = originals;
+    let files = config.files.iter().map(|files| local.resolve(&files.path));
+    let settings = config.settings.iter().flat_map(|settings| &settings.paths);
+    let settings = settings.map(|path| local.resolve(path));
+    let cluster_paths = cluster.iter().flat_map(|cluster| {
+        let config_dir = cluster.is_split().then(|| cluster.config_dir.clone());
+        std::iter::once(cluster.data_dir.clone()).chain(config_dir)
+    });
+    let mut replaced: Vec<(PathBuf, PathBuf)> = cluster_paths
+        .chain(files)
+        .chain(settings)
+        .map(|path| (place.of(&path), path))
+        .collect();
+    if let Some(cluster) = cluster {
+        replaced.push((place.socket(), cluster.socket_dir.clone()));
+    }
+    Walls {
+        open: place.folder().to_owned(),
+        hidden: vec![
+            local.state_dir.clone(),
+            local.pki_dir.clone(),
+            local.run_dir.clone(),
+        ],
+        replaced,
+    }
 }

@@ -37,7 +37,10 @@ pub(super) async fn start(
         .await
         .map_err(failed("start", service))?;
     loop {
-        let said = match seal.run(&order(service, &service.status, environment)).await {
+        let said = match seal
+            .run(&order(service, &service.status, environment))
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(SealError::Failed {
                 message, output, ..

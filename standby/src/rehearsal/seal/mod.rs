@@ -232,7 +232,10 @@ impl Seal {
             .await
             .map_err(|error| ended(&error))?;
         let program = order.argv.first().cloned().unwrap_or_default();
-        match self.answer(order.limit() + ANSWER_PATIENCE, &program).await? {
+        match self
+            .answer(order.limit() + ANSWER_PATIENCE, &program)
+            .await?
+        {
             Answer::Done(output) => Ok(output),
             Answer::Failed {
                 status,
@@ -266,7 +269,10 @@ impl Seal {
     /// Ends everything in the room, and waits until it is gone; returns whether it is.
     pub async fn end(mut self) -> bool {
         drop(self.orders.take());
-        if tokio::time::timeout(END_PATIENCE, self.outer.wait()).await.is_ok() {
+        if tokio::time::timeout(END_PATIENCE, self.outer.wait())
+            .await
+            .is_ok()
+        {
             return true;
         }
         tracing::warn!("a sealed room did not end by itself, and is killed");

@@ -18,8 +18,7 @@ pub(super) fn work() -> io::Result<()> {
         .name("orders".to_owned())
         .spawn(move || {
             for line in io::stdin().lock().lines() {
-                let Ok(line) = line.map(|line| line.chars().take(ORDER_BYTES_MAX).collect())
-                else {
+                let Ok(line) = line.map(|line| line.chars().take(ORDER_BYTES_MAX).collect()) else {
                     break;
                 };
                 if sender.blocking_send(line).is_err() {
