@@ -2,7 +2,7 @@
 //! should I do", and then shows what the answers rest on.
 
 use understudy_replication::status::{
-    IndexState, PromotionStatus, ReplicationMode, RoleName, ServiceState, Status,
+    IndexState, PromotionStatus, ProofStatus, ReplicationMode, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::StoreId;
 use understudy_replication::wall_time::WallTime;
@@ -52,6 +52,9 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
     };
     page.line(format!("  well     {well}"));
     page.line(format!("  promote  {}", could_promote(status, peers)));
+    if let Some(proof) = &status.proof {
+        page.line(format!("  proven   {}", proven(proof, now)));
+    }
     page.line(format!("  do       {}", next_step(status, peers)));
     page.line(format!(
         "  since    {} ({}); daemon {} for {}",
@@ -60,6 +63,29 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
         status.software,
         age(status.started, now),
     ));
+}
+
+/// Returns when it was last shown that a promotion of the node would work.
+fn proven(proof: &ProofStatus, now: WallTime) -> String {
+    let last = match (proof.proven, proof.seconds) {
+        (None, _) => "never; `understudy drill` rehearses a promotion".to_owned(),
+        (Some(proven), seconds) => {
+            let took = seconds.map_or_else(String::new, |it| format!("recovery in {}, ", span(it)));
+            let is_old = if proof.is_old {
+                ", which is too long"
+            } else {
+                ""
+            };
+            format!("{took}{} ago{is_old}", age(proven, now))
+        }
+    };
+    match (&proof.failure, proof.tried) {
+        (Some(failure), Some(tried)) => {
+            let tried = age(tried, now);
+            format!("{last}; the newest rehearsal, {tried} ago, FAILED: {failure}")
+        }
+        (None, _) | (Some(_), None) => last,
+    }
 }
 
 /// Returns what is not as it should be, each in a few words.

@@ -129,15 +129,14 @@ impl ClusterCopy {
         } else {
             self.user().name.as_str()
         };
-        let user = &self.user().name;
-        let hba = format!(
-            "local  all  {ROLE}  peer map=understudy_local\n\
-             local  all  \"{user}\"  peer map=understudy_local\n"
-        );
-        self.edit("pg_hba.conf", &hba)?;
-        let ident =
-            format!("understudy_local  {me}  {ROLE}\nunderstudy_local  \"{user}\"  \"{user}\"\n");
-        self.edit("pg_ident.conf", &ident)
+        self.edit(
+            "pg_hba.conf",
+            &format!("local  all  {ROLE}  peer map=understudy_local\n"),
+        )?;
+        self.edit(
+            "pg_ident.conf",
+            &format!("understudy_local  {me}  {ROLE}\n"),
+        )
     }
 
     fn edit(&self, name: &str, block: &str) -> Result<(), CopyError> {
