@@ -38,6 +38,8 @@ pub struct Config {
     pub hooks: Option<Hooks>,
     /// The address that clients use, if understudy moves one.
     pub address: Option<Address>,
+    /// How it is proved that a standby could take over.
+    pub drill: Drill,
 }
 
 impl Config {
@@ -334,6 +336,8 @@ pub struct Service {
     pub status_timeout: Duration,
     /// What becomes of it when the primary has failed and this node is promoted.
     pub after_failover: AfterFailover,
+    /// Its commands may be run in a rehearsal.
+    pub rehearse: bool,
 }
 
 impl Service {
@@ -359,6 +363,7 @@ impl Service {
             timeout: Duration::from_secs(30),
             status_timeout: Duration::from_secs(10),
             after_failover: AfterFailover::Start,
+            rehearse: false,
         }
     }
 }
@@ -393,6 +398,19 @@ pub struct Hooks {
     pub user: Option<String>,
     /// How long each may take.
     pub timeout: Duration,
+}
+
+/// How it is proved that a standby could take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drill {
+    /// When a standby rehearses by itself; `None` for never.
+    pub schedule: Option<Schedule>,
+    /// How old a proof may be.
+    pub max_age: Duration,
+    /// How long a rehearsal may take.
+    pub timeout: Duration,
+    /// How many bytes per second it copies at most.
+    pub bandwidth: Option<u64>,
 }
 
 /// The address that clients use, which the primary has.

@@ -11,6 +11,7 @@
 //! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
 
 mod config;
+pub mod detached;
 pub mod duration;
 pub mod edit;
 mod globs;
@@ -31,7 +32,7 @@ mod validate;
 mod value;
 
 pub use config::{
-    Address, AfterFailover, Cluster, Config, Engine, Fence, Files, Hooks, Index, Job, Kv,
+    Address, AfterFailover, Cluster, Config, Drill, Engine, Fence, Files, Hooks, Index, Job, Kv,
     KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,
     Settings,
 };

@@ -163,6 +163,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #offline = ["catalogctl", "announce", "offline"]
 #user = "catalog"
 #timeout = "30s"
+#rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
 # The address that clients use: the primary has it.
 #[address]
@@ -171,6 +172,13 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #also = ["fd00::100/64"]     # further addresses, which move with it
 #probe = "300ms"             # how long others have to answer that they have it
 #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+# Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+#[drill]
+#schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+#max_age = "35d"             # an older proof is told as a problem
+#timeout = "2h"
+#bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
 "#,
     );
     text
@@ -454,6 +462,12 @@ mod tests {
             jobs: [],
             hooks: None,
             address: None,
+            drill: Drill {
+                schedule: None,
+                max_age: 3024000s,
+                timeout: 7200s,
+                bandwidth: None,
+            },
         }
         "#);
     }
@@ -591,6 +605,7 @@ mod tests {
         #offline = ["catalogctl", "announce", "offline"]
         #user = "catalog"
         #timeout = "30s"
+        #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
         # The address that clients use: the primary has it.
         #[address]
@@ -599,6 +614,13 @@ mod tests {
         #also = ["fd00::100/64"]     # further addresses, which move with it
         #probe = "300ms"             # how long others have to answer that they have it
         #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+        # Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+        #[drill]
+        #schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+        #max_age = "35d"             # an older proof is told as a problem
+        #timeout = "2h"
+        #bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
         "#);
         let config = parsed(&text);
         assert_eq!(

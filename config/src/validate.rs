@@ -4,6 +4,7 @@
 //! again. A function looks at all of its section before it gives up.
 
 mod client_address;
+mod drill;
 mod index;
 mod kv;
 mod local;
@@ -76,6 +77,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         .address
         .as_ref()
         .map(|it| client_address::address(&it.value, file.node.as_ref(), findings));
+    let drill = file
+        .drill
+        .as_ref()
+        .and_then(|it| drill::drill(&it.value, findings));
 
     unique(
         elements(&file.files).filter_map(|it| it.value.name.as_ref()),
@@ -124,6 +129,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             address: whole(client_address)?,
             jobs: jobs?,
             hooks: whole(hooks)?,
+            drill: drill?,
         })
     };
     Checked {
