@@ -107,7 +107,7 @@ pub(crate) struct FaultReport {
     pub(crate) events: Vec<Event>,
 }
 
-/// What mends again what was broken, at the latest when it is dropped.
+/// What mends again what was broken.
 enum Mend {
     Nothing,
     Continue(Pid),
@@ -116,8 +116,8 @@ enum Mend {
 }
 
 impl Mend {
-    fn now(&mut self) {
-        match std::mem::replace(self, Self::Nothing) {
+    fn carry_out(self) {
+        match self {
             Self::Nothing => {}
             // A process that is gone needs nothing.
             Self::Continue(pid) => {
@@ -135,9 +135,18 @@ impl Mend {
     }
 }
 
-impl Drop for Mend {
+/// Mends what was broken, at the latest when it is dropped.
+struct Broken(Mend);
+
+impl Broken {
+    fn mend(&mut self) {
+        std::mem::replace(&mut self.0, Mend::Nothing).carry_out();
+    }
+}
+
+impl Drop for Broken {
     fn drop(&mut self) {
-        self.now();
+        self.mend();
     }
 }
 
@@ -154,7 +163,7 @@ impl Inject {
         let before = look(&socket).await;
         let injected = WallTime::now();
         let begun = Instant::now();
-        let mut mend = self.inject(config, local)?;
+        let mut broken = self.inject(config, local)?;
         let mut report = FaultReport {
             version: 1,
             node: local.name.to_string(),
@@ -178,7 +187,7 @@ impl Inject {
             if report.mended_seconds.is_none()
                 && (after >= Duration::from_secs(self.seconds) || is_interrupted)
             {
-                mend.now();
+                broken.mend();
                 report.mended_seconds = Some(after.as_secs_f64());
             }
             if let Some(probe) = &self.probe {
@@ -211,12 +220,12 @@ impl Inject {
                 _ = &mut interrupted => is_interrupted = true,
             }
         }
-        mend.now();
+        broken.mend();
         keep(&local.state_dir, &report)?;
         Ok(report)
     }
 
-    fn inject(&self, config: &Config, local: &Local) -> Result<Mend, Failure> {
+    fn inject(&self, config: &Config, local: &Local) -> Result<Broken, Failure> {
         match self.fault {
             Fault::KillProcess => send(self.process()?, Signal::KILL),
             Fault::StopProcess => send(self.process()?, Signal::STOP),
@@ -279,18 +288,18 @@ async fn look(socket: &Path) -> Option<Status> {
     tokio::time::timeout(LOOK_PATIENCE, status).await.ok()?.ok()
 }
 
-fn send(pid: Pid, signal: Signal) -> Result<Mend, Failure> {
+fn send(pid: Pid, signal: Signal) -> Result<Broken, Failure> {
     kill_process(pid, signal).map_err(|error| {
         Failure::failed(format!(
             "cannot send a signal to process {}: {error}",
             pid.as_raw_nonzero()
         ))
     })?;
-    Ok(if signal == Signal::STOP {
+    Ok(Broken(if signal == Signal::STOP {
         Mend::Continue(pid)
     } else {
         Mend::Nothing
-    })
+    }))
 }
 
 fn read_pid(file: &Path) -> Result<Pid, Failure> {
@@ -329,8 +338,12 @@ fn daemon(local: &Local) -> Result<Pid, Failure> {
 }
 
 /// Has packets to the peers go nowhere, of the ways that `is_meant` names by their number.
-fn cut(config: &Config, local: &Local, is_meant: impl Fn(usize) -> bool) -> Result<Mend, Failure> {
-    let mut mend = Mend::Routes(Vec::new());
+fn cut(
+    config: &Config,
+    local: &Local,
+    is_meant: impl Fn(usize) -> bool,
+) -> Result<Broken, Failure> {
+    let mut broken = Broken(Mend::Routes(Vec::new()));
     for peer in config.peers(&local.name) {
         for (number, address) in (1..).zip(peer.addresses()) {
             if !is_meant(number) {
@@ -338,17 +351,15 @@ fn cut(config: &Config, local: &Local, is_meant: impl Fn(usize) -> bool) -> Resu
             }
             let route = address.ip().to_string();
             ip(&["route", "add", "blackhole", &route])?;
-            if let Mend::Routes(routes) = &mut mend {
+            if let Mend::Routes(routes) = &mut broken.0 {
                 routes.push(route);
             }
         }
     }
-    match &mend {
-        Mend::Routes(routes) if routes.is_empty() => {
-            Err(Failure::usage("the peers have no such way to them"))
-        }
-        Mend::Routes(_) | Mend::Nothing | Mend::Continue(_) | Mend::Filler(_) => Ok(mend),
+    if matches!(&broken.0, Mend::Routes(routes) if routes.is_empty()) {
+        return Err(Failure::usage("the peers have no such way to them"));
     }
+    Ok(broken)
 }
 
 fn ip(arguments: &[&str]) -> Result<(), Failure> {
@@ -365,7 +376,7 @@ fn ip(arguments: &[&str]) -> Result<(), Failure> {
 }
 
 /// Takes all the room of a file system that is left.
-fn fill(folder: &Path) -> Result<Mend, Failure> {
+fn fill(folder: &Path) -> Result<Broken, Failure> {
     let failed = |error: rustix::io::Errno| {
         Failure::failed(format!("cannot fill {}: {error}", folder.display()))
     };
@@ -375,10 +386,10 @@ fn fill(folder: &Path) -> Result<Mend, Failure> {
     let file = fs::File::create_new(&path)
         .map_err(|error| Failure::failed(format!("cannot make {}: {error}", path.display())))?;
     // Removed, whatever becomes of the rest.
-    let mend = Mend::Filler(path);
+    let broken = Broken(Mend::Filler(path));
     let bytes = free.saturating_sub(LEFT_FREE_BYTES).max(1);
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).map_err(failed)?;
-    Ok(mend)
+    Ok(broken)
 }
 
 fn keep(state_dir: &Path, report: &FaultReport) -> Result<(), Failure> {
