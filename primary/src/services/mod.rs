@@ -91,7 +91,7 @@ pub(crate) fn user(
         section,
         name: name.to_owned(),
         user: user.to_owned(),
-        source,
+        source: Box::new(source),
     })?;
     Ok(Some(found))
 }

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) index: bool,
     /// Names of services, in start order.
     pub(crate) services: Vec<&'static str>,
+    /// Further sections, as TOML.
+    pub(crate) more: String,
 }
 
 impl Plan {
@@ -110,18 +112,19 @@ impl Plan {
                 command("status"),
             );
         }
-        text
+        text + &self.more
     }
 }
 
 /// A service that writes down what is done to it, in `journal` beneath the root; it does not stop while
-/// `stuck` is there.
+/// `stuck` is there, nor start while `broken` is.
 const SERVICE: &str = r#"#!/bin/sh
 pid=$UNDERSTUDY_ROOT/run/$2.pid
 mkdir -p "$UNDERSTUDY_ROOT/run"
 is_up() { [ -f "$pid" ] && grep -q sleep "/proc/$(cat "$pid")/cmdline" 2>/dev/null; }
 case $1 in
 start)
+    [ ! -f "$UNDERSTUDY_ROOT/broken" ] || exit 1
     echo "start $2" >> "$UNDERSTUDY_ROOT/journal"
     setsid sleep 100000 </dev/null >/dev/null 2>&1 &
     echo $! > "$pid" ;;
