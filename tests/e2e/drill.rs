@@ -142,8 +142,11 @@ fn a_rehearsal_proves_the_standby_while_it_replicates_and_leaves_nothing() {
             }
             number
         });
-        let report = pair.b.json(&["drill"]);
+        let rehearsed = pair.b.try_understudy(&["drill", "--json"]);
+        // Whatever it was: who writes has to end.
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(rehearsed.status, Some(0), "{rehearsed:?}");
+        let report: Value = serde_json::from_str(&rehearsed.stdout).unwrap();
         assert!(writing.join().unwrap() > 1001);
         report
     });
