@@ -32,4 +32,5 @@ mod services;
 mod settings;
 mod streaming;
 mod synchronous;
+mod three;
 mod world;

@@ -193,11 +193,8 @@ impl World {
 
     /// Has every other node take the new epoch, one after the other.
     fn ask_others(&mut self, at: usize, mut it: Promotion) {
-        let is_skipped = match self.broken {
-            Some(Broken::AsksTheOldPrimaryAlone) => true,
-            Some(Broken::GoesOnWithoutAsking) => it.is_resumed,
-            _ => false,
-        };
+        let is_skipped = self.broken == Some(Broken::AsksTheOldPrimaryAlone)
+            || (it.is_resumed && self.broken == Some(Broken::GoesOnWithoutAsking));
         // With two nodes, the other one cannot supersede a promotion without force.
         let is_pair = self.nodes.len() <= 2;
         if is_skipped || (it.is_resumed && (is_pair || it.taken > 0)) {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, OFlags, fsync, linkat, renameat};
+use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
 use understudy_replication::files::{
@@ -72,9 +73,10 @@ pub(super) async fn seed(
     // Threads that are under way when this is dropped end soon, and hold the work until then.
     let (_wanted, is_left) = Wanted::new();
     let (checked, held) = (inner.clone(), work.clone());
+    let epoch = primary.epoch();
     let begun = blocking(move || {
         let _held = held;
-        begin(&checked)
+        begin(&checked, &epoch)
     });
     begun.await?;
     // Until it is done: it may be broken off anywhere.
@@ -149,7 +151,7 @@ pub(super) fn check_wanted(is_left: &AtomicBool) -> Result<(), FilesError> {
 }
 
 /// Makes sure that nothing is harmed which no seeding has made.
-fn begin(inner: &Inner) -> Result<(), FilesError> {
+fn begin(inner: &Inner, epoch: &Epoch) -> Result<(), FilesError> {
     inner.reload_if_suspect()?;
     let mut replica = inner.replica();
     let device = std::fs::metadata(&inner.root).ok().map(|found| found.dev());
@@ -180,13 +182,25 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
         });
     }
     replica.open_tree()?;
-    let kept = match &origin {
-        Some(origin) => origin.kept.clone(),
-        None if is_empty => None,
-        None => replica
-            .ledger
-            .head()
-            .map(|head| format!("{}-{}", head.epoch, head.position)),
+    // What an earlier primary had written, and what was its own primary's, may be nowhere else: the node that
+    // was promoted since may have had less of it.
+    let kept = match (&origin, replica.ledger.head()) {
+        (
+            Some(Origin {
+                kept: Some(kept), ..
+            }),
+            _,
+        ) => Some(kept.clone()),
+        (Some(_), Some(head)) if head.epoch >= *epoch => None,
+        (Some(_) | None, Some(head)) if !is_empty => {
+            Some(format!("{}-{}", head.epoch, head.position))
+        }
+        (Some(_) | None, _) => None,
+    };
+    let was = if origin.is_some() {
+        "this copy is an earlier primary's"
+    } else {
+        "this node was its primary"
     };
     if let Some(name) = &kept {
         if let Some(tree) = &mut replica.tree {
@@ -197,7 +211,7 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
             Severity::Warning,
             "files_kept",
             format!(
-                "store {}: this node was its primary; what the new primary lacks is kept in {}",
+                "store {}: {was}; what the new primary lacks is kept in {}",
                 inner.id.name,
                 inner.root.join(".understudy/kept").join(name).display()
             ),
