@@ -12,6 +12,7 @@
 
 mod broken;
 mod check;
+mod comeback;
 mod heal;
 mod network;
 mod node;
