@@ -130,8 +130,12 @@ impl World {
             },
             Step::Others => self.ask_others(at, it),
             Step::Command => self.use_command(at, it),
-            Step::Open if it.is_resumed => self.go_on(at, it, Step::TakeOver),
+            Step::Open if it.is_resumed => {
+                self.was_forced |= it.is_forced;
+                self.go_on(at, it, Step::TakeOver);
+            }
             Step::Open => {
+                self.was_forced |= it.is_forced;
                 let epoch = it.epoch.clone();
                 self.put(at, Work::Promotion(it), Waiting::Shell);
                 self.happen(at, Event::Open(epoch), Waiter::Task);
@@ -264,7 +268,6 @@ impl World {
                 Step::Open => {
                     self.seen.count(Happening::Opened);
                     if it.is_forced {
-                        self.was_forced = true;
                         self.seen.count(Happening::Forced);
                     }
                     self.nodes[at].has_word = true;
