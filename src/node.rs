@@ -83,6 +83,8 @@ pub(crate) struct Node {
     is_alone: AtomicBool,
     /// A task tries to make a standby of this node, which has been superseded.
     pub(crate) is_coming_back: AtomicBool,
+    /// The epoch in which a standby has given up to make its copies equal to the primary's by itself.
+    given_up: Mutex<Option<Epoch>>,
     /// The stores are being made equal to the primary's; nobody follows meanwhile.
     pub(crate) is_rejoining: AtomicBool,
     config: RwLock<Arc<Config>>,
@@ -145,6 +147,7 @@ impl Node {
             is_fence_owed: AtomicBool::new(false),
             is_alone: AtomicBool::new(false),
             is_coming_back: AtomicBool::new(false),
+            given_up: Mutex::new(None),
             is_rejoining: AtomicBool::new(false),
             config: RwLock::new(Arc::new(parts.config)),
             stage: Mutex::new(Stage::Idle),
@@ -201,6 +204,18 @@ impl Node {
         std::mem::replace(&mut *held, problem)
     }
 
+    /// Returns the epoch in which this node has given up to make its copies equal by itself.
+    pub(crate) fn given_up(&self) -> Option<Epoch> {
+        self.given_up
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn give_up(&self, epoch: Epoch) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
     /// Returns whether something that the last fence was to stop may still run.
     pub(crate) fn is_fence_owed(&self) -> bool {
         self.is_fence_owed.load(Ordering::SeqCst)
@@ -224,7 +239,13 @@ impl Node {
         Makings {
             config: self.config(),
             local: self.local.clone(),
-            cluster: self.cluster.clone(),
+            cluster: self.cluster.clone().map(|mut cluster| {
+                // A node may have been admitted since the daemon started.
+                let config = self.config();
+                let peers = config.peers(self.me());
+                cluster.peers = peers.map(|peer| peer.name.clone()).collect();
+                cluster
+            }),
             events: self.events.clone(),
             kv: self.kv.clone(),
             standbys: {

@@ -13,6 +13,7 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::link::{FenceAnswer, FenceRequest};
 use understudy_replication::role::Role;
+use understudy_standby::promote::Condition;
 
 use crate::failure::Failure;
 use crate::node::Node;
@@ -22,6 +23,37 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node that an operator answers for has this long to show that it is there.
 const FORCED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Returns what stands against a promotion of this standby now, before anybody is fenced for it: other nodes
+/// that do not answer.
+pub(crate) async fn absent(node: &Arc<Node>, is_forced: bool) -> Vec<Condition> {
+    let Role::Standby { primary, .. } = node.role() else {
+        return Vec::new();
+    };
+    let patience = if is_forced { FORCED_PATIENCE } else { PATIENCE };
+    let others = peers(node).into_iter().filter(|name| *name != primary);
+    let greeted = others.map(async |name| {
+        let client = node.client(&name)?;
+        let greeted = tokio::time::timeout(patience, crate::peer_api::hello(&client)).await;
+        let reason = match greeted {
+            Ok(Ok(_)) => return None,
+            Ok(Err(error)) => error_chain(&error),
+            Err(_) => format!("it did not answer within {} s", patience.as_secs()),
+        };
+        Some(Condition {
+            what: format!(
+                "node {name} cannot be asked whether it has been promoted, or is being promoted: {reason}"
+            ),
+            mend: format!(
+                "start {name}, and run the command again; or make sure that it is not promoted, then run \
+                 `understudy promote --force`; or take it out of the configuration"
+            ),
+            can_be_forced: true,
+        })
+    });
+    let absent = futures_util::future::join_all(greeted).await;
+    absent.into_iter().flatten().collect()
+}
 
 /// Makes sure that the epoch that a promotion has proposed was not given up for a higher one meanwhile: a peer
 /// that was fenced for it then would wait for a primary that never comes.

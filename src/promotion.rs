@@ -111,7 +111,15 @@ pub(crate) async fn promote(
         false => Some(node.drills.bar().await),
     };
     let seen = observe(node, order).await;
-    let plan = plan(&seen);
+    let mut plan = plan(&seen);
+    for mut condition in crate::others::absent(node, order.force).await {
+        condition.can_be_forced &= !order.planned;
+        if order.force && condition.can_be_forced {
+            plan.overridden.push(condition);
+        } else {
+            plan.unmet.push(condition);
+        }
+    }
     if order.dry_run {
         return Ok(Outcome::Plan(plan));
     }

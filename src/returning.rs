@@ -17,6 +17,7 @@ use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::rejoin::{Rejoined, Salvaging};
 use understudy_replication::role::{Event, Role};
+use understudy_replication::stall::StallReason;
 use understudy_replication::status::RoleName;
 use understudy_replication::store::{NoProgress, Progress, StoreId};
 use understudy_replication::transport::PeerClient;
@@ -31,6 +32,9 @@ use crate::standby_run::StandbyRun;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// and at the latest.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How often a standby that has parted from a new primary tries to make its copies equal by itself.
+const TAKE_BACK_MAX: u32 = 6;
 
 /// The primary has this long to take a node as its standby.
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -306,5 +310,59 @@ pub(crate) fn come_back(node: &Arc<Node>) {
         if let Some(node) = node.upgrade() {
             node.is_coming_back.store(false, Ordering::SeqCst);
         }
+    });
+}
+
+/// Has a standby make its copies equal to the primary's by itself, where one of them has parted from it: with
+/// more than one standby, the one that was promoted may lack what another has received. Nothing is lost by
+/// it, as that is kept aside first. Harmless to call at any time.
+///
+/// In a pair nobody else is promoted: a copy that has parted there was written to, and an operator looks first.
+pub(crate) fn take_back(node: &Arc<Node>) {
+    let has_parted = |node: &Node| match (node.role(), node.stage()) {
+        (Role::Standby { .. }, Stage::Standby(run)) => run
+            .receivers
+            .iter()
+            .any(|receiver| receiver.received().stall_reason == Some(StallReason::Parted)),
+        (_, Stage::Idle | Stage::Primary(_) | Stage::Standby(_)) => false,
+    };
+    let epoch = node.role().epoch().clone();
+    let is_given_up = node.given_up() == Some(epoch.clone());
+    if node.config().peers(node.me()).count() < 2
+        || is_given_up
+        || !has_parted(node)
+        || node.is_coming_back.swap(true, Ordering::SeqCst)
+    {
+        return;
+    }
+    let node = node.clone();
+    tokio::spawn(async move {
+        let mut patience = Duration::from_secs(1);
+        for attempt in 1..=TAKE_BACK_MAX {
+            let failure = match rejoin(&node, Order::default(), &NoProgress).await {
+                Ok(_) => break,
+                Err(failure) => failure,
+            };
+            tracing::info!(failure = failure.message, attempt, "cannot take back yet");
+            if attempt == TAKE_BACK_MAX {
+                node.give_up(epoch.clone());
+                let hint = failure.hint.unwrap_or_default();
+                let message = format!(
+                    "the copies here have parted from the primary's, and were not made equal in {attempt} \
+                     attempts: {}; {hint}",
+                    failure.message
+                );
+                node.events
+                    .record(Severity::Error, "rejoin_failed", message);
+                break;
+            }
+            tokio::time::sleep(patience).await;
+            patience = (patience * 2).min(RETRY_MAX);
+            if *node.role().epoch() != epoch {
+                // Another primary is followed by now: whether its history is another one shows anew.
+                break;
+            }
+        }
+        node.is_coming_back.store(false, Ordering::SeqCst);
     });
 }

@@ -17,7 +17,7 @@ use understudy_primary::jobs::Jobs;
 use understudy_primary::services::{Hooks, Services, ServicesError};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::postgres::Cluster;
-use understudy_replication::role::Role;
+use understudy_replication::role::{Event, Role};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::transport::{Identity, PeerServer};
 use understudy_replication::{durable, error_chain};
@@ -393,6 +393,12 @@ async fn reload(node: &Arc<Node>) {
                 if let Err(error) = node.happen(event).await {
                     tracing::warn!(%error, "a standby that left is not forgotten");
                 }
+            }
+            // The address of the primary may be another one.
+            if matches!(node.role(), Role::Standby { .. })
+                && let Err(error) = node.happen(Event::Started).await
+            {
+                tracing::warn!(%error, "the primary is not followed at its new address");
             }
             let (severity, word) = if needs_restart {
                 (

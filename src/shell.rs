@@ -76,6 +76,7 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                     if !stop.is_stopped() {
                         open_again(&node).await;
                         crate::returning::come_back(&node);
+                        crate::returning::take_back(&node);
                     }
                     continue;
                 }
@@ -244,10 +245,13 @@ async fn fence(node: &Arc<Node>) {
 /// Opens the stores of a node whose stores could not be opened when it should have begun: a disk that has
 /// failed once, or was not there yet.
 async fn open_again(node: &Arc<Node>) {
-    if !matches!(node.stage(), Stage::Idle) {
-        return;
-    }
     let role = node.role();
+    match (node.stage(), &role) {
+        (Stage::Idle, _) => {}
+        // Its stores were to be taken over, and were not.
+        (Stage::Standby(run), Role::Standby { .. }) if run.is_stopped() => {}
+        (Stage::Standby(_) | Stage::Primary(_), _) => return,
+    }
     let opened = match &role {
         Role::Standby { .. } => follow(node, &role).await,
         Role::Primary { .. } => serve(node, &role).await,
@@ -288,12 +292,23 @@ async fn serve(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
 }
 
 async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
-    let Role::Standby { primary, .. } = role else {
+    let Role::Standby { primary, epoch, .. } = role else {
         return Ok(());
     };
     node.services.arrive();
+    let config = node.config();
+    let address = config.node(primary).map(|it| it.address);
     match node.stage() {
-        Stage::Standby(run) if run.primary() == primary => return Ok(()),
+        // The same node may be primary in a new epoch, and its address may have been changed in the
+        // configuration.
+        Stage::Standby(run)
+            if run.primary() == primary
+                && run.epoch() == epoch
+                && address.is_none_or(|it| it == run.client().address())
+                && !run.is_stopped() =>
+        {
+            return Ok(());
+        }
         Stage::Standby(run) => run.stop().await,
         Stage::Idle | Stage::Primary(_) => {}
     }

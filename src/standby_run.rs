@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinSet;
 use understudy_config::{NodeName, StoreName};
+use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::kv::keyspace::Keyspace;
@@ -47,6 +48,8 @@ pub(crate) struct StandbyRun {
     /// The trees of files, to be copied.
     pub(crate) files: Vec<Arc<FilesReceiver>>,
     primary: Arc<PeerClient>,
+    /// The epoch that it was opened in: its streams were checked against that one.
+    epoch: Epoch,
     link: Mutex<Link>,
     started: Instant,
     events: Events,
@@ -78,6 +81,7 @@ impl StandbyRun {
             receivers: receivers.all,
             keyspace: receivers.keyspace,
             files: receivers.files,
+            epoch: primary.epoch(),
             primary: Arc::new(primary),
             link: Mutex::new(Link::default()),
             started: Instant::now(),
@@ -117,6 +121,16 @@ impl StandbyRun {
     /// Returns a client of the node that is followed.
     pub(crate) fn client(&self) -> &PeerClient {
         &self.primary
+    }
+
+    /// Returns the epoch that it was opened in.
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    /// Returns whether it was told to stop receiving.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopper.subscribe().is_stopped()
     }
 
     async fn follow_marks(self: Arc<Self>, stop: Stop) {

@@ -57,7 +57,7 @@ section! {
         /// Who makes a standby of a primary that has been superseded: `"manual"`, an operator with
         /// `understudy rejoin`; or `"automatic"`, the node itself, as soon as the new primary serves. What
         /// only that node has is salvaged first, in either case. After a switchover the old primary follows
-        /// by itself, whatever is said here.
+        /// by itself, whatever is said here, and so do the other standbys after any promotion.
         rejoin: String as "string" = r#""manual""#, r#""automatic""#;
     }
 }

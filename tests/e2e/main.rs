@@ -36,4 +36,5 @@ mod streaming;
 mod superseded;
 mod switching_off;
 mod synchronous;
+mod three;
 mod world;

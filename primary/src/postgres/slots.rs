@@ -10,9 +10,24 @@ use super::look::IS_LOST;
 use super::{PostgresShipper, query};
 
 impl PostgresShipper {
-    /// Returns what is known of `node`'s slot now.
+    /// Returns what is known of `node`'s slot now. Where there is none it is made: a node that was promoted
+    /// before it had read the name of another standby in its configuration made none for it.
     pub(super) async fn show_slot(&self, node: &NodeName) -> Result<SlotInfo, PostgresError> {
         let name = slot_name(node);
+        let exists = self
+            .with_client(async |client| {
+                let exists =
+                    "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
+                let row = client
+                    .query_one(exists, &[&name])
+                    .await
+                    .map_err(|source| query("tell whether there is a slot", source))?;
+                Ok(row.get::<_, bool>(0))
+            })
+            .await?;
+        if !exists {
+            return self.make_slot(node).await;
+        }
         // Asked anew: a standby that came in the second after the loss would try in vain to follow.
         let row = self
             .with_client(async |client| {

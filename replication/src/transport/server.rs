@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use hyper::header::HeaderValue;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
@@ -208,10 +208,15 @@ impl PeerServer {
             async move {
                 let request = request.map(Body::new);
                 let mut response = match (caller, unnamed) {
-                    (Some(node), true) => refusal(
-                        StatusCode::FORBIDDEN,
-                        format!("node {node} is not in this cluster's configuration"),
-                    ),
+                    (Some(node), true) => {
+                        let reason = format!("node {node} is not in this cluster's configuration");
+                        let mut response = refusal(StatusCode::FORBIDDEN, reason);
+                        // What may be asked on a connection is settled when it is made: once this node has
+                        // read of the caller, that comes with a new one.
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                        response
+                    }
                     (caller, _) => self.answer(request, caller, address, offenders).await,
                 };
                 let epoch = self.lineage.epoch().to_string();

@@ -12,6 +12,7 @@
 
 mod broken;
 mod check;
+mod comeback;
 mod heal;
 mod network;
 mod node;
@@ -39,7 +40,7 @@ const HISTORIES: u64 = 4_000;
 const MILLION: u64 = 1_000_000;
 
 /// Within how many histories a broken rule has to be caught.
-const CAUGHT_WITHIN: usize = 100_000;
+const CAUGHT_WITHIN: u64 = 100_000;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     let text = std::env::var(name).ok();
@@ -127,13 +128,12 @@ fn every_broken_rule_is_caught() {
     let missed: Vec<Broken> = Broken::ALL
         .into_iter()
         .filter(|broken| {
-            let caught = (broken.first_seed()..)
-                .take(CAUGHT_WITHIN)
-                .find_map(|seed| {
-                    let violation =
-                        history(seed, &names, Some(*broken), &mut Seen::default()).err()?;
-                    Some((seed, violation))
-                });
+            let within = number("UNDERSTUDY_HISTORIES", CAUGHT_WITHIN);
+            let first = broken.first_seed();
+            let caught = (first..first + within).find_map(|seed| {
+                let violation = history(seed, &names, Some(*broken), &mut Seen::default()).err()?;
+                Some((seed, violation))
+            });
             match caught {
                 Some((seed, violation)) => {
                     let rule = format!("{broken:?}");

@@ -148,6 +148,8 @@ pub(crate) struct Node {
     pub(crate) done: VecDeque<(Waiter, bool)>,
     pub(crate) task: Option<Task>,
     pub(crate) stage: Stage,
+    /// The epoch that it follows in.
+    pub(crate) followed: Option<Epoch>,
     pub(crate) is_vouched: bool,
     pub(crate) is_fence_owed: bool,
     pub(crate) is_alone: bool,
@@ -184,6 +186,7 @@ impl Node {
             done: VecDeque::new(),
             task: None,
             stage: Stage::Idle,
+            followed: None,
             is_vouched: false,
             is_fence_owed: false,
             is_alone: false,

@@ -8,7 +8,7 @@ macro_rules! happenings {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Happening { $($name),* }
 
-        const TEXTS: &[&str] = &[$($text),*];
+        const HAPPENINGS: &[(Happening, &str)] = &[$((Happening::$name, $text)),*];
     };
 }
 
@@ -42,17 +42,20 @@ happenings! {
 
 /// How often each happened.
 #[derive(Clone)]
-pub(crate) struct Seen([u64; TEXTS.len()]);
+pub(crate) struct Seen([u64; HAPPENINGS.len()]);
 
 impl Default for Seen {
     fn default() -> Self {
-        Self([0; TEXTS.len()])
+        Self([0; HAPPENINGS.len()])
     }
 }
 
 impl Seen {
     pub(crate) fn count(&mut self, happening: Happening) {
-        self.0[happening as usize] += 1;
+        let place = HAPPENINGS.iter().position(|(it, _)| *it == happening);
+        if let Some(count) = place.and_then(|it| self.0.get_mut(it)) {
+            *count += 1;
+        }
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -63,14 +66,15 @@ impl Seen {
 
     /// The first thing that never happened.
     pub(crate) fn missing(&self) -> Option<&'static str> {
-        let mut all = self.0.iter().zip(TEXTS);
-        all.find(|(count, _)| **count == 0).map(|(_, text)| *text)
+        let mut all = self.0.iter().zip(HAPPENINGS);
+        all.find(|(count, _)| **count == 0)
+            .map(|(_, (_, text))| *text)
     }
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (count, text) in self.0.iter().zip(TEXTS) {
+        for (count, (_, text)) in self.0.iter().zip(HAPPENINGS) {
             writeln!(f, "{count:>12} {text}")?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The shell around the role machine, as the daemon has it: events one after the other, actions in their order,
 //! and a crash possible between any two.
 
+use understudy_replication::epoch::Epoch;
 use understudy_replication::role::{Action, Event, Role};
 
 use crate::broken::{self, Broken};
@@ -47,11 +48,12 @@ impl World {
             | Role::Promoting { .. }
             | Role::Fenced { .. } => None,
         };
-        let heard = match &event {
-            Event::Heard(heard) | Event::HandOver(heard) if proposal.as_ref() != Some(heard) => {
-                Some(heard.clone())
-            }
-            _ => None,
+        let heard = if let Event::Heard(heard) | Event::HandOver(heard) = &event
+            && proposal.as_ref() != Some(heard)
+        {
+            Some(heard.clone())
+        } else {
+            None
         };
         if matches!(event, Event::Reassured) {
             node.has_word = true;
@@ -208,7 +210,7 @@ impl World {
     }
 
     /// Starts what takes writes.
-    pub(crate) fn run(&mut self, at: usize, epoch: understudy_replication::epoch::Epoch) {
+    pub(crate) fn run(&mut self, at: usize, epoch: Epoch) {
         self.check_start(at, &epoch);
         let what = format!("{} serves in {epoch}", self.nodes[at].me);
         self.note(|| what);
@@ -227,10 +229,14 @@ impl World {
         let Some(primary) = self.index(primary) else {
             return;
         };
-        match self.nodes[at].stage {
-            Stage::Standby(followed, _) if followed == primary => {}
+        let epoch = Some(role.epoch().clone());
+        let node = &mut self.nodes[at];
+        // A stream belongs to the epoch that it was opened in.
+        match node.stage {
+            Stage::Standby(followed, _) if followed == primary && node.followed == epoch => {}
             Stage::Standby(..) | Stage::Idle | Stage::Primary => {
-                self.nodes[at].stage = Stage::Standby(primary, None);
+                node.stage = Stage::Standby(primary, None);
+                node.followed = epoch;
             }
         }
     }
@@ -301,22 +307,20 @@ impl World {
 
     fn count_event(&mut self, at: usize, event: &Event) {
         let node = &self.nodes[at];
-        let own = match event {
-            Event::Heard(heard) => {
-                heard.node == node.me
-                    && *heard > *node.role.epoch()
-                    && matches!(&node.role, Role::Standby { proposed, .. } if proposed.as_ref() != Some(heard))
-            }
-            _ => false,
-        };
+        let is_news = |heard: &Epoch| heard.node == node.me && *heard > *node.role.epoch();
+        let own = matches!(event, Event::Heard(heard) if is_news(heard))
+            && matches!((event, &node.role), (Event::Heard(heard), Role::Standby { proposed, .. }) if proposed.as_ref() != Some(heard));
         if own {
             self.seen.count(Happening::OwnEpoch);
         }
         if matches!(node.role, Role::Returning { .. }) {
-            match event {
-                Event::Reassured => self.seen.count(Happening::Reassured),
-                Event::Alone { others: 0 | 1 } => self.seen.count(Happening::Alone),
-                _ => {}
+            if matches!(event, Event::Reassured) {
+                self.seen.count(Happening::Reassured);
+            }
+            let is_free =
+                matches!(&node.role, Role::Returning { standbys, .. } if standbys.is_empty());
+            if is_free && matches!(event, Event::Alone { others: 0 | 1 }) {
+                self.seen.count(Happening::Alone);
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Promotions and rejoins, step by step as the daemon carries them out.
+//! Promotions, step by step as the daemon carries them out.
 
 use understudy_replication::role::{Event, Role};
 use understudy_replication::status::RoleName;
 
 use crate::broken::Broken;
 use crate::network::{Ask, Message};
-use crate::node::{Promotion, Rejoin, Return, Stage, Step, Task, Waiter, Waiting, Work};
+use crate::node::{Promotion, Step, Task, Waiter, Waiting, Work};
 use crate::peer::Answer;
 use crate::seen::Happening;
 use crate::world::World;
@@ -55,25 +55,6 @@ impl World {
         });
     }
 
-    /// An operator runs `understudy rejoin`, or the node does so by itself.
-    pub(crate) fn order_rejoin(&mut self, at: usize) {
-        let node = &self.nodes[at];
-        let can = matches!(node.role, Role::Fenced { .. } | Role::Standby { .. });
-        if !node.is_up || node.task.is_some() || !can {
-            return;
-        }
-        let peers = self.peers(at);
-        self.nodes[at].task = Some(Task {
-            work: Work::Rejoin(Rejoin {
-                step: Return::Find,
-                peers,
-                primary: None,
-                epoch: None,
-            }),
-            waiting: Waiting::Ready,
-        });
-    }
-
     pub(crate) fn run_task(&mut self, at: usize) {
         let Some(task) = self.nodes[at].task.clone() else {
             return;
@@ -87,7 +68,7 @@ impl World {
         self.check(at);
     }
 
-    fn put(&mut self, at: usize, work: Work, waiting: Waiting) {
+    pub(crate) fn put(&mut self, at: usize, work: Work, waiting: Waiting) {
         self.nodes[at].task = Some(Task { work, waiting });
     }
 
@@ -149,8 +130,12 @@ impl World {
             },
             Step::Others => self.ask_others(at, it),
             Step::Command => self.use_command(at, it),
-            Step::Open if it.is_resumed => self.go_on(at, it, Step::TakeOver),
+            Step::Open if it.is_resumed => {
+                self.was_forced |= it.is_forced;
+                self.go_on(at, it, Step::TakeOver);
+            }
             Step::Open => {
+                self.was_forced |= it.is_forced;
                 let epoch = it.epoch.clone();
                 self.put(at, Work::Promotion(it), Waiting::Shell);
                 self.happen(at, Event::Open(epoch), Waiter::Task);
@@ -193,11 +178,8 @@ impl World {
 
     /// Has every other node take the new epoch, one after the other.
     fn ask_others(&mut self, at: usize, mut it: Promotion) {
-        let is_skipped = match self.broken {
-            Some(Broken::AsksTheOldPrimaryAlone) => true,
-            Some(Broken::GoesOnWithoutAsking) => it.is_resumed,
-            _ => false,
-        };
+        let is_skipped = self.broken == Some(Broken::AsksTheOldPrimaryAlone)
+            || (it.is_resumed && self.broken == Some(Broken::GoesOnWithoutAsking));
         // With two nodes, the other one cannot supersede a promotion without force.
         let is_pair = self.nodes.len() <= 2;
         if is_skipped || (it.is_resumed && (is_pair || it.taken > 0)) {
@@ -286,7 +268,6 @@ impl World {
                 Step::Open => {
                     self.seen.count(Happening::Opened);
                     if it.is_forced {
-                        self.was_forced = true;
                         self.seen.count(Happening::Forced);
                     }
                     self.nodes[at].has_word = true;
@@ -309,21 +290,7 @@ impl World {
                 | Step::TakeOver
                 | Step::Services => {}
             },
-            Work::Rejoin(mut it) => match it.step {
-                Return::Settle if is_done => {
-                    it.step = Return::Check;
-                    self.put(at, Work::Rejoin(it), Waiting::Ready);
-                }
-                Return::Follow => {
-                    if is_done {
-                        self.seen.count(Happening::Rejoined);
-                    }
-                    self.nodes[at].task = None;
-                }
-                Return::Settle | Return::Find | Return::Check | Return::Join => {
-                    self.nodes[at].task = None;
-                }
-            },
+            Work::Rejoin(it) => self.rejoin_told(at, it, is_done),
         }
     }
 
@@ -381,79 +348,5 @@ impl World {
             | Step::Services
             | Step::Serve => {}
         }
-    }
-
-    fn rejoin(&mut self, at: usize, mut it: Rejoin) {
-        match it.step {
-            Return::Find => match it.peers.first().copied() {
-                Some(peer) => {
-                    self.put(at, Work::Rejoin(it), Waiting::Ready);
-                    self.ask(at, peer, Message::Hello);
-                }
-                None => self.nodes[at].task = None,
-            },
-            Return::Settle => {
-                // A fence may be under way still: what it heard already is heard again after it.
-                let epoch = self.nodes[at].role.epoch().clone();
-                self.put(at, Work::Rejoin(it), Waiting::Shell);
-                self.happen(at, Event::Heard(epoch), Waiter::Task);
-            }
-            Return::Check => {
-                let node = &mut self.nodes[at];
-                if node.is_fence_owed || node.running.is_some() {
-                    node.task = None;
-                    return;
-                }
-                node.is_rejoining = true;
-                node.stage = Stage::Idle;
-                it.step = Return::Join;
-                let primary = it.primary;
-                self.put(at, Work::Rejoin(it), Waiting::Ready);
-                if let Some(primary) = primary {
-                    self.ask(at, primary, Message::Joined);
-                }
-            }
-            Return::Join => {}
-            Return::Follow => {
-                self.nodes[at].is_rejoining = false;
-                let name = it.primary.map(|primary| self.nodes[primary].me.clone());
-                let event = match (&self.nodes[at].role, name, it.epoch.clone()) {
-                    (Role::Fenced { .. }, Some(primary), Some(epoch)) => {
-                        Event::Rejoined { primary, epoch }
-                    }
-                    _ => Event::Started,
-                };
-                self.put(at, Work::Rejoin(it), Waiting::Shell);
-                self.happen(at, event, Waiter::Task);
-            }
-        }
-    }
-
-    fn rejoin_answered(&mut self, at: usize, mut it: Rejoin, answer: Option<Answer>) {
-        match (it.step, answer) {
-            (Return::Find, Some(Answer::Hello(RoleName::Primary, highest)))
-                if highest >= *self.nodes[at].role.epoch() =>
-            {
-                it.primary = it.peers.first().copied();
-                it.step = Return::Settle;
-            }
-            (Return::Find, _) => {
-                it.peers.remove(0);
-            }
-            (Return::Join, Some(Answer::Joined(epoch))) => {
-                it.epoch = Some(epoch);
-                it.step = Return::Follow;
-            }
-            (Return::Join, _) => {
-                self.nodes[at].is_rejoining = false;
-                self.nodes[at].task = None;
-                if matches!(self.nodes[at].role, Role::Standby { .. }) {
-                    self.happen(at, Event::Started, Waiter::Nobody);
-                }
-                return;
-            }
-            (Return::Settle | Return::Check | Return::Follow, _) => return,
-        }
-        self.put(at, Work::Rejoin(it), Waiting::Ready);
     }
 }

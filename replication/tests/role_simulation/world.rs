@@ -28,6 +28,65 @@ pub(crate) struct Policy {
     pub(crate) orders: u64,
 }
 
+/// How a history begins.
+#[derive(Clone, Copy, Debug)]
+enum Begun {
+    /// A primary, and standbys that have joined it.
+    Whole,
+    /// A node was promoted, its old primary switched off, and none has joined it yet.
+    Promoted,
+    /// Likewise, but it has crashed on its way.
+    Interrupted,
+}
+
+impl Begun {
+    /// Returns the nodes, and the epochs that were opened.
+    fn nodes(self, names: &[NodeName], count: usize, first: usize) -> (Vec<Node>, Vec<Epoch>) {
+        let old = (first + 1) % count;
+        let joined = |of: usize| -> Vec<NodeName> {
+            let others = (0..count).filter(|it| *it != of);
+            others.map(|it| names[it].clone()).collect()
+        };
+        let (opened, primary) = match self {
+            Self::Whole => (vec![Epoch::first(names[first].clone())], first),
+            Self::Promoted | Self::Interrupted => {
+                let before = Epoch::first(names[old].clone());
+                let epoch = before.superseded_by(names[first].clone());
+                (vec![before, epoch], old)
+            }
+        };
+        let epoch = opened[opened.len() - 1].clone();
+        let role = |at: usize| match self {
+            Self::Promoted if at == first => Role::Primary {
+                epoch: epoch.clone(),
+                standbys: vec![],
+            },
+            Self::Interrupted if at == first => Role::Promoting {
+                epoch: epoch.clone(),
+            },
+            Self::Whole | Self::Promoted | Self::Interrupted if at == primary => Role::Primary {
+                epoch: opened[0].clone(),
+                standbys: joined(primary),
+            },
+            Self::Whole | Self::Promoted | Self::Interrupted => Role::Standby {
+                epoch: epoch.clone(),
+                primary: names[first].clone(),
+                proposed: None,
+            },
+        };
+        let nodes = (0..count).map(|at| {
+            let mut node = Node::new(names[at].clone(), role(at));
+            if at == primary && primary != first {
+                node.power_off();
+            } else {
+                node.start();
+            }
+            node
+        });
+        (nodes.collect(), opened.clone())
+    }
+}
+
 pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) nodes: Vec<Node>,
@@ -66,29 +125,13 @@ impl World {
         };
         // Any of them may be the first primary: the order of names decides between equal numbers.
         let first = random.below(count);
-        let epoch = Epoch::first(names[first].clone());
-        let nodes: Vec<Node> = (0..count)
-            .map(|at| {
-                let role = if at == first {
-                    Role::Primary {
-                        epoch: epoch.clone(),
-                        standbys: (0..count)
-                            .filter(|it| *it != first)
-                            .map(|it| names[it].clone())
-                            .collect(),
-                    }
-                } else {
-                    Role::Standby {
-                        epoch: epoch.clone(),
-                        primary: names[first].clone(),
-                        proposed: None,
-                    }
-                };
-                let mut node = Node::new(names[at].clone(), role);
-                node.start();
-                node
-            })
-            .collect();
+        let begun = [
+            Begun::Whole,
+            Begun::Whole,
+            Begun::Promoted,
+            Begun::Interrupted,
+        ][random.below(4)];
+        let (nodes, opened) = begun.nodes(names, count, first);
         Self {
             random,
             answered: vec![None; count],
@@ -98,7 +141,7 @@ impl World {
             broken,
             asks: 0,
             faults: true,
-            opened: vec![epoch],
+            opened,
             was_forced: false,
             has_lied: false,
             violation: None,

@@ -88,9 +88,10 @@ pub(super) async fn seed(
     // Threads that are under way when this is dropped end soon, and hold the work until then.
     let (_wanted, is_left) = Wanted::new();
     let (checked, held) = (inner.clone(), work.clone());
+    let epoch = primary.epoch();
     let begun = blocking(move || {
         let _held = held;
-        begin(&checked)
+        begin(&checked, &epoch)
     });
     let keeping = begun.await?;
     // Until it is done: it may be broken off anywhere.
@@ -283,9 +284,9 @@ pub(super) fn check_wanted(is_left: &AtomicBool) -> Result<(), FilesError> {
     Ok(())
 }
 
-/// Makes sure that nothing is harmed which no seeding has made. Returns what has to be kept of a node that was
-/// primary.
-fn begin(inner: &Inner) -> Result<Option<Former>, FilesError> {
+/// Makes sure that nothing is harmed which no seeding has made. Returns what has to be kept: of a node that was
+/// primary, or of a standby of an earlier one.
+fn begin(inner: &Inner, epoch: &Epoch) -> Result<Option<Former>, FilesError> {
     inner.reload_if_suspect()?;
     let mut replica = inner.replica();
     let device = std::fs::metadata(&inner.root).ok().map(|found| found.dev());
@@ -308,13 +309,20 @@ fn begin(inner: &Inner) -> Result<Option<Former>, FilesError> {
         });
     }
     replica.open_tree()?;
-    let kept = match &origin {
-        Some(origin) => origin.kept.clone(),
-        None if is_empty => None,
-        None => replica
-            .ledger
-            .head()
-            .map(|head| format!("{}-{}", head.epoch, head.position)),
+    // What an earlier primary had written, and what was its own primary's, may be nowhere else: the node that
+    // was promoted since may have had less of it.
+    let kept = match (&origin, replica.ledger.head()) {
+        (
+            Some(Origin {
+                kept: Some(kept), ..
+            }),
+            _,
+        ) => Some(kept.clone()),
+        (Some(_), Some(head)) if head.epoch >= *epoch => None,
+        (Some(_) | None, Some(head)) if !is_empty => {
+            Some(format!("{}-{}", head.epoch, head.position))
+        }
+        (Some(_) | None, _) => None,
     };
     if let Some(name) = &kept {
         if let Some(tree) = &mut replica.tree {
@@ -529,7 +537,8 @@ fn finish(
             Severity::Warning,
             "files_kept",
             format!(
-                "store {}: this node was its primary: {}; `understudy salvage show` lists them",
+                "store {}: what this node had and the new primary lacks was kept: {}; `understudy salvage show` lists \
+                 it",
                 inner.id.name, salvaged.summary
             ),
         );
