@@ -27,6 +27,7 @@ mod kv_clients;
 mod manual;
 mod node;
 mod output;
+mod pause;
 mod peer_api;
 mod peer_work;
 mod primary_run;
@@ -127,6 +128,10 @@ enum Verb {
     Switchover(switchover::Switchover),
     /// Make this former primary a standby again, or seed a standby anew that cannot follow
     Rejoin(rejoin::Rejoin),
+    /// Have understudy do nothing by itself on the cluster for a while: you work on it by hand
+    Pause(pause::PauseVerb),
+    /// End a pause on the whole cluster
+    Resume(pause::Resume),
     /// Look at what was kept aside on this node before it was made equal to another's
     Salvage(salvage::Salvage),
     /// Show settings by revision, and roll them back
@@ -195,6 +200,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Promote(verb) => verb.run(place).await,
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
+        Verb::Pause(verb) => verb.run(place).await,
+        Verb::Resume(verb) => verb.run(place).await,
         Verb::Salvage(verb) => verb.run(place),
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Kv(verb) => verb.run(place).await,

@@ -21,6 +21,7 @@ use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRou
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
 
+use crate::pause::Pauses;
 use crate::primary_run::PrimaryRun;
 use crate::role_file::RoleRecord;
 use crate::shell::{Asked, ShellError};
@@ -77,6 +78,8 @@ pub(crate) struct Node {
     /// Where the key-value store is kept open: what is in memory survives a change of roles.
     kv: Slot,
     shell: mpsc::Sender<Asked>,
+    /// Whether somebody has asked understudy to do nothing by itself.
+    pub(crate) pauses: Pauses,
 }
 
 /// What a node is made from.
@@ -98,6 +101,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             kv: Makings::kv_slot(&parts.local),
+            pauses: Pauses::load(&parts.local.state_dir, parts.events.clone()),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,

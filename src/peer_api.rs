@@ -47,12 +47,14 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             _ = tick.tick() => {}
             () = stop.wait() => return,
         }
+        crate::pause::look(&node);
         let config = node.config();
         let clients = config
             .peers(node.me())
             .filter_map(|peer| node.client(&peer.name));
-        let greetings = clients.map(async |client| {
-            if let Err(error) = hello(&client).await {
+        let greetings = clients.map(async |client| match hello(&client).await {
+            Ok(hello) => crate::pause::meet(&node, &client, hello.pause).await,
+            Err(error) => {
                 tracing::debug!(peer = %client.node(), %error, "a peer does not answer a greeting");
             }
         });
@@ -87,6 +89,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
         .route("/peer/kv/end", get(say_kv_end))
+        .route("/peer/pause", post(crate::pause::hear))
         .route("/peer/probe", get(crate::foresight::send_probe))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
@@ -139,6 +142,7 @@ async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {
         role: role.name(),
         epoch,
         time: WallTime::now(),
+        pause: Some(node.pauses.record()),
     })
 }
 

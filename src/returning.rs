@@ -43,6 +43,9 @@ pub(crate) struct Order {
     /// Tell before anything changes what will be done.
     #[serde(default)]
     pub(crate) foresees: bool,
+    /// Nobody has asked for it: it is not done during a pause.
+    #[serde(skip)]
+    pub(crate) by_itself: bool,
 }
 
 /// How a node rejoined.
@@ -102,6 +105,10 @@ pub(crate) async fn rejoin(
         }
     }
     let primary = find_primary(node).await?;
+    // One that was down when the pause began has heard of it just now.
+    if order.by_itself && node.is_paused() {
+        return Err(Failure::refused("the cluster is paused"));
+    }
     // A fence may be under way still: what it heard already is heard again after it.
     node.happen(Event::Heard(node.role().epoch().clone()))
         .await?;
@@ -240,6 +247,8 @@ pub(crate) async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Fa
         };
         match crate::peer_api::hello(&client).await {
             Ok(hello) if hello.role == RoleName::Primary && hello.epoch >= ours => {
+                node.pauses
+                    .hear(&hello.node, hello.pause.unwrap_or_default());
                 return Ok(client);
             }
             Ok(hello) => reasons.push(format!(
@@ -265,8 +274,9 @@ pub(crate) async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Fa
 /// so. Harmless to call at any time.
 pub(crate) fn come_back(node: &Arc<Node>) {
     let is_wanted = |node: &Node| match node.role() {
+        // What an operator has begun by a switchover is ended during a pause, too.
         Role::Fenced { follows, .. } => {
-            follows || node.config().cluster.rejoin == Rejoin::Automatic
+            follows || node.config().cluster.rejoin == Rejoin::Automatic && !node.is_paused()
         }
         Role::Primary { .. }
         | Role::Returning { .. }
@@ -281,7 +291,11 @@ pub(crate) fn come_back(node: &Arc<Node>) {
         let mut patience = RETRY_MIN;
         let mut told = String::new();
         while let Some(node) = node.upgrade().filter(|node| is_wanted(node)) {
-            match rejoin(&node, Order::default(), &NoProgress).await {
+            let order = Order {
+                by_itself: !matches!(node.role(), Role::Fenced { follows: true, .. }),
+                ..Order::default()
+            };
+            match rejoin(&node, order, &NoProgress).await {
                 Ok(_) => break,
                 Err(failure) => {
                     // Until the other side serves there is nobody to follow, which is no failure.

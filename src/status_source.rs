@@ -7,11 +7,12 @@ use understudy_monitor::KvSource;
 use understudy_replication::check::Trouble;
 use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::Now;
+use understudy_replication::pause::Pause;
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::role::Role;
 use understudy_replication::status::{
-    CopyStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status, StatusSource,
-    StoreDetail, StoreLag, StoreStatus,
+    CopyStatus, PauseStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status,
+    StatusSource, StoreDetail, StoreLag, StoreStatus,
 };
 use understudy_replication::store::{Received, Receiver, Shipper, StoreId, StoreKind, StoreReport};
 
@@ -83,6 +84,8 @@ impl StatusSource for Node {
             &record.role,
             promotion.as_ref().is_some_and(|p| p.is_running),
         );
+        let pause = self.pauses.active();
+        problems.extend(pause.as_ref().map(Pause::sentence));
         problems.extend(self.config_problem());
         problems.extend(self.stores_problem());
         if let Role::Primary { standbys, .. } = &record.role {
@@ -128,7 +131,7 @@ impl StatusSource for Node {
             address: None,
             checks: Vec::new(),
             links: Vec::new(),
-            pause: None,
+            pause: pause.map(PauseStatus::from),
             preflight: None,
             proof: None,
             problems,

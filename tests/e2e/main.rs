@@ -23,6 +23,7 @@ mod kv;
 mod named_states;
 mod parted;
 mod partition;
+mod pause;
 mod promotion;
 mod refusals;
 mod reseeding;
