@@ -35,6 +35,7 @@ mod progress;
 mod promote;
 mod promotion;
 mod rejoin;
+mod rejoin_report;
 mod report;
 mod returning;
 mod role_file;

@@ -25,6 +25,7 @@ use understudy_replication::wall_time::WallTime;
 use crate::failure::Failure;
 use crate::foresight::{self, Prediction};
 use crate::node::{Node, Stage};
+use crate::rejoin_report;
 use crate::standby_run::StandbyRun;
 
 /// How soon a node that comes back by itself tries again, at first,
@@ -136,7 +137,7 @@ pub(crate) async fn rejoin(
     let (stores, epoch) = match rejoined {
         Ok(rejoined) => rejoined,
         Err(failure) => {
-            foresight::keep_failed(node, started, foreseen, &failure);
+            rejoin_report::keep_failed(node, started, foreseen, &failure);
             // A standby goes on as far as it can.
             follow_again(node).await;
             return Err(failure);
@@ -160,7 +161,7 @@ pub(crate) async fn rejoin(
         stores,
         report: None,
     };
-    let report = foresight::keep(node, started, report);
+    let report = rejoin_report::keep(node, started, report);
     node.events.record(
         Severity::Info,
         "rejoined",
