@@ -121,6 +121,8 @@ pub(crate) async fn serve(
         .route("/check", post(check_stores))
         .route("/promote", post(promote))
         .route("/switchover", post(switchover))
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
         .route("/rejoin", post(rejoin))
         .route("/rejoin/foresee", post(foresee))
         .route("/drill/rehearsal", post(rehearse))
@@ -275,18 +277,35 @@ async fn check_stores(State(node): State<Arc<Node>>, Json(order): Json<check::Or
 }
 
 async fn promote(State(node): State<Arc<Node>>, Json(order): Json<Order>) -> Response {
-    stream(move |progress| async move { crate::promotion::promote(&node, order, &progress).await })
+    stream(move |progress| async move {
+        node.tell_pause(&progress);
+        crate::promotion::promote(&node, order, &progress).await
+    })
 }
 
 async fn switchover(
     State(node): State<Arc<Node>>,
     Json(order): Json<switchover::Order>,
 ) -> Response {
-    stream(move |progress| async move { switchover::switchover(&node, order, &progress).await })
+    stream(move |progress| async move {
+        node.tell_pause(&progress);
+        switchover::switchover(&node, order, &progress).await
+    })
 }
 
 async fn rejoin(State(node): State<Arc<Node>>, Json(order): Json<returning::Order>) -> Response {
-    stream(move |progress| async move { returning::rejoin(&node, order, &progress).await })
+    stream(move |progress| async move {
+        node.tell_pause(&progress);
+        returning::rejoin(&node, order, &progress).await
+    })
+}
+
+async fn pause(State(node): State<Arc<Node>>, Json(order): Json<crate::pause::Order>) -> Response {
+    stream(move |_| async move { crate::pause::begin(&node, &order).await })
+}
+
+async fn resume(State(node): State<Arc<Node>>) -> Response {
+    stream(move |_| async move { crate::pause::end(&node).await })
 }
 
 async fn foresee(State(node): State<Arc<Node>>) -> Response {

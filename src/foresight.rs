@@ -1,10 +1,8 @@
-//! What a rejoin will do, told before it does it; and the report that keeps both.
+//! What a rejoin will do, told before it does it.
 //!
 //! The figures are estimates: of each store what it would keep aside and what would travel, by its own
 //! reckoning, and the time by how fast a short answer of the primary comes.
 
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,16 +10,17 @@ use axum::response::Response;
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
+use understudy_replication::error_chain;
 use understudy_replication::rejoin::Foreseen;
 use understudy_replication::role::Role;
 use understudy_replication::store::{Progress, Receiver, StoreId, Unit};
 use understudy_replication::transport::{PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
-use understudy_replication::{durable, error_chain};
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
-use crate::returning::{Report, find_primary, known_client};
+use crate::rejoin_report::last_rate;
+use crate::returning::{find_primary, known_client};
 use crate::standby_run::StandbyRun;
 
 /// The version of the reports.
@@ -41,12 +40,6 @@ const DISK_RATE: u64 = 200 << 20;
 
 /// What the network is taken to carry where nothing is known of it, in bytes per second.
 const RATE_ASSUMED: u64 = 50 << 20;
-
-/// So many reports of the past are looked through for how fast it went.
-const REPORTS_READ_MAX: usize = 20;
-
-/// So much has to have travelled in a rejoin for its rate to tell anything, in bytes.
-const TELLING_BYTES_MIN: u64 = 8 << 20;
 
 /// What a rejoin will do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,33 +131,6 @@ async fn probe(primary: &PeerClient) -> Result<Option<u64>, PeerError> {
     let bytes = u128::try_from(bytes).unwrap_or_default();
     let rate = u64::try_from(bytes * 1_000_000 / micros).unwrap_or(u64::MAX);
     Ok((rate > 0).then_some(rate))
-}
-
-/// Returns how fast the newest rejoin went in which enough travelled, in bytes per second.
-fn last_rate(node: &Node) -> Option<u64> {
-    let folder = node.local.state_dir.join("reports");
-    let entries = fs::read_dir(folder).ok()?;
-    let mut names: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path.file_name().map(|name| name.to_string_lossy());
-            name.is_some_and(|name| name.starts_with("rejoin-"))
-        })
-        .collect();
-    names.sort();
-    let newest = names.iter().rev().take(REPORTS_READ_MAX);
-    let rates = newest.filter_map(|path| {
-        let kept: Kept = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let report = kept.report?;
-        let stores = report.stores.iter();
-        let bytes: u64 = stores.filter_map(|store| store.rejoined.travelled).sum();
-        let millis = Duration::try_from_secs_f64(report.seconds)
-            .ok()?
-            .as_millis();
-        let rate = u128::from(bytes) * 1000 / millis.max(1);
-        (bytes >= TELLING_BYTES_MIN).then_some(u64::try_from(rate).ok()?)
-    });
-    rates.into_iter().find(|rate| *rate > 0)
 }
 
 /// Tells what a rejoin of this node would do now, and changes nothing of its role and its stores.
@@ -322,83 +288,6 @@ fn duration(minutes: f64) -> String {
     } else {
         format!("about {minutes:.0} minutes")
     }
-}
-
-/// The evidence of a rejoin: `STATE/reports/rejoin-TIME.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    version: u32,
-    started: WallTime,
-    finished: WallTime,
-    /// What was foreseen, of one that failed; else it is in the report.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    foreseen: Option<Prediction>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    report: Option<Report>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    failure: Option<Failure>,
-}
-
-/// Keeps the report of a rejoin, and returns it with its place. That it cannot be kept stops nothing: the node
-/// is a standby by now.
-pub(crate) fn keep(node: &Node, started: WallTime, mut report: Report) -> Report {
-    let path = path(node, started);
-    report.report = Some(path.clone());
-    let kept = Kept {
-        version: VERSION,
-        started,
-        finished: WallTime::now(),
-        foreseen: None,
-        report: Some(report.clone()),
-        failure: None,
-    };
-    if !store(&path, &kept) {
-        report.report = None;
-    }
-    report
-}
-
-/// Keeps why a rejoin failed, where an operator had asked for it: one that is tried again by itself would fill
-/// the folder.
-pub(crate) fn keep_failed(
-    node: &Node,
-    started: WallTime,
-    foreseen: Option<Prediction>,
-    failure: &Failure,
-) {
-    if foreseen.is_none() {
-        return;
-    }
-    let kept = Kept {
-        version: VERSION,
-        started,
-        finished: WallTime::now(),
-        foreseen,
-        report: None,
-        failure: Some(failure.clone()),
-    };
-    let _told = store(&path(node, started), &kept);
-}
-
-fn path(node: &Node, started: WallTime) -> PathBuf {
-    let time = started.to_string().replace([':', '.', '-'], "");
-    let folder = node.local.state_dir.join("reports");
-    folder.join(format!("rejoin-{time}.json"))
-}
-
-fn store(path: &std::path::Path, kept: &Kept) -> bool {
-    let stored = serde_json::to_vec_pretty(kept)
-        .map_err(std::io::Error::from)
-        .and_then(|text| {
-            if let Some(folder) = path.parent() {
-                durable::create_directory(folder, 0o755)?;
-            }
-            durable::write(path, &text, 0o644)
-        });
-    if let Err(error) = &stored {
-        tracing::warn!(%error, path = %path.display(), "the report of a rejoin cannot be kept");
-    }
-    stored.is_ok()
 }
 
 #[cfg(test)]

@@ -122,15 +122,21 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             _ = tick.tick() => {}
             () = stop.wait() => return,
         }
+        crate::pause::look(&node);
+        node.services.set_paused(node.is_paused());
+        node.jobs.set_paused(node.is_paused());
         let greetings = node.links.clients(&node).into_iter().map(|client| {
             let node = node.clone();
             async move {
                 let begun = Instant::now();
-                let answer = match crate::peer_api::hello(&client).await {
-                    Ok(_) => Ok(begun.elapsed()),
-                    Err(error) => Err(error_chain(&error)),
+                let (answer, pause) = match crate::peer_api::hello(&client).await {
+                    Ok(hello) => (Ok(begun.elapsed()), Some(hello.pause)),
+                    Err(error) => (Err(error_chain(&error)), None),
                 };
                 node.links.note(&node, &client, answer);
+                if let Some(pause) = pause {
+                    crate::pause::meet(&node, &client, pause).await;
+                }
             }
         });
         tokio::select! {

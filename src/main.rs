@@ -32,6 +32,7 @@ mod manual;
 mod node;
 mod others;
 mod output;
+mod pause;
 mod peer_api;
 mod peer_work;
 mod preflight;
@@ -40,6 +41,7 @@ mod progress;
 mod promote;
 mod promotion;
 mod rejoin;
+mod rejoin_report;
 mod report;
 mod returning;
 mod role_file;
@@ -134,6 +136,10 @@ enum Verb {
     Switchover(switchover::Switchover),
     /// Make this former primary a standby again, or seed a standby anew that cannot follow
     Rejoin(rejoin::Rejoin),
+    /// Have understudy do nothing by itself on the cluster for a while: you work on it by hand
+    Pause(pause::PauseVerb),
+    /// End a pause on the whole cluster
+    Resume(pause::Resume),
     /// Look at what was kept aside on this node before it was made equal to another's
     Salvage(salvage::Salvage),
     /// Prove that this standby could take over, and how long that takes
@@ -213,6 +219,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Promote(verb) => verb.run(place).await,
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
+        Verb::Pause(verb) => verb.run(place).await,
+        Verb::Resume(verb) => verb.run(place).await,
         Verb::Salvage(verb) => verb.run(place),
         Verb::Drill(verb) => verb.run(place).await,
         Verb::Clone(verb) => verb.run(place).await,

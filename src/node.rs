@@ -27,6 +27,7 @@ use understudy_standby::index::Indexes;
 
 use crate::drill::Drills;
 use crate::links::Links;
+use crate::pause::Pauses;
 use crate::primary_run::PrimaryRun;
 use crate::role_file::RoleRecord;
 use crate::shell::{Asked, ShellError};
@@ -97,6 +98,8 @@ pub(crate) struct Node {
     /// What is tried on copies of the stores, and what that has proved.
     pub(crate) drills: Drills,
     shell: mpsc::Sender<Asked>,
+    /// Whether somebody has asked understudy to do nothing by itself.
+    pub(crate) pauses: Pauses,
 }
 
 /// What a node is made from.
@@ -122,6 +125,7 @@ impl Node {
         Arc::new(Self {
             kv: Makings::kv_slot(&parts.local),
             drills: Drills::load(&parts.local.state_dir),
+            pauses: Pauses::load(&parts.local.state_dir, parts.events.clone()),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,

@@ -59,6 +59,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
         .route("/peer/kv/end", get(say_kv_end))
+        .route("/peer/pause", post(crate::pause::hear))
         .route("/peer/probe", get(crate::foresight::send_probe))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
@@ -111,6 +112,7 @@ async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {
         role: role.name(),
         epoch,
         time: WallTime::now(),
+        pause: Some(node.pauses.record()),
     })
 }
 

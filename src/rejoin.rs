@@ -52,6 +52,7 @@ impl Rejoin {
                 Salvaging::Required
             },
             foresees: true,
+            by_itself: false,
         };
         let report: Report = crate::admin::ask(&socket, Method::POST, "/rejoin", &order).await?;
         if self.json {

@@ -26,6 +26,7 @@ use understudy_replication::wall_time::WallTime;
 use crate::failure::Failure;
 use crate::foresight::{self, Prediction};
 use crate::node::{Node, Stage};
+use crate::rejoin_report;
 use crate::standby_run::StandbyRun;
 
 /// How soon a node that comes back by itself tries again, at first,
@@ -47,6 +48,9 @@ pub(crate) struct Order {
     /// Tell before anything changes what will be done.
     #[serde(default)]
     pub(crate) foresees: bool,
+    /// Nobody has asked for it: it is not done during a pause.
+    #[serde(skip)]
+    pub(crate) by_itself: bool,
 }
 
 /// How a node rejoined.
@@ -107,6 +111,10 @@ pub(crate) async fn rejoin(
         }
     }
     let primary = find_primary(node).await?;
+    // One that was down when the pause began has heard of it just now.
+    if order.by_itself && node.is_paused() {
+        return Err(Failure::refused("the cluster is paused"));
+    }
     // A fence may be under way still: what it heard already is heard again after it.
     node.happen(Event::Heard(node.role().epoch().clone()))
         .await?;
@@ -134,7 +142,7 @@ pub(crate) async fn rejoin(
     let (stores, epoch) = match rejoined {
         Ok(rejoined) => rejoined,
         Err(failure) => {
-            foresight::keep_failed(node, started, foreseen, &failure);
+            rejoin_report::keep_failed(node, started, foreseen, &failure);
             // A standby goes on as far as it can.
             follow_again(node).await;
             return Err(failure);
@@ -158,7 +166,7 @@ pub(crate) async fn rejoin(
         stores,
         report: None,
     };
-    let report = foresight::keep(node, started, report);
+    let report = rejoin_report::keep(node, started, report);
     node.events.record(
         Severity::Info,
         "rejoined",
@@ -245,6 +253,8 @@ pub(crate) async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Fa
         };
         match crate::peer_api::hello(&client).await {
             Ok(hello) if hello.role == RoleName::Primary && hello.epoch >= ours => {
+                node.pauses
+                    .hear(&hello.node, hello.pause.unwrap_or_default());
                 return Ok(client);
             }
             Ok(hello) => reasons.push(format!(
@@ -270,8 +280,9 @@ pub(crate) async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Fa
 /// so. Harmless to call at any time.
 pub(crate) fn come_back(node: &Arc<Node>) {
     let is_wanted = |node: &Node| match node.role() {
+        // What an operator has begun by a switchover is ended during a pause, too.
         Role::Fenced { follows, .. } => {
-            follows || node.config().cluster.rejoin == Rejoin::Automatic
+            follows || node.config().cluster.rejoin == Rejoin::Automatic && !node.is_paused()
         }
         Role::Primary { .. }
         | Role::Returning { .. }
@@ -286,7 +297,11 @@ pub(crate) fn come_back(node: &Arc<Node>) {
         let mut patience = RETRY_MIN;
         let mut told = String::new();
         while let Some(node) = node.upgrade().filter(|node| is_wanted(node)) {
-            match rejoin(&node, Order::default(), &NoProgress).await {
+            let order = Order {
+                by_itself: !matches!(node.role(), Role::Fenced { follows: true, .. }),
+                ..Order::default()
+            };
+            match rejoin(&node, order, &NoProgress).await {
                 Ok(_) => break,
                 Err(failure) => {
                     // Until the other side serves there is nobody to follow, which is no failure.

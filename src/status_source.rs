@@ -8,11 +8,12 @@ use understudy_monitor::KvSource;
 use understudy_replication::check::Trouble;
 use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::lag::Now;
+use understudy_replication::pause::Pause;
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::role::Role;
 use understudy_replication::status::{
-    CopyStatus, ProofStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status,
-    StatusSource, StoreDetail, StoreLag, StoreStatus,
+    CopyStatus, PauseStatus, ProofStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION,
+    Status, StatusSource, StoreDetail, StoreLag, StoreStatus,
 };
 use understudy_replication::store::{Received, Receiver, Shipper, StoreId, StoreKind, StoreReport};
 
@@ -86,6 +87,8 @@ impl StatusSource for Node {
             &record.role,
             promotion.as_ref().is_some_and(|p| p.is_running),
         );
+        let pause = self.pauses.active();
+        problems.extend(pause.as_ref().map(Pause::sentence));
         problems.extend(self.config_problem());
         problems.extend(self.stores_problem());
         if let Role::Primary { standbys, .. } = &record.role {
@@ -138,7 +141,7 @@ impl StatusSource for Node {
             address: self.address.as_ref().map(|address| address.status()),
             checks: Vec::new(),
             links: self.links.status(),
-            pause: None,
+            pause: pause.map(PauseStatus::from),
             preflight: self
                 .preflight
                 .lock()

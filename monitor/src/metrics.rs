@@ -431,9 +431,11 @@ pub const TABLE: &[Metric] = &[
     Metric {
         name: "problems",
         labels: &[],
-        help: "how many things need an operator now; /monitor/status tells which",
+        help: "how many things need an operator now, but for a pause; /monitor/status tells which",
         samples: |status| {
             let problems = u64::try_from(status.problems.len()).unwrap_or(u64::MAX);
+            // That was asked for, and has a metric of its own.
+            let problems = problems.saturating_sub(status.pause.is_some().into());
             vec![Sample::new([""; 0], Value::Count(problems))]
         },
     },
@@ -477,6 +479,12 @@ pub const TABLE: &[Metric] = &[
             let sample = |proof: &ProofStatus| Sample::new([""; 0], proof.failure.is_some().into());
             tried.map(sample).into_iter().collect()
         },
+    },
+    Metric {
+        name: "paused",
+        labels: &[],
+        help: "1 while somebody has asked understudy to do nothing by itself on the cluster",
+        samples: |status| vec![Sample::new([""; 0], status.pause.is_some().into())],
     },
     Metric {
         name: "promotion_running",

@@ -62,6 +62,12 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
         page.line(format!("  proven   {}", proven(proof, now)));
     }
     page.line(format!("  do       {}", next_step(status, peers)));
+    if let Some(pause) = &status.pause {
+        page.line(format!(
+            "  paused   by {} on node {} until {}: {}",
+            pause.owner, pause.node, pause.until, pause.reason
+        ));
+    }
     page.line(format!(
         "  since    {} ({}); daemon {} for {}",
         status.role_since,
@@ -144,9 +150,9 @@ fn troubles(status: &Status, peers: &[Peer<'_>]) -> Vec<String> {
         }
     }
     troubles.extend(surroundings::troubles(status));
-    match u64::try_from(problems(status).len()) {
-        Ok(0) => {}
-        count => troubles.push(plural(count.unwrap_or(u64::MAX), "problem")),
+    match count(status) {
+        0 => {}
+        count => troubles.push(plural(count, "problem")),
     }
     troubles
 }
@@ -290,7 +296,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
             look
         };
     }
-    if !problems(status).is_empty() {
+    if count(status) > 0 {
         return "read the problems below: each says what to do".to_owned();
     }
     let lags = || peers.iter().flat_map(|peer| &peer.lags);
@@ -343,6 +349,12 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
         return "run `understudy invite NODE` to add a standby".to_owned();
     }
     "nothing".to_owned()
+}
+
+/// Returns how many problems there are but for a pause: that was asked for.
+fn count(status: &Status) -> u64 {
+    let all = u64::try_from(problems(status).len()).unwrap_or(u64::MAX);
+    all.saturating_sub(status.pause.is_some().into())
 }
 
 /// Returns what needs an operator: the node's problems, and those of stores that are not among them.

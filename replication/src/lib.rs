@@ -5,6 +5,7 @@
 //! decides    Epoch, Position, Marks       epoch, position, mark
 //!            Role (the role machine)      role
 //!            DeleteGuard                  guard
+//!            PauseRecord                  pause
 //! does       PeerClient, PeerServer       transport, trust
 //!            Shipper, Receiver            store (what a store offers its role)
 //!            Log, Table                   log, table (durable forms)
@@ -23,6 +24,7 @@ pub mod guard;
 pub mod lag;
 pub mod link;
 pub mod mark;
+pub mod pause;
 pub mod position;
 pub mod rejoin;
 pub mod role;

@@ -8,6 +8,7 @@ use understudy_config::{NodeName, StoreName};
 
 use crate::check::Depth;
 use crate::epoch::Epoch;
+use crate::pause::PauseRecord;
 use crate::position::Position;
 use crate::status::RoleName;
 use crate::store::Received;
@@ -24,6 +25,9 @@ pub struct Hello {
     pub epoch: Epoch,
     /// Its wall clock.
     pub time: WallTime,
+    /// What it knows of pauses; `None` of a version that knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseRecord>,
 }
 
 /// What a standby posts to `/peer/report`, at least with every mark.

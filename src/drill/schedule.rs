@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use understudy_replication::role::Role;
 use understudy_replication::settings::wait_until_due;
-use understudy_replication::status::StatusSource;
 use understudy_replication::store::{NoProgress, Stop};
 
 use crate::node::Node;
@@ -31,7 +30,7 @@ pub(crate) async fn by_schedule(node: Arc<Node>, stop: Stop) {
         if !is_standby || node.config().drill.schedule.as_ref() != Some(&schedule) {
             continue;
         }
-        if node.status().pause.is_some() {
+        if node.is_paused() {
             tracing::info!("a rehearsal is left out: the cluster is paused");
             continue;
         }

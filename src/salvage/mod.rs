@@ -4,6 +4,7 @@
 
 mod bundle;
 mod export;
+mod find;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -111,7 +112,7 @@ impl Salvage {
                 skip,
                 json,
             } => {
-                let bundle = bundle::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, config.as_ref(), &bundle)?;
                 let shown = show::Shown::of(&bundle, &local, skip, limit)?;
                 if json {
                     return print_json(&shown);
@@ -120,7 +121,7 @@ impl Salvage {
                 Ok(())
             }
             Verb::Export { bundle, to, json } => {
-                let bundle = bundle::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, config.as_ref(), &bundle)?;
                 let (path, bytes) = export::export(&bundle, &local, &to)?;
                 let done = Done {
                     version: VERSION,
@@ -140,7 +141,7 @@ impl Salvage {
                 Ok(())
             }
             Verb::Remove { bundle, yes, json } => {
-                let bundle = bundle::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, config.as_ref(), &bundle)?;
                 remove(bundle, yes, json)
             }
         }
@@ -148,7 +149,7 @@ impl Salvage {
 }
 
 fn list(local: &Local, config: Option<&Config>, json: bool) -> Result<(), Failure> {
-    let bundles = bundle::list(local, config)?;
+    let bundles = find::list(local, config)?;
     if json {
         return print_json(&List {
             version: VERSION,

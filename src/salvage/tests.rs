@@ -14,8 +14,8 @@ use understudy_replication::kv::salvage::{Acknowledged, Superseded, write};
 use understudy_replication::position::Position;
 use understudy_replication::wall_time::WallTime;
 
-use super::bundle::{self, Bundle};
-use super::{export, show};
+use super::bundle::Bundle;
+use super::{export, find, show};
 
 const MADE: WallTime = WallTime(1_700_000_000_123);
 
@@ -148,7 +148,7 @@ impl Bench {
     }
 
     fn list(&self) -> Vec<Bundle> {
-        bundle::list(&self.local, Some(&self.config)).unwrap()
+        find::list(&self.local, Some(&self.config)).unwrap()
     }
 
     fn find(&self, prefix: &str) -> Bundle {
@@ -207,7 +207,7 @@ fn every_store_s_bundles_are_listed_and_what_is_unknown_is_said() {
             "strange files false",
         ]
     );
-    assert!(bundle::find(&bench.local, None, "../../etc").is_err());
+    assert!(find::find(&bench.local, None, "../../etc").is_err());
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_bundle_is_removed_with_its_files_only_when_that_is_said() {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(".understudy/kept/1.a-77", "")).unwrap();
     let name = "files-docs-1.a-77";
-    let bundle = bundle::find(&bench.local, Some(&bench.config), name).unwrap();
+    let bundle = find::find(&bench.local, Some(&bench.config), name).unwrap();
     assert!(bundle.remove().is_err());
     assert!(bundle.path.exists() && bench.local.resolve(Path::new("/srv/docs")).exists());
 }

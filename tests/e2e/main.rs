@@ -25,6 +25,7 @@ mod links;
 mod named_states;
 mod parted;
 mod partition;
+mod pause;
 mod promotion;
 mod refusals;
 mod reseeding;

@@ -13,6 +13,7 @@ mod timetable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -46,6 +47,8 @@ pub struct Jobs {
     asking: Mutex<Option<mpsc::Receiver<Asked>>>,
     /// How many run.
     running: watch::Sender<usize>,
+    /// Nothing runs by itself.
+    is_paused: AtomicBool,
     events: Events,
     started: WallTime,
 }
@@ -160,6 +163,7 @@ impl Jobs {
             asked,
             asking: Mutex::new(Some(asking)),
             running: watch::Sender::new(0),
+            is_paused: AtomicBool::new(false),
             events,
             started: WallTime::now(),
         })
@@ -193,6 +197,9 @@ impl Jobs {
             let due = self.table().step(now, here, |number| self.known(number));
             for due in due {
                 match due {
+                    Due::Run(_) if self.is_paused.load(Ordering::SeqCst) => {
+                        tracing::info!("a job that is due is left out: the cluster is paused");
+                    }
                     Due::Run(number) => self.begin(&mut runs, number, &place, None),
                     Due::Overlap(number) => self.tell_overlap(number),
                     Due::Missed(number, at) => self.tell_missed(number, at.into()),
@@ -211,6 +218,11 @@ impl Jobs {
         }
         self.halt().await;
         runs.shutdown().await;
+    }
+
+    /// Leaves out what comes due, while the cluster is paused; an operator can still have a job run.
+    pub fn set_paused(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::SeqCst);
     }
 
     /// Ends what an earlier daemon has left running.

@@ -464,7 +464,9 @@ impl Services {
 
     /// Sets whether services are left alone that go down, or that run where they must not.
     pub fn set_paused(&self, is_paused: bool) {
-        self.is_paused.store(is_paused, Ordering::SeqCst);
+        if self.is_paused.swap(is_paused, Ordering::SeqCst) == is_paused {
+            return;
+        }
         for service in &self.services {
             service.poked.notify_one();
         }

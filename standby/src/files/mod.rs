@@ -20,6 +20,7 @@ mod fetch;
 mod flow;
 mod follow;
 mod foresee;
+mod former;
 mod kept;
 mod leftovers;
 mod logger;
@@ -523,7 +524,7 @@ impl Receiver for FilesReceiver {
         primary: &'a PeerClient,
     ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
         Box::pin(async move {
-            let foreseen = seed::foresee(&self.inner, primary).await?;
+            let foreseen = former::foresee(&self.inner, primary).await?;
             let follows = || Foreseen::follows(0, "the copy follows the primary now");
             Ok(Some(foreseen.unwrap_or_else(follows)))
         })

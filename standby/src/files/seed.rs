@@ -22,18 +22,17 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
 use understudy_replication::files::{
-    Head, Known, Loader, Local, Manifest, NodeId, Operation, RelPath, Root, TOP, identity, open_in,
+    Head, Known, Loader, Local, Manifest, NodeId, Operation, RelPath, TOP, identity, open_in,
     stat_fd,
 };
 use understudy_replication::position::Position;
-use understudy_replication::rejoin::{Foreseen, Salvaged, Way};
+use understudy_replication::rejoin::Salvaged;
 use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::attributes::dress;
 use super::error::{FilesError, Setback};
-use super::foresee::{Foresight, Sums, deleted};
-use super::kept::{Counts, Finding, Keeping};
+use super::former::Former;
 use super::leftovers::Leftovers;
 use super::origin::Origin;
 use super::seed_fetch;
@@ -158,104 +157,6 @@ pub(super) async fn seed(
     })
 }
 
-/// What a node that was primary keeps, and under which name.
-#[derive(Clone)]
-struct Former {
-    name: String,
-    /// When it last changed the tree, and where it was then.
-    was: (Epoch, Position),
-}
-
-impl Former {
-    fn keeping(&self, inner: &Inner) -> Keeping {
-        let kept = inner.root.join(".understudy/kept").join(&self.name);
-        Keeping::new(&inner.state, &inner.id.name, &self.name, kept)
-    }
-
-    /// Writes down what is about to be set aside, or changed without that.
-    fn note(
-        &self,
-        inner: &Inner,
-        target: &Manifest,
-        is_left: &AtomicBool,
-    ) -> Result<(), FilesError> {
-        let keeping = self.keeping(inner);
-        keeping.write_down(|told| compare(inner, target, is_left, told))?;
-        Ok(())
-    }
-}
-
-/// Compares the tree with the primary's list, and changes nothing.
-fn compare(
-    inner: &Inner,
-    target: &Manifest,
-    is_left: &AtomicBool,
-    told: &mut dyn FnMut(Finding) -> Result<(), FilesError>,
-) -> Result<Sums, FilesError> {
-    let replica = inner.replica();
-    let root = Root::open(&inner.root).map_err(FilesError::tree("open", &inner.root))?;
-    let foresight = Foresight {
-        root: &root,
-        known: &replica.ledger.manifest,
-        target,
-        exclude: &inner.exclude,
-        deleted: &deleted(&replica, target),
-        is_left,
-        sums: Sums::default(),
-    };
-    foresight.run(told)
-}
-
-/// Tells what a seeding would do; `None` while the copy is followed.
-pub(super) async fn foresee(
-    inner: &Arc<Inner>,
-    primary: &PeerClient,
-) -> Result<Option<Foreseen>, FilesError> {
-    let Ok(work) = inner.work_lock.clone().try_lock_owned() else {
-        return Ok(None);
-    };
-    let (_wanted, is_left) = Wanted::new();
-    let (target, _, _) = snapshot(inner, primary).await?;
-    let inner = inner.clone();
-    let foreseen = blocking(move || {
-        let _held = work;
-        inner.reload_if_suspect()?;
-        let origin = Origin::load(&inner.state)?;
-        let was_held = inner.replica().ledger.head().is_some();
-        let is_empty = holds_nothing(&inner.root)?;
-        if !is_empty && origin.is_none() && !was_held {
-            return Err(FilesError::NotEmpty {
-                store: inner.id.name.clone(),
-                path: inner.root.clone(),
-            });
-        }
-        let was_primary = origin.map_or(was_held, |origin| origin.kept.is_some());
-        if is_empty {
-            let mut foreseen =
-                Foreseen::follows(target.bytes(), "the primary's list: nothing is here");
-            foreseen.way = Way::Seeded;
-            return Ok(foreseen);
-        }
-        let mut counts = Counts::default();
-        let sums = compare(&inner, &target, &is_left, &mut |finding| {
-            counts.add(finding.what);
-            Ok(())
-        })?;
-        Ok(Foreseen {
-            way: Way::Compared,
-            salvaged_bytes: Some(if was_primary { sums.aside } else { 0 }),
-            travelling_bytes: Some(sums.travelling),
-            read_bytes: sums.read,
-            basis: format!(
-                "the primary's list compared with this tree: {} files differ, {} are only here, {} were deleted \
-                 here, {} have other attributes",
-                counts.differing, counts.only_here, counts.deleted_here, counts.attributes
-            ),
-        })
-    });
-    Ok(Some(foreseen.await?))
-}
-
 /// Tells the log how long each part of a seeding took.
 struct Phases<'a> {
     inner: &'a Inner,
@@ -324,17 +225,12 @@ fn begin(inner: &Inner, epoch: &Epoch) -> Result<Option<Former>, FilesError> {
         }
         (Some(_) | None, _) => None,
     };
-    if let Some(name) = &kept {
-        if let Some(tree) = &mut replica.tree {
-            tree.keep(name)
-                .map_err(FilesError::tree("keep files of", &inner.root))?;
-        }
+    if let (Some(name), Some(tree)) = (&kept, &mut replica.tree) {
+        tree.keep(name)
+            .map_err(FilesError::tree("keep files of", &inner.root))?;
     }
     let former = match kept.clone() {
-        Some(name) => Some(Former {
-            was: parse_kept(&name).ok_or(FilesError::Broken)?,
-            name,
-        }),
+        Some(name) => Some(Former::new(name)?),
         None => None,
     };
     let device = std::fs::metadata(&inner.root)
@@ -348,7 +244,7 @@ fn begin(inner: &Inner, epoch: &Epoch) -> Result<Option<Former>, FilesError> {
 }
 
 /// Returns whether there is nothing of a store at `root`.
-fn holds_nothing(root: &Path) -> Result<bool, FilesError> {
+pub(super) fn holds_nothing(root: &Path) -> Result<bool, FilesError> {
     match std::fs::read_dir(root) {
         Ok(mut entries) => Ok(entries.all(|entry| {
             entry.is_ok_and(|entry| {
@@ -361,7 +257,7 @@ fn holds_nothing(root: &Path) -> Result<bool, FilesError> {
 }
 
 /// Reads the primary's manifest, and tells how much came for it, in bytes.
-async fn snapshot(
+pub(super) async fn snapshot(
     inner: &Arc<Inner>,
     primary: &PeerClient,
 ) -> Result<(Manifest, Head, u64), FilesError> {
@@ -529,8 +425,7 @@ fn finish(
     // All of it is in its place: nothing more is moved there.
     let mut salvaged = None;
     if let Some(former) = former {
-        let keeping = former.keeping(inner);
-        salvaged = keeping.finish(&inner.id.name, former.was, superseded_by)?;
+        salvaged = former.finish(inner, superseded_by)?;
     }
     if let Some(salvaged) = &salvaged {
         inner.events.record(
@@ -557,12 +452,6 @@ fn finish(
     });
     inner.tell(&replica);
     Ok(salvaged)
-}
-
-/// Returns the epoch and the position of which the name of what is kept is made.
-fn parse_kept(name: &str) -> Option<(Epoch, Position)> {
-    let (epoch, position) = name.rsplit_once('-')?;
-    Some((epoch.parse().ok()?, Position(position.parse().ok()?)))
 }
 
 fn collect(target: &Manifest, is_meant: impl Fn(NodeId) -> bool) -> Vec<NodeId> {

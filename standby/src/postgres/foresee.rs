@@ -17,8 +17,9 @@ use understudy_replication::store::StoreFailure;
 use understudy_replication::transport::PeerClient;
 
 use super::parted::{Forked, reaches};
+use super::read_log::read_log;
 use super::receiver::PostgresReceiver;
-use super::salvage::{find, read_log};
+use super::salvage::find;
 use super::seed::SeedError;
 use super::waldump::{Touched, place, redo};
 

@@ -8,6 +8,7 @@ mod half;
 mod local_blocks;
 mod local_copy;
 mod parted;
+mod read_log;
 mod receiver;
 mod rejoin;
 mod reseed;
