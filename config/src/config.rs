@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
+use crate::{Check, Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
 
 /// A valid `understudy.toml`: the same on every node.
 ///
@@ -32,6 +32,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// The address that clients use, if understudy moves one.
     pub address: Option<Address>,
+    /// What is looked at on every machine.
+    pub checks: Vec<Check>,
 }
 
 impl Config {

@@ -10,6 +10,7 @@
 //! Read first: [`Config`] and [`Local`], which hold what was written, and [`Problems`], which holds
 //! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
 
+mod check;
 mod config;
 pub mod duration;
 pub mod edit;
@@ -30,6 +31,7 @@ pub mod template;
 mod validate;
 mod value;
 
+pub use check::{Amount, Check, CheckKind, CheckOn, CheckSeverity, ProcessName};
 pub use config::{
     Address, Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
     PostgresDurability, Rejoin, ServerCommands, Service, Settings,

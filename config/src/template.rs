@@ -145,6 +145,56 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #also = ["fd00::100/64"]     # further addresses, which move with it
 #probe = "300ms"             # how long others have to answer that they have it
 #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+# What is looked at besides: kinds disk, memory, load, link, gateway, process, tcp, http, command, mount and
+# postgres. The room on the disks of the stores is looked at in any case.
+#[[check]]
+#name = "gateway"
+#kind = "gateway"
+#address = "10.0.0.254"      # without it, the gateway of the default route
+#interval = "10s"
+#timeout = "5s"
+#fail_after = 3              # so many bad looks in a row, and it has failed
+#recover_after = 2           # so many good ones, and it is well again
+#severity = "warning"        # "info", or "error"
+#on = "any"                  # "primary", or "standby"
+#blocks_promotion = false    # true: a node where it fails is promoted only by force
+#[[check]]
+#name = "room"
+#kind = "disk"
+#path = "/srv"
+#min_free = "10%"            # or a size, such as "20GB"
+#recover = "15%"
+#min_inodes = "5%"
+#[[check]]
+#name = "load"
+#kind = "load"
+#max_load = "4"
+#[[check]]
+#name = "nginx"
+#kind = "process"
+#process = "nginx"
+#[[check]]
+#name = "worker"
+#kind = "process"
+#pidfile = "/run/worker.pid"
+#[[check]]
+#name = "page"
+#kind = "http"
+#url = "http://127.0.0.1:8080/health"
+#status = 200
+#contains = "ready"
+#on = "primary"
+#[[check]]
+#name = "srv"
+#kind = "mount"
+#path = "/srv"
+#fstype = "ext4"
+#write = true
+#[[check]]
+#name = "articles"
+#kind = "postgres"
+#query = "SELECT 1 FROM article LIMIT 1"
 "#,
     );
     text
@@ -426,6 +476,7 @@ mod tests {
             fence: None,
             services: [],
             address: None,
+            checks: [],
         }
         "#);
     }
@@ -545,6 +596,56 @@ mod tests {
         #also = ["fd00::100/64"]     # further addresses, which move with it
         #probe = "300ms"             # how long others have to answer that they have it
         #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+        # What is looked at besides: kinds disk, memory, load, link, gateway, process, tcp, http, command, mount and
+        # postgres. The room on the disks of the stores is looked at in any case.
+        #[[check]]
+        #name = "gateway"
+        #kind = "gateway"
+        #address = "10.0.0.254"      # without it, the gateway of the default route
+        #interval = "10s"
+        #timeout = "5s"
+        #fail_after = 3              # so many bad looks in a row, and it has failed
+        #recover_after = 2           # so many good ones, and it is well again
+        #severity = "warning"        # "info", or "error"
+        #on = "any"                  # "primary", or "standby"
+        #blocks_promotion = false    # true: a node where it fails is promoted only by force
+        #[[check]]
+        #name = "room"
+        #kind = "disk"
+        #path = "/srv"
+        #min_free = "10%"            # or a size, such as "20GB"
+        #recover = "15%"
+        #min_inodes = "5%"
+        #[[check]]
+        #name = "load"
+        #kind = "load"
+        #max_load = "4"
+        #[[check]]
+        #name = "nginx"
+        #kind = "process"
+        #process = "nginx"
+        #[[check]]
+        #name = "worker"
+        #kind = "process"
+        #pidfile = "/run/worker.pid"
+        #[[check]]
+        #name = "page"
+        #kind = "http"
+        #url = "http://127.0.0.1:8080/health"
+        #status = 200
+        #contains = "ready"
+        #on = "primary"
+        #[[check]]
+        #name = "srv"
+        #kind = "mount"
+        #path = "/srv"
+        #fstype = "ext4"
+        #write = true
+        #[[check]]
+        #name = "articles"
+        #kind = "postgres"
+        #query = "SELECT 1 FROM article LIMIT 1"
         "#);
         let config = parsed(&text);
         assert_eq!(

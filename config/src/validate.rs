@@ -3,6 +3,7 @@
 //! What could not be read is reported already: it is `None` here, and nothing is said about it
 //! again. A function looks at all of its section before it gives up.
 
+mod check;
 mod client_address;
 mod index;
 mod kv;
@@ -86,8 +87,18 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         "service",
         findings,
     );
+    unique(
+        elements(&file.check).filter_map(|it| it.value.name.as_ref()),
+        "check",
+        findings,
+    );
     let stores = paths::stores(file);
     paths::report_overlaps(&stores, findings);
+    let around = check::Around {
+        has_postgres,
+        stores: &stores,
+    };
+    let checks = all(elements(&file.check).map(|it| check::check(it, &around, findings)));
 
     let names = nodes.as_ref().and_then(|nodes| {
         all(nodes.iter().zip(elements(&file.node)).map(|(node, raw)| {
@@ -110,6 +121,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             fence: whole(fence)?,
             services: services?,
             address: whole(client_address)?,
+            checks: checks?,
         })
     };
     Checked {
