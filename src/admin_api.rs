@@ -29,7 +29,7 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
-use crate::{check, kv_api, returning, status_source, switchover, sync, wait};
+use crate::{check, kv_api, returning, services, status_source, switchover, sync, wait};
 
 /// How much news may wait for a slow terminal.
 pub(crate) const NEWS_WAITING_MAX: usize = 256;
@@ -120,9 +120,11 @@ pub(crate) async fn serve(
         .route("/promote", post(promote))
         .route("/switchover", post(switchover))
         .route("/rejoin", post(rejoin))
+        .route("/rejoin/foresee", post(foresee))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
         .route("/settings/rollback", post(rollback))
+        .route("/services", post(order_service))
         .merge(kv_routes())
         .with_state(node);
     axum::serve(listener, router)
@@ -281,6 +283,10 @@ async fn rejoin(State(node): State<Arc<Node>>, Json(order): Json<returning::Orde
     stream(move |progress| async move { returning::rejoin(&node, order, &progress).await })
 }
 
+async fn foresee(State(node): State<Arc<Node>>) -> Response {
+    stream(move |progress| async move { crate::foresight::foresee(&node, &progress).await })
+}
+
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
     stream(move |progress| async move {
         acting_primary(&node).map_err(Failure::refused)?;
@@ -321,6 +327,13 @@ pub(crate) fn acting_primary(node: &Node) -> Result<(), String> {
             ))
         }
     }
+}
+
+async fn order_service(
+    State(node): State<Arc<Node>>,
+    Json(order): Json<services::Order>,
+) -> Response {
+    stream(move |_| async move { services::carry_out(&node, &order).await })
 }
 
 async fn rollback(State(node): State<Arc<Node>>, Json(asked): Json<Rollback>) -> Response {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use understudy_primary::services::Placement;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::role::Role;
@@ -30,7 +31,7 @@ pub(crate) fn observe(node: &Node) -> Front {
 
 /// Starts the services in order.
 pub(crate) async fn start_services(node: &Node, progress: &dyn Progress) -> Result<(), Failure> {
-    node.services.start_all(progress).await.map_err(|error| {
+    node.services.start_all(Placement::Primary, progress).await.map_err(|error| {
         Failure::failed(error_chain(&error)).hint(
             "mend the service, then start it with its own command: the address follows by itself; or run \
              `understudy promote` again",

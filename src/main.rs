@@ -13,6 +13,7 @@ mod config_check;
 mod demo;
 mod events;
 mod failure;
+mod foresight;
 mod front;
 mod index;
 mod init;
@@ -27,6 +28,7 @@ mod kv_clients;
 mod links;
 mod manual;
 mod node;
+mod others;
 mod output;
 mod peer_api;
 mod peer_work;
@@ -39,6 +41,7 @@ mod rejoin;
 mod report;
 mod returning;
 mod role_file;
+mod salvage;
 mod scrub;
 mod selection;
 mod serve;
@@ -128,6 +131,8 @@ enum Verb {
     Switchover(switchover::Switchover),
     /// Make this former primary a standby again, or seed a standby anew that cannot follow
     Rejoin(rejoin::Rejoin),
+    /// Look at what was kept aside on this node before it was made equal to another's
+    Salvage(salvage::Salvage),
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Read and change the key-value store; look at what a failover has set aside
@@ -137,7 +142,7 @@ enum Verb {
     Kv(kv::Kv),
     /// Search and rebuild indexes
     Index(index::Index),
-    /// Show the services of this node
+    /// Show, start and stop the services and jobs of this node
     Services(services::Services),
     /// Show what happened
     Events(events::Events),
@@ -194,6 +199,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Promote(verb) => verb.run(place).await,
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
+        Verb::Salvage(verb) => verb.run(place),
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Kv(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use understudy_config::{Config, Local, NodeName, StoreName};
+use understudy_primary::jobs::Jobs;
 use understudy_primary::kv::Others;
-use understudy_primary::services::Services;
+use understudy_primary::services::{Hooks, Services};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
 use understudy_replication::kv::keyspace::Keyspace;
@@ -17,7 +18,7 @@ use understudy_replication::kv::slot::Slot;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::preflight::Preflight;
 use understudy_replication::role::{Event, Role};
-use understudy_replication::status::{PromotionStatus, ServiceState};
+use understudy_replication::status::PromotionStatus;
 use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRouter};
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
@@ -49,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) events: Events,
     pub(crate) identity: Identity,
     pub(crate) services: Arc<Services>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) hooks: Arc<Hooks>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) started: WallTime,
@@ -96,6 +99,8 @@ pub(crate) struct Parts {
     pub(crate) events: Events,
     pub(crate) identity: Identity,
     pub(crate) services: Arc<Services>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) hooks: Arc<Hooks>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) role: RoleRecord,
@@ -112,6 +117,8 @@ impl Node {
             events: parts.events,
             identity: parts.identity,
             services: parts.services,
+            jobs: parts.jobs,
+            hooks: parts.hooks,
             indexes: parts.indexes,
             cluster: parts.cluster,
             started: WallTime::now(),
@@ -251,13 +258,7 @@ impl Node {
     /// Returns whether something here still takes writes that only a primary may take.
     pub(crate) fn is_serving(&self) -> bool {
         let is_up = |cluster: &Cluster| cluster.is_running() && !cluster.is_standby();
-        self.cluster.as_ref().is_some_and(is_up)
-            || self.services.status().iter().any(|service| {
-                matches!(
-                    service.state,
-                    ServiceState::Online | ServiceState::GoingOnline | ServiceState::GoingOffline
-                )
-            })
+        self.cluster.as_ref().is_some_and(is_up) || self.services.is_serving()
     }
 
     /// Returns what the node is.

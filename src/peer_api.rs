@@ -9,6 +9,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use understudy_replication::epoch::Epoch;
 use understudy_replication::kv::protocol::Tail;
 use understudy_replication::link::{
     AwaitAnswer, AwaitRequest, BarrierRequest, CheckRequest, FenceAnswer, FenceRequest, Hello,
@@ -58,6 +59,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/await", post(await_positions))
         .route("/peer/check", post(check))
         .route("/peer/kv/end", get(say_kv_end))
+        .route("/peer/probe", get(crate::foresight::send_probe))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)
@@ -118,26 +120,35 @@ async fn fence(
     Extension(caller): Extension<Caller>,
     Json(request): Json<FenceRequest>,
 ) -> Response {
-    let was = node.role().name();
+    let before = node.role();
+    let (was, ours) = (before.name(), before.epoch());
     if request.epoch.node != caller.node {
         let reason = format!("node {} cannot open epoch {}", caller.node, request.epoch);
         return (StatusCode::BAD_REQUEST, reason).into_response();
     }
-    if *node.role().epoch() > request.epoch {
-        let reason = format!(
-            "node {} is in epoch {} already",
-            node.me(),
-            node.role().epoch()
-        );
+    // Whoever does not know of the epoch that this node is in would supersede it unawares.
+    let is_unaware = |known: &Epoch| ours > known && *ours != request.epoch;
+    if *ours > request.epoch || request.supersedes.as_ref().is_some_and(is_unaware) {
+        let reason = format!("node {} is in epoch {ours} already", node.me());
         return (StatusCode::CONFLICT, reason).into_response();
     }
     let event = if request.hands_over {
-        Event::HandOver(request.epoch)
+        Event::HandOver(request.epoch.clone())
     } else {
-        Event::Heard(request.epoch)
+        Event::Heard(request.epoch.clone())
     };
-    if let Err(error) = node.happen(event).await {
+    if was == RoleName::Standby {
+        // The new epoch is what matters; whom to follow in it is seen to without the caller, who may have
+        // stopped the old primary already.
+        if let Err(reason) = record_soon(&node, event, &request.epoch).await {
+            return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
+        }
+    } else if let Err(error) = node.happen(event).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+    }
+    if *node.role().epoch() != request.epoch {
+        let reason = format!("node {} is in epoch {}", node.me(), node.role().epoch());
+        return (StatusCode::CONFLICT, reason).into_response();
     }
     if node.is_fence_owed() || node.is_serving() {
         let reason = format!(
@@ -154,6 +165,19 @@ async fn fence(
         Stage::Idle | Stage::Standby(_) => Default::default(),
     };
     Json(FenceAnswer { was, positions }).into_response()
+}
+
+/// Hands `event` to the role machine of a standby, and waits until `epoch` is on its disk: what it calls its
+/// epoch is.
+async fn record_soon(node: &Arc<Node>, event: Event, epoch: &Epoch) -> Result<(), String> {
+    let mut role = node.role.subscribe();
+    let happening = node.happen(event);
+    let recorded = role.wait_for(|record| record.role.epoch() >= epoch);
+    tokio::pin!(happening);
+    tokio::select! {
+        recorded = recorded => recorded.map(drop).map_err(|_| "the daemon is stopping".to_owned()),
+        happened = &mut happening => happened.map_err(|error| error.to_string()),
+    }
 }
 
 /// Has every store write down what it can, while all of them serve on.
@@ -212,9 +236,16 @@ async fn join(node: &Node, caller: &Caller) -> Result<(), Box<Response>> {
 }
 
 async fn joined(State(node): State<Arc<Node>>, Extension(caller): Extension<Caller>) -> Response {
-    match join(&node, &caller).await {
-        Ok(()) => Json(node.role().epoch().clone()).into_response(),
-        Err(refusal) => *refusal,
+    if let Err(refusal) = join(&node, &caller).await {
+        return *refusal;
+    }
+    match node.role() {
+        Role::Primary { epoch, .. } => Json(epoch).into_response(),
+        // Superseded in this very moment: the epoch that it is in now is another's.
+        Role::Returning { .. }
+        | Role::Standby { .. }
+        | Role::Promoting { .. }
+        | Role::Fenced { .. } => not_here(State(node)).await,
     }
 }
 

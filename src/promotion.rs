@@ -368,6 +368,8 @@ async fn execute(
     let mut fenced_at = BTreeMap::new();
     // Whoever keeps the front up waits: the steps do it, and tell how far they are.
     let _front = node.front.lock().await;
+    let known = node.role().epoch().clone();
+    crate::others::confirm(node, order.force).await?;
     for step in &plan.steps {
         let name = step.to_string();
         node.set_promotion(Some(report.status(Some(name.clone()), true, None)));
@@ -380,32 +382,35 @@ async fn execute(
         {
             // Durable before a peer hears of it: the same epoch is proposed again after a crash.
             node.happen(Event::Propose).await?;
+            crate::others::still_proposed(node, &report.epoch)?;
         }
         let failure = match step {
             Step::Prepare(peer) => {
                 prepare(node, peer).await?;
                 None
             }
-            Step::Fence(peer) => match fence(node, peer, &report.epoch, order.planned).await {
-                Ok(answer) => {
-                    fenced_at = answer.positions;
-                    report.fenced = Some(peer.clone());
-                    None
-                }
-                Err(failure) if order.force => Some(failure.message),
-                // It answers, and cannot stop all that it runs.
-                Err(failure) if node.config().fence.is_some() && !order.planned => {
-                    power_off(node, peer).await?;
-                    report.switched_off = Some(peer.clone());
-                    Some(failure.message)
-                }
-                Err(failure) => {
-                    return Err(Failure::refused(failure.message).hint(format!(
-                        "make sure that {peer} is switched off, then run `understudy promote \
+            Step::Fence(peer) => {
+                match fence(node, peer, &report.epoch, &known, order.planned).await {
+                    Ok(answer) => {
+                        fenced_at = answer.positions;
+                        report.fenced = Some(peer.clone());
+                        None
+                    }
+                    Err(failure) if order.force => Some(failure.message),
+                    // It answers, and cannot stop all that it runs.
+                    Err(failure) if node.config().fence.is_some() && !order.planned => {
+                        power_off(node, peer).await?;
+                        report.switched_off = Some(peer.clone());
+                        Some(failure.message)
+                    }
+                    Err(failure) => {
+                        return Err(Failure::refused(failure.message).hint(format!(
+                            "make sure that {peer} is switched off, then run `understudy promote \
                              --force`; or run `understudy promote` again"
-                    )));
+                        )));
+                    }
                 }
-            },
+            }
             Step::PowerOff(peer) => {
                 power_off(node, peer).await?;
                 report.switched_off = Some(peer.clone());
@@ -419,9 +424,10 @@ async fn execute(
                 Err(failure) => return Err(failure),
             },
             Step::Open(epoch) => {
+                let unasked = crate::others::record(node, epoch, &known, order.force).await?;
                 account(node, report, &fenced_at);
                 node.happen(Event::Open(epoch.clone())).await?;
-                None
+                (!unasked.is_empty()).then(|| unasked.join("; "))
             }
             Step::TakeOver(store) => {
                 take_over(node, store, &report.epoch, progress).await?;
@@ -526,12 +532,14 @@ async fn fence(
     node: &Arc<Node>,
     peer: &NodeName,
     epoch: &Epoch,
+    superseded: &Epoch,
     hands_over: bool,
 ) -> Result<FenceAnswer, Failure> {
     let client = known(node, peer)?;
     let request = FenceRequest {
         epoch: epoch.clone(),
         hands_over,
+        supersedes: Some(superseded.clone()),
     };
     let answer: FenceAnswer = client.call("/peer/fence", &request, FENCE_PATIENCE).await?;
     if answer.was == RoleName::Primary {

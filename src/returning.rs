@@ -5,6 +5,7 @@
 //! comes last: a crash anywhere before leaves a node that is fenced (or a standby) as before, and the same
 //! command goes on.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -19,8 +20,10 @@ use understudy_replication::role::{Event, Role};
 use understudy_replication::status::RoleName;
 use understudy_replication::store::{NoProgress, Progress, StoreId};
 use understudy_replication::transport::PeerClient;
+use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
+use crate::foresight::{self, Prediction};
 use crate::node::{Node, Stage};
 use crate::standby_run::StandbyRun;
 
@@ -37,6 +40,9 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Order {
     /// What to do with what only this node has.
     pub(crate) salvaging: Salvaging,
+    /// Tell before anything changes what will be done.
+    #[serde(default)]
+    pub(crate) foresees: bool,
 }
 
 /// How a node rejoined.
@@ -50,8 +56,14 @@ pub(crate) struct Report {
     pub(crate) epoch: Epoch,
     /// How long it took.
     pub(crate) seconds: f64,
+    /// What was foreseen before anything changed, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) foreseen: Option<Prediction>,
     /// The stores, in order.
     pub(crate) stores: Vec<StoreRejoined>,
+    /// Where this is kept, if it could be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) report: Option<PathBuf>,
 }
 
 /// How a store rejoined.
@@ -110,11 +122,14 @@ pub(crate) async fn rejoin(
         ),
     );
     node.is_rejoining.store(true, Ordering::SeqCst);
-    let rejoined = rejoin_stores(node, &primary, order, progress).await;
+    let started = WallTime::now();
+    let mut foreseen = None;
+    let rejoined = rejoin_stores(node, &primary, order, progress, &mut foreseen).await;
     node.is_rejoining.store(false, Ordering::SeqCst);
     let (stores, epoch) = match rejoined {
         Ok(rejoined) => rejoined,
         Err(failure) => {
+            foresight::keep_failed(node, started, foreseen, &failure);
             // A standby goes on as far as it can.
             follow_again(node).await;
             return Err(failure);
@@ -134,8 +149,11 @@ pub(crate) async fn rejoin(
         primary: primary.node().clone(),
         epoch,
         seconds: begun.elapsed().as_secs_f64(),
+        foreseen,
         stores,
+        report: None,
     };
+    let report = foresight::keep(node, started, report);
     node.events.record(
         Severity::Info,
         "rejoined",
@@ -153,6 +171,7 @@ async fn rejoin_stores(
     primary: &PeerClient,
     order: Order,
     progress: &dyn Progress,
+    foreseen: &mut Option<Prediction>,
 ) -> Result<(Vec<StoreRejoined>, Epoch), Failure> {
     match node.set_stage(Stage::Idle) {
         Stage::Primary(run) => run.stop().await,
@@ -165,6 +184,11 @@ async fn rejoin_stores(
     let run = StandbyRun::open(node, client)
         .await
         .map_err(Failure::failed)?;
+    if order.foresees {
+        let told = foresight::predict(node, primary, &run.receivers, progress).await;
+        progress.end(&format!("foreseen:\n{}", told.text().trim_end()));
+        *foreseen = Some(told);
+    }
     let mut stores = Vec::new();
     for receiver in &run.receivers {
         let id = receiver.id().clone();
@@ -201,13 +225,13 @@ async fn follow_again(node: &Arc<Node>) {
     }
 }
 
-fn known_client(node: &Arc<Node>, name: &NodeName) -> Result<PeerClient, Failure> {
+pub(crate) fn known_client(node: &Arc<Node>, name: &NodeName) -> Result<PeerClient, Failure> {
     let unknown = || Failure::failed(format!("node {name} is not in the configuration"));
     node.peer(name).ok_or_else(unknown)
 }
 
 /// Finds the node that is primary now, in an epoch that is not below ours.
-async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Failure> {
+pub(crate) async fn find_primary(node: &Arc<Node>) -> Result<Arc<PeerClient>, Failure> {
     let mut reasons = Vec::new();
     let ours = node.role().epoch().clone();
     for peer in node.config().peers(node.me()) {

@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use understudy_config::{Config, LoadError, Loaded, Local};
-use understudy_primary::services::Services;
+use understudy_primary::jobs::Jobs;
+use understudy_primary::services::{Hooks, Services, ServicesError};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::postgres::Cluster;
 use understudy_replication::store::{Stop, Stopper};
@@ -147,11 +148,17 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     // Copies of the application's data pass through here.
     durable::create_directory(&local.state_dir.join("files"), 0o700)?;
     let environment = environment(&config, &local);
-    let services = Arc::new(Services::new(
+    let services = Services::new(
         &config.services,
         environment.clone(),
         events.clone(),
-    ));
+        &local.state_dir,
+    );
+    let services = Arc::new(services.map_err(no_services)?);
+    let jobs = Jobs::new(&config.jobs, &environment, events.clone(), &local.state_dir);
+    let jobs = Arc::new(jobs.map_err(no_services)?);
+    let hooks = Hooks::new(config.hooks.as_ref(), environment.clone(), events.clone());
+    let hooks = Arc::new(hooks.map_err(no_services)?);
     let sql_cluster = cluster.clone();
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
@@ -178,6 +185,8 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         events: events.clone(),
         identity: identity.clone(),
         services,
+        jobs,
+        hooks,
         indexes: indexes.clone(),
         cluster,
         role,
@@ -251,6 +260,12 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         services.watch(services_stop).await;
         Ok(())
     });
+    let (jobs, jobs_stop) = (node.jobs.clone(), stop.clone());
+    let place = node.services.settled();
+    tasks.spawn(async move {
+        jobs.run(place, jobs_stop).await;
+        Ok(())
+    });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;
@@ -289,6 +304,19 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     match failure {
         Some(failure) => Err(failure),
         None => Ok(()),
+    }
+}
+
+/// Says why the services cannot be looked after: what the configuration names must be there.
+fn no_services(error: ServicesError) -> Failure {
+    let failure = Failure::of(&error);
+    match error {
+        ServicesError::User { .. } => Failure {
+            kind: Kind::Usage,
+            ..failure
+        }
+        .hint("make the user, or correct `user` in understudy.toml"),
+        ServicesError::State(_) => failure,
     }
 }
 

@@ -148,6 +148,10 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
                     format!("node {} stops its services and stores: {reason}", node.me()),
                 );
                 node.set_alone(matches!(next, Role::Returning { .. }));
+                if matches!(next, Role::Fenced { follows: true, .. }) {
+                    // In peace there is time to tell others first; never for longer than the hook has.
+                    node.hooks.offline().await;
+                }
                 fence(node).await;
             }
             Action::Serve => serve(node, &next).await?,
@@ -207,6 +211,8 @@ async fn fence(node: &Arc<Node>) {
         );
         is_done = false;
     }
+    // They are being killed since the services were told to stop.
+    node.jobs.halt().await;
     match node.stage() {
         Stage::Primary(run) => {
             for failure in run.fence().await {
@@ -295,6 +301,7 @@ async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
         .map_err(not_opened(node))?;
     node.set_stores_problem(None);
     node.set_stage(Stage::Standby(run));
+    node.services.follow();
     Ok(())
 }
 
@@ -305,7 +312,8 @@ fn ask_peers(node: &Arc<Node>) {
         let started = tokio::time::Instant::now();
         let mut is_alone = false;
         while let Role::Returning { epoch, standbys } = node.role() {
-            let grace = if standbys.is_empty() {
+            let others = node.config().peers(node.me()).count();
+            let grace = if standbys.is_empty() && others <= 1 {
                 SOLE_GRACE
             } else {
                 RETURNING_GRACE
@@ -330,7 +338,7 @@ fn ask_peers(node: &Arc<Node>) {
             }
             if !is_alone && started.elapsed() > grace {
                 is_alone = true;
-                if let Err(error) = node.happen(Event::Alone).await {
+                if let Err(error) = node.happen(Event::Alone { others }).await {
                     tracing::warn!(%error, "cannot stop what a restart left running");
                 }
             }

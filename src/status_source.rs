@@ -123,6 +123,7 @@ impl StatusSource for Node {
             upstream,
             stores,
             services: self.services.status(),
+            jobs: self.jobs.status(),
             indexes: self.indexes.status(),
             promotion,
             address: None,
@@ -260,7 +261,8 @@ fn role_problems(role: &Role, is_promotion_running: bool) -> Vec<String> {
             follows: false,
         } => vec![format!(
             "this node has been superseded by node {} in epoch {epoch}, and serves nothing; make it a \
-             standby of that node with `understudy rejoin`",
+             standby of that node with `understudy rejoin` (`understudy rejoin --dry-run` tells before what only \
+             this node has, how much would travel, and how long it takes)",
             epoch.node
         )],
         Role::Primary { .. } | Role::Standby { .. } | Role::Promoting { .. } => Vec::new(),

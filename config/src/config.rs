@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Check, Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
 
 /// A valid `understudy.toml`: the same on every node.
@@ -28,8 +30,12 @@ pub struct Config {
     pub indexes: Vec<Index>,
     /// How an old primary that does not answer is switched off, if it can be.
     pub fence: Option<Fence>,
-    /// What runs on the primary only, in the order in which it is started.
+    /// What is started and stopped with the role of a node, in the order in which it is started.
     pub services: Vec<Service>,
+    /// What runs on a schedule where the role of a node allows it.
+    pub jobs: Vec<Job>,
+    /// What runs when the appliance goes online or offline on a node, if anything does.
+    pub hooks: Option<Hooks>,
     /// The address that clients use, if understudy moves one.
     pub address: Option<Address>,
     /// What is looked at on every machine.
@@ -265,10 +271,44 @@ pub enum Engine {
     },
 }
 
-/// Something that runs on the primary only.
+/// On which nodes something runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum On {
+    /// On the primary only.
+    #[default]
+    Primary,
+    /// On standbys only.
+    Standby,
+    /// On the primary and on standbys.
+    Both,
+}
+
+impl On {
+    /// Returns the word that the configuration uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// What becomes of something when the primary has failed and another node is promoted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterFailover {
+    /// It is started.
+    #[default]
+    Start,
+    /// It is held back until an operator starts it.
+    Hold,
+}
+
+/// Something that is started and stopped with the role of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The service's name, unique among the services.
+    /// The service's name, unique among the services and jobs.
     pub name: StoreName,
     /// The command that starts it. None of the three is empty.
     pub start: Vec<String>,
@@ -276,7 +316,84 @@ pub struct Service {
     pub stop: Vec<String>,
     /// The command that succeeds while it runs.
     pub status: Vec<String>,
-    /// How long each of the commands may take.
+    /// The user of the operating system that the commands run as; `None` for the daemon's own.
+    pub user: Option<String>,
+    /// Where it runs.
+    pub on: On,
+    /// The services that are up before it is started; each is one of [`Config::services`], before it.
+    pub after: Vec<StoreName>,
+    /// Whether a promotion fails when it does not come up.
+    pub is_critical: bool,
+    /// How often it is started again within `restart_window`.
+    pub restarts: u16,
+    /// The time in which `restarts` are counted.
+    pub restart_window: Duration,
+    /// How often it is asked how it is.
+    pub interval: Duration,
+    /// How long it may take to start, and to stop.
+    pub timeout: Duration,
+    /// How long its status command may take.
+    pub status_timeout: Duration,
+    /// What becomes of it when the primary has failed and this node is promoted.
+    pub after_failover: AfterFailover,
+}
+
+impl Service {
+    /// Returns a service of which nothing is said but its name and its commands.
+    pub fn new(
+        name: StoreName,
+        start: Vec<String>,
+        stop: Vec<String>,
+        status: Vec<String>,
+    ) -> Self {
+        Self {
+            name,
+            start,
+            stop,
+            status,
+            user: None,
+            on: On::Primary,
+            after: Vec::new(),
+            is_critical: true,
+            restarts: 3,
+            restart_window: Duration::from_secs(60 * 60),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
+            status_timeout: Duration::from_secs(10),
+            after_failover: AfterFailover::Start,
+        }
+    }
+}
+
+/// A command that runs on a schedule where the role of a node allows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The job's name, unique among the services and jobs.
+    pub name: StoreName,
+    /// When it runs.
+    pub schedule: Schedule,
+    /// The program and its arguments. Never empty.
+    pub command: Vec<String>,
+    /// The user of the operating system that it runs as; `None` for the daemon's own.
+    pub user: Option<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Where it runs.
+    pub on: On,
+    /// What becomes of it when the primary has failed and this node is promoted.
+    pub after_failover: AfterFailover,
+}
+
+/// The commands that run when the appliance goes online or offline on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// The command that runs after it is online here.
+    pub online: Option<Vec<String>>,
+    /// The command that runs before it goes offline here.
+    pub offline: Option<Vec<String>>,
+    /// The user of the operating system that they run as; `None` for the daemon's own.
+    pub user: Option<String>,
+    /// How long each may take.
     pub timeout: Duration,
 }
 

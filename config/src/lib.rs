@@ -33,8 +33,9 @@ mod value;
 
 pub use check::{Amount, Check, CheckKind, CheckOn, CheckSeverity, ProcessName};
 pub use config::{
-    Address, Cluster, Config, Engine, Fence, Files, Index, Kv, KvDurability, Node, Postgres,
-    PostgresDurability, Rejoin, ServerCommands, Service, Settings,
+    Address, AfterFailover, Cluster, Config, Engine, Fence, Files, Hooks, Index, Job, Kv,
+    KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,
+    Settings,
 };
 pub use globs::{GlobError, Globs};
 pub use ip_prefix::IpPrefix;

@@ -31,8 +31,12 @@ section! {
         index: Vec<Placed<Index>> as "tables" = "[]", r#"[{ name = "search", engine = "command", command = ["reindex"] }]"#;
         /// How an old primary that does not answer is switched off.
         fence: Fence as "table" = optional, r#"{ command = ["fence-machine"] }"#;
-        /// What runs on the primary only.
+        /// What is started and stopped with the role of a node.
         service: Vec<Placed<Service>> as "tables" = "[]", r#"[{ name = "web", start = ["true"], stop = ["true"], status = ["true"] }]"#;
+        /// What runs on a schedule where the role of a node allows it.
+        job: Vec<Placed<Job>> as "tables" = "[]", r#"[{ name = "report", schedule = "@daily", command = ["true"] }]"#;
+        /// What runs when the appliance goes online or offline on a node.
+        hooks: Hooks as "table" = optional, r#"{ online = ["true"] }"#;
         /// The address that clients use.
         address: Address as "table" = optional, r#"{ ip = "10.0.0.100/24", interface = "eth0" }"#;
         /// What is looked at on every machine.
@@ -228,19 +232,82 @@ section! {
 }
 
 section! {
-    /// Something that runs on the primary only. The section is repeated for each, in the order in which
-    /// they are started; they are stopped in the opposite one.
+    /// Something that is started and stopped with the role of a node: on the primary, unless it says
+    /// otherwise. The section is repeated for each. Without `after`, they are started in the order of the
+    /// file; they are stopped in the exact reverse of the order in which they are started.
     Service "[[service]]" {
-        /// Names the service. No two services have the same name.
+        /// Names the service. No two services or jobs have the same name.
         name: String as "name" = required, r#""web""#;
-        /// The command that starts it.
+        /// The command that starts it. It has started when its `status` succeeds, too.
         start: Command as "command" = required, r#"["systemctl", "start", "catalog"]"#;
-        /// The command that stops it.
+        /// The command that stops it. It has stopped when its `status` fails, too.
         stop: Command as "command" = required, r#"["systemctl", "stop", "catalog"]"#;
         /// The command that succeeds while it runs.
         status: Command as "command" = required, r#"["systemctl", "is-active", "catalog"]"#;
-        /// How long each of these commands may take.
+        /// The user of the operating system that the three commands run as, with that user's primary group
+        /// and environment. Without it, the daemon's own. A daemon that is not root runs them as itself.
+        user: String as "string" = optional, r#""catalog""#;
+        /// Where it runs: `"primary"`; `"standby"`, on nodes that follow a primary; or `"both"`.
+        on: String as "string" = r#""primary""#, r#""standby""#;
+        /// The services that must be up before it is started. Without it, the one before it in the file;
+        /// `[]` for none.
+        after: Vec<Placed<String>> as "list of names" = optional, r#"["mount", "engine"]"#;
+        /// Whether a promotion stops when it does not come up. One that is not critical is a fault, and the
+        /// others go on.
+        critical: bool as "boolean" = "true", "false";
+        /// How often it is started again within `restart_window`, when it goes down or does not come up.
+        /// Past that it is a fault until an operator clears it. 0 for not at all.
+        restarts: u16 as "whole number" = "3", "0";
+        /// The time in which `restarts` are counted.
+        restart_window: String as "duration" = r#""1h""#, r#""15m""#;
+        /// How often it is asked how it is, at least `"100ms"`.
+        interval: String as "duration" = r#""5s""#, r#""1s""#;
+        /// How long it may take to start, and to stop. Past that the command is killed.
         timeout: String as "duration" = r#""30s""#, r#""2m""#;
+        /// How long `status` may take. Past that it is killed, and the service counts as down.
+        status_timeout: String as "duration" = r#""10s""#, r#""3s""#;
+        /// What becomes of it on a node that is promoted because the primary has failed: `"start"`; or
+        /// `"hold"`, nothing until an operator types `understudy services start NAME`.
+        after_failover: String as "string" = r#""start""#, r#""hold""#;
+    }
+}
+
+section! {
+    /// A command that runs on a schedule, on the primary unless it says otherwise, and never twice at a
+    /// time. The section is repeated for each.
+    Job "[[job]]" {
+        /// Names the job. No two services or jobs have the same name.
+        name: String as "name" = required, r#""report""#;
+        /// When it runs, in UTC: a cron line of five fields as in Unix, or of six or seven with the seconds
+        /// first and the year last. What was missed is not made up for.
+        schedule: String as "schedule" = required, r#""30 2 * * *""#;
+        /// The command.
+        command: Command as "command" = required, r#"["catalogctl", "report"]"#;
+        /// The user of the operating system that it runs as, as for `[[service]]`.
+        user: String as "string" = optional, r#""catalog""#;
+        /// How long it may take. Past that it is killed.
+        timeout: String as "duration" = r#""1h""#, r#""10m""#;
+        /// Where it runs: `"primary"`; `"standby"`, on nodes that follow a primary; or `"both"`.
+        on: String as "string" = r#""primary""#, r#""both""#;
+        /// What becomes of it on a node that is promoted because the primary has failed: `"start"`, it runs
+        /// on its schedule; or `"hold"`, it does not until an operator types
+        /// `understudy services start NAME`.
+        after_failover: String as "string" = r#""start""#, r#""hold""#;
+    }
+}
+
+section! {
+    /// Commands that tell others that the appliance goes online or offline on a node. Whatever becomes of
+    /// them, the promotion or the stop goes on; what they print is an event.
+    Hooks "[hooks]" {
+        /// The command that runs once the appliance is online on a node.
+        online: Command as "command" = optional, r#"["catalogctl", "announce", "online"]"#;
+        /// The command that runs before the appliance goes offline on a node.
+        offline: Command as "command" = optional, r#"["catalogctl", "announce", "offline"]"#;
+        /// The user of the operating system that they run as, as for `[[service]]`.
+        user: String as "string" = optional, r#""catalog""#;
+        /// How long each may take. Past that it is killed.
+        timeout: String as "duration" = r#""30s""#, r#""10s""#;
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) const CLUSTER_SECTIONS: &[Section] = &[
     raw::Index::SECTION,
     raw::Fence::SECTION,
     raw::Service::SECTION,
+    raw::Job::SECTION,
+    raw::Hooks::SECTION,
     raw::Address::SECTION,
     raw::Check::SECTION,
 ];
@@ -151,6 +153,8 @@ mod tests {
             read::<raw::Address>(0, &table(&raw::Address::SECTION, value), &mut findings).unwrap();
             let local = table(&raw::AddressLocal::SECTION, value);
             read::<raw::AddressLocal>(0, &local, &mut findings).unwrap();
+            read::<raw::Job>(0, &table(&raw::Job::SECTION, value), &mut findings).unwrap();
+            read::<raw::Hooks>(0, &table(&raw::Hooks::SECTION, value), &mut findings).unwrap();
             read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Monitor>(0, &table(&raw::Monitor::SECTION, value), &mut findings).unwrap();

@@ -130,12 +130,38 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #command = ["/usr/local/sbin/power-off-peer"]    # must succeed only once it is off for certain
 #timeout = "1m"
 
-# What runs on the primary only, in the order in which it is started.
+# What is started and stopped with the role of a node, in this order.
 #[[service]]
 #name = "web"
 #start = ["systemctl", "start", "catalog"]
 #stop = ["systemctl", "stop", "catalog"]
 #status = ["systemctl", "is-active", "catalog"]
+#user = "catalog"            # who runs the three commands; without it, the daemon's own user
+#on = "primary"              # where it runs: "primary", "standby" or "both"
+#after = []                  # services that are up before it; without it, the one before it here
+#critical = true             # whether a promotion stops when it does not come up
+#restarts = 3                # how often it is started again
+#restart_window = "1h"       # in so long
+#interval = "5s"             # how often it is asked how it is
+#timeout = "30s"             # how long it may take to start, and to stop
+#status_timeout = "10s"      # how long `status` may take
+#after_failover = "start"    # "hold": after a failover, not before an operator starts it
+
+# What runs on a schedule where the role of a node allows it.
+#[[job]]
+#name = "report"
+#schedule = "30 2 * * *"     # in UTC
+#command = ["catalogctl", "report"]
+#user = "catalog"
+#timeout = "1h"
+#on = "primary"
+#after_failover = "start"
+
+# What runs when the appliance goes online or offline on a node.
+#[hooks]
+#online = ["catalogctl", "announce", "online"]
+#offline = ["catalogctl", "announce", "offline"]
+#user = "catalog"
 #timeout = "30s"
 
 # The address that clients use: the primary has it.
@@ -475,6 +501,8 @@ mod tests {
             indexes: [],
             fence: None,
             services: [],
+            jobs: [],
+            hooks: None,
             address: None,
             checks: [],
         }
@@ -581,12 +609,38 @@ mod tests {
         #command = ["/usr/local/sbin/power-off-peer"]    # must succeed only once it is off for certain
         #timeout = "1m"
 
-        # What runs on the primary only, in the order in which it is started.
+        # What is started and stopped with the role of a node, in this order.
         #[[service]]
         #name = "web"
         #start = ["systemctl", "start", "catalog"]
         #stop = ["systemctl", "stop", "catalog"]
         #status = ["systemctl", "is-active", "catalog"]
+        #user = "catalog"            # who runs the three commands; without it, the daemon's own user
+        #on = "primary"              # where it runs: "primary", "standby" or "both"
+        #after = []                  # services that are up before it; without it, the one before it here
+        #critical = true             # whether a promotion stops when it does not come up
+        #restarts = 3                # how often it is started again
+        #restart_window = "1h"       # in so long
+        #interval = "5s"             # how often it is asked how it is
+        #timeout = "30s"             # how long it may take to start, and to stop
+        #status_timeout = "10s"      # how long `status` may take
+        #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+
+        # What runs on a schedule where the role of a node allows it.
+        #[[job]]
+        #name = "report"
+        #schedule = "30 2 * * *"     # in UTC
+        #command = ["catalogctl", "report"]
+        #user = "catalog"
+        #timeout = "1h"
+        #on = "primary"
+        #after_failover = "start"
+
+        # What runs when the appliance goes online or offline on a node.
+        #[hooks]
+        #online = ["catalogctl", "announce", "online"]
+        #offline = ["catalogctl", "announce", "offline"]
+        #user = "catalog"
         #timeout = "30s"
 
         # The address that clients use: the primary has it.

@@ -10,6 +10,7 @@ mod kv;
 mod local;
 mod paths;
 mod sections;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -66,7 +67,12 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
     let indexes = all(elements(&file.index).map(|it| index::index(it, has_postgres, findings)));
     let fence = file.fence.as_ref();
     let fence = fence.map(|it| sections::fence(&it.value, findings));
-    let services = all(elements(&file.service).map(|it| sections::service(&it.value, findings)));
+    let services = services::services(&file.service, findings);
+    let jobs = all(elements(&file.job).map(|it| services::job(&it.value, findings)));
+    let hooks = file
+        .hooks
+        .as_ref()
+        .map(|it| services::hooks(&it.value, findings));
     let client_address = file
         .address
         .as_ref()
@@ -92,6 +98,12 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         "check",
         findings,
     );
+    unique(
+        elements(&file.job).filter_map(|it| it.value.name.as_ref()),
+        "job",
+        findings,
+    );
+    services::distinct(file, findings);
     let stores = paths::stores(file);
     paths::report_overlaps(&stores, findings);
     let around = check::Around {
@@ -122,6 +134,8 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             services: services?,
             address: whole(client_address)?,
             checks: checks?,
+            jobs: jobs?,
+            hooks: whole(hooks)?,
         })
     };
     Checked {

@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`, `check`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`, `check`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
       |
       = help: did you mean `node`?
 
@@ -530,6 +530,136 @@ timeout = "30"
 }
 
 #[test]
+fn what_services_jobs_and_hooks_say_is_looked_into() {
+    assert_snapshot!(problems_with(r#"
+[[service]]
+name = "web"
+start = ["a"]
+stop = ["a"]
+status = ["a"]
+user = "web server"
+on = "secondary"
+critical = "yes"
+restarts = -1
+interval = "10ms"
+after_failover = "wait"
+[[job]]
+name = "web"
+schedule = "* * *"
+command = []
+[hooks]
+online = ["a\u0000"]
+timeout = "0s"
+"#), @r#"
+    error: `web server` is not a name
+      --> understudy.toml:12:8
+       |
+    12 | user = "web server"
+       |        ^^^^^^^^^^^^ expected a name without spaces
+
+    error: `secondary` is not where something runs
+      --> understudy.toml:13:6
+       |
+    13 | on = "secondary"
+       |      ^^^^^^^^^^^ expected "primary", "standby" or "both"
+
+    error: `critical` is a string
+      --> understudy.toml:14:12
+       |
+    14 | critical = "yes"
+       |            ^^^^^ expected `true` or `false`, without quotes
+
+    error: `-1` is out of range
+      --> understudy.toml:15:12
+       |
+    15 | restarts = -1
+       |            ^^ expected a whole number from 0 to 65535
+
+    error: `10ms` is too often
+      --> understudy.toml:16:12
+       |
+    16 | interval = "10ms"
+       |            ^^^^^^ expected at least "100ms"
+
+    error: `wait` is not what can be done after a failover
+      --> understudy.toml:17:18
+       |
+    17 | after_failover = "wait"
+       |                  ^^^^^^ expected "start" or "hold"
+
+    error: job `web` has the name of a service
+      --> understudy.toml:19:8
+       |
+     8 | name = "web"
+       |        ----- the service is named here
+    ...
+    19 | name = "web"
+       |        ^^^^^ expected a name that no service has
+
+    error: a schedule cannot have 3 fields
+      --> understudy.toml:20:12
+       |
+    20 | schedule = "* * *"
+       |            ^^^^^^^ expected five fields as in Unix, such as "*/5 * * * *", or six with the seconds first
+
+    error: the command names no program
+      --> understudy.toml:21:11
+       |
+    21 | command = []
+       |           ^^ expected a program and its arguments, such as ["systemctl", "start", "web"]
+
+    error: the argument holds a NUL
+      --> understudy.toml:23:11
+       |
+    23 | online = ["a\u0000"]
+       |           ^^^^^^^^^ expected text without NUL
+
+    error: `0s` is not a duration
+      --> understudy.toml:24:11
+       |
+    24 | timeout = "0s"
+       |           ^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+    "#);
+}
+
+#[test]
+fn services_that_wait_for_what_is_not_there_or_for_each_other_have_no_order() {
+    let service = |name: &str, more: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nstart = [\"a\"]\nstop = [\"a\"]\nstatus = [\"a\"]\n{more}\n"
+        )
+    };
+    let unknown = service("mount", "") + &service("web", "after = [\"moutn\", \"web\"]");
+    assert_snapshot!(problems_with(&unknown), @r#"
+    error: there is no service `moutn`
+      --> understudy.toml:17:10
+       |
+    17 | after = ["moutn", "web"]
+       |          ^^^^^^^ expected the name of a `[[service]]`
+       |
+       = help: did you mean `mount`?
+
+    error: service `web` waits for itself
+      --> understudy.toml:17:19
+       |
+    17 | after = ["moutn", "web"]
+       |                   ^^^^^ expected the names of other services
+    "#);
+    let circle = service("web", "after = [\"engine\"]")
+        + &service("mount", "after = []")
+        + &service("engine", "");
+    parse_cluster("understudy.toml", &format!("{VALID}{circle}")).expect("there is an order");
+    let circle = service("web", "after = [\"engine\"]") + &service("engine", "");
+    assert_snapshot!(problems_with(&circle), @r#"
+    error: services wait for each other: `web` for `engine`, which waits for `web`
+      --> understudy.toml:11:9
+       |
+    11 | after = ["engine"]
+       |         ^^^^^^^^^^ expected an order; without `after` a service waits for the one before it in the file, with `after = []` for none
+    "#);
+}
+
+#[test]
 fn the_figures_of_a_files_store_are_looked_into() {
     assert_snapshot!(problems_with(r#"
 [[files]]
@@ -964,6 +1094,12 @@ const PIECES: &[&str] = &[
     "[settings]\n",
     "[[index]]\n",
     "[[service]]\n",
+    "[[job]]\n",
+    "[hooks]\n",
+    "online = [\"a\"]\n",
+    "after = [\"a\", \"b\"]\n",
+    "on = \"both\"\n",
+    "after_failover = \"hold\"\n",
     "[kv]\n",
     "durability = \"async\"\n",
     "acknowledge = 0\n",
@@ -1091,7 +1227,7 @@ lease = "5s"
       --> understudy.toml:12:2
        |
     12 | [addres]
-       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `address`, `check`
+       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
        |
        = help: did you mean `address`?
     "#);
@@ -1191,6 +1327,12 @@ kind = "command"
     15 | name = "c"
        |        ^^^ expected a name that no other check has
 
+    error: `ten` is neither a share nor a size
+      --> understudy.toml:17:12
+       |
+    17 | min_free = "ten"
+       |            ^^^^^ expected a share such as "5%", or a size such as "10GB"
+
     error: a check of kind `disk` has no `url`
       --> understudy.toml:18:7
        |
@@ -1205,6 +1347,12 @@ kind = "command"
        |
     22 | url = "https://x/"
        |       ^^^^^^^^^^^^ expected an `http` URL, or kind "command" with `curl`
+
+    error: `7` is not a status of HTTP
+      --> understudy.toml:23:10
+       |
+    23 | status = 7
+       |          ^ expected a number from 100 to 599
 
     error: `bad` is not a severity
       --> understudy.toml:24:12

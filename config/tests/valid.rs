@@ -206,9 +206,20 @@ fn the_sample_is_read_whole() {
                     "is-active",
                     "catalog",
                 ],
+                user: None,
+                on: Primary,
+                after: [],
+                is_critical: true,
+                restarts: 3,
+                restart_window: 3600s,
+                interval: 5s,
                 timeout: 30s,
+                status_timeout: 10s,
+                after_failover: Start,
             },
         ],
+        jobs: [],
+        hooks: None,
         address: Some(
             Address {
                 ips: [
@@ -225,6 +236,39 @@ fn the_sample_is_read_whole() {
         checks: [],
     }
     "#);
+}
+
+#[test]
+fn services_start_in_the_order_of_the_file_but_after_those_they_wait_for() {
+    let service = |name: &str, more: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nstart = [\"a\"]\nstop = [\"a\"]\nstatus = [\"a\"]\n{more}\n"
+        )
+    };
+    let text = SAMPLE.to_owned()
+        + &service("address", "after = [\"engine\", \"web\"]")
+        + &service("mount", "after = []")
+        + &service("engine", "");
+    let config = parse_cluster("understudy.toml", &text).unwrap();
+    let order: Vec<_> = config
+        .services
+        .iter()
+        .map(|it| {
+            (
+                it.name.as_str(),
+                it.after.iter().map(AsRef::as_ref).collect(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        order,
+        [
+            ("web", vec![]),
+            ("mount", vec![]),
+            ("engine", vec!["mount"]),
+            ("address", vec!["web", "engine"]),
+        ]
+    );
 }
 
 #[test]

@@ -90,6 +90,7 @@ pub(crate) fn primary() -> Status {
             service("db-check", ServiceState::Online),
             service("web", ServiceState::Online),
         ],
+        jobs: vec![job(JobState::Waiting, Some(at(5_400_000)))],
         indexes: vec![index(IndexState::Ready)],
         promotion: None,
         address: Some(address(AddressState::Held)),
@@ -147,6 +148,13 @@ pub(crate) fn primary_with_a_faulty_service() -> Status {
     let web = &mut status.services[1];
     web.state = ServiceState::Fault;
     web.message = "bind: address in use\u{1b}[31m".to_owned();
+    web.restarts = 3;
+    web.restarts_total = 4;
+    let report = &mut status.jobs[0];
+    report.state = JobState::Held;
+    report.hold = Some(Hold::Failover);
+    report.next = None;
+    report.last.as_mut().unwrap().outcome = JobOutcome::Failed;
     status
 }
 
@@ -188,6 +196,7 @@ pub(crate) fn standby() -> Status {
             service("db-check", ServiceState::Offline),
             service("web", ServiceState::Offline),
         ],
+        jobs: vec![job(JobState::Elsewhere, None)],
         address: Some(address(AddressState::Absent)),
         indexes: vec![IndexStatus {
             documents: 120,
@@ -375,6 +384,34 @@ fn service(name: &str, state: ServiceState) -> ServiceStatus {
         state,
         since: at(-7_400_000),
         message: "active".to_owned(),
+        on: Default::default(),
+        is_critical: true,
+        is_wanted: state == ServiceState::Online,
+        hold: None,
+        after: Vec::new(),
+        user: None,
+        probed: Some(at(-1_200)),
+        restarts: 0,
+        restarts_max: 3,
+        restarts_total: 0,
+    }
+}
+
+fn job(state: JobState, next: Option<WallTime>) -> JobStatus {
+    JobStatus {
+        name: "report".parse().unwrap(),
+        on: Default::default(),
+        schedule: "30 2 * * *".to_owned(),
+        state,
+        since: at(-81_000_000),
+        hold: None,
+        last: Some(JobRun {
+            started: at(-81_012_000),
+            ended: at(-81_000_000),
+            outcome: JobOutcome::Succeeded,
+            message: "12 mails".to_owned(),
+        }),
+        next,
     }
 }
 

@@ -187,7 +187,8 @@ fn services_are_well(status: &Status) -> Verdict {
     let faulty: Vec<_> = status
         .services
         .iter()
-        .filter(|service| service.state == ServiceState::Fault)
+        // One that is not critical is an alarm, and no reason to send clients elsewhere.
+        .filter(|service| service.is_critical && service.state == ServiceState::Fault)
         .map(|service| service.name.as_str())
         .collect();
     match u64::try_from(faulty.len()) {
@@ -206,6 +207,15 @@ mod tests {
 
     use super::*;
     use crate::example;
+
+    #[test]
+    fn m05_a_service_that_is_not_critical_does_not_send_clients_away() {
+        let mut status = example::primary_with_a_faulty_service();
+        let reason = |status: &Status| Answer::new(Check::Health, None, status).reason;
+        assert_eq!(reason(&status).as_deref(), Some("1 service in fault: web"));
+        status.services[1].is_critical = false;
+        assert_eq!(reason(&status), None);
+    }
 
     #[test]
     fn every_check_in_every_state() {

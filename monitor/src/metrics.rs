@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use understudy_replication::status::{
-    AddressState, CheckState, IndexState, RoleName, ServiceState, Status,
+    AddressState, CheckState, IndexState, JobOutcome, JobState, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::Durability;
 use understudy_replication::wall_time::WallTime;
@@ -260,6 +260,79 @@ pub const TABLE: &[Metric] = &[
                 })
             });
             of_state.collect()
+        },
+    },
+    Metric {
+        name: "service_restarts",
+        labels: &["service"],
+        help: "how often the service was started again since the daemon started",
+        samples: |status| {
+            let services = status.services.iter();
+            let restarts = services.map(|service| {
+                Sample::new(
+                    [service.name.as_str()],
+                    Value::Count(service.restarts_total),
+                )
+            });
+            restarts.collect()
+        },
+    },
+    Metric {
+        name: "service_held",
+        labels: &["service"],
+        help: "1 while the service is held back after a failover, or was stopped by an operator",
+        samples: |status| {
+            let services = status.services.iter();
+            let held = services
+                .map(|service| Sample::new([service.name.as_str()], service.hold.is_some().into()));
+            held.collect()
+        },
+    },
+    Metric {
+        name: "job_state",
+        labels: &["job", "state"],
+        help: "1 for the state that the job is in, 0 for the others",
+        samples: |status| {
+            const STATES: [JobState; 4] = [
+                JobState::Waiting,
+                JobState::Running,
+                JobState::Held,
+                JobState::Elsewhere,
+            ];
+            let of_state = status.jobs.iter().flat_map(|job| {
+                STATES.map(|state| {
+                    Sample::new(
+                        [job.name.as_str(), state.as_str()],
+                        (state == job.state).into(),
+                    )
+                })
+            });
+            of_state.collect()
+        },
+    },
+    Metric {
+        name: "job_failed",
+        labels: &["job"],
+        help: "1 when the newest run of the job on this node has failed; absent before the first",
+        samples: |status| {
+            let jobs = status.jobs.iter().filter_map(|job| {
+                let has_failed = job.last.as_ref()?.outcome == JobOutcome::Failed;
+                Some(Sample::new([job.name.as_str()], has_failed.into()))
+            });
+            jobs.collect()
+        },
+    },
+    Metric {
+        name: "job_ended_timestamp_seconds",
+        labels: &["job"],
+        help: "when the newest run of the job on this node ended, in seconds since 1970; absent before \
+               the first",
+        samples: |status| {
+            let jobs = status.jobs.iter().filter_map(|job| {
+                let ended = seconds_since_1970(job.last.as_ref()?.ended);
+                Some(Sample::new([job.name.as_str()], ended))
+            });
+            jobs.collect()
         },
     },
     Metric {

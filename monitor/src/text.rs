@@ -3,7 +3,8 @@
 
 use understudy_replication::preflight::Preflight;
 use understudy_replication::status::{
-    IndexState, LinkStatus, PromotionStatus, ReplicationMode, RoleName, ServiceState, Status,
+    Hold, IndexState, JobOutcome, JobState, JobStatus, LinkStatus, PromotionStatus,
+    ReplicationMode, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::StoreId;
 use understudy_replication::wall_time::WallTime;
@@ -29,6 +30,7 @@ pub fn text(status: &Status, now: WallTime) -> String {
     show_stores(&mut page, status, &peers, now);
     surroundings::show_checks(&mut page, status, now);
     show_services(&mut page, status, now);
+    show_jobs(&mut page, status, now);
     show_indexes(&mut page, status, now);
     show_events(&mut page, status);
     page.0
@@ -105,6 +107,11 @@ fn troubles(status: &Status, peers: &[Peer<'_>]) -> Vec<String> {
             troubles.push(format!("service {} is in fault", service.name));
         }
     }
+    for job in &status.jobs {
+        if has_failed(job) {
+            troubles.push(format!("job {} has failed", job.name));
+        }
+    }
     for index in &status.indexes {
         if index.state == IndexState::Failed {
             troubles.push(format!("index {} could not be built", index.name));
@@ -116,6 +123,13 @@ fn troubles(status: &Status, peers: &[Peer<'_>]) -> Vec<String> {
         count => troubles.push(plural(count.unwrap_or(u64::MAX), "problem")),
     }
     troubles
+}
+
+/// Returns whether the newest run of a job of this node has failed.
+fn has_failed(job: &JobStatus) -> bool {
+    let is_here = job.state != JobState::Elsewhere;
+    let mut last = job.last.iter();
+    is_here && last.any(|run| run.outcome == JobOutcome::Failed)
 }
 
 /// Returns the promotion that this node has yet to finish. A node that has been superseded since, or
@@ -275,6 +289,16 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
         .any(|service| service.state == ServiceState::Fault)
     {
         return "mend the service that is in fault: `understudy services` tells more".to_owned();
+    }
+    if let Some(job) = status.jobs.iter().find(|job| has_failed(job)) {
+        return format!("see why job {} failed: `understudy events`", job.name);
+    }
+    let is_held = |hold: Option<Hold>| hold == Some(Hold::Failover);
+    let mut services = status.services.iter();
+    let mut jobs = status.jobs.iter();
+    if services.any(|it| is_held(it.hold)) || jobs.any(|it| is_held(it.hold)) {
+        return "start what is held back since the failover: `understudy services` lists it"
+            .to_owned();
     }
     if let Some(index) = status
         .indexes
@@ -462,6 +486,25 @@ fn show_services(page: &mut Page, status: &Status, now: WallTime) {
             age(service.since, now),
             service.message.clone(),
         ]);
+    }
+    page.table(&table);
+}
+
+fn show_jobs(page: &mut Page, status: &Status, now: WallTime) {
+    // Those that do what they should would fill the screen; `understudy services` shows them.
+    let mut table = Table::new(["JOB", "STATE", "LAST RUN", "LAST MESSAGE"]);
+    for job in &status.jobs {
+        let last = job.last.as_ref();
+        if job.state == JobState::Held || has_failed(job) {
+            table.row([
+                job.name.to_string(),
+                job.state.as_str().to_owned(),
+                last.map_or("never".to_owned(), |run| {
+                    format!("{} {} ago", run.outcome.as_str(), age(run.ended, now))
+                }),
+                last.map_or(String::new(), |run| run.message.clone()),
+            ]);
+        }
     }
     page.table(&table);
 }

@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod files;
+pub mod jobs;
 pub mod kv;
 pub mod postgres;
 pub mod services;

@@ -9,13 +9,17 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 /// How much of a program's output is kept: its end, where the reason stands.
 pub const OUTPUT_BYTES_MAX: u64 = 64 << 10;
 
 /// How long a program has between TERM and KILL.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long is waited for the end of what has been killed: a process that waits for a disk or a network mount
+/// that does not answer ends only when that does.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a program could not be run, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +47,7 @@ pub enum CommandError {
         source: io::Error,
     },
     /// It did not end in time, and was killed with its process group.
-    #[error("`{program}` did not end within {} s and was killed{}", limit.as_secs(), said(output))]
+    #[error("`{program}` did not end within {} s and was killed{}", limit.as_secs_f64(), said(output))]
     TimedOut {
         /// The program.
         program: String,
@@ -189,12 +193,20 @@ impl Command {
     /// # Errors
     /// When it cannot be started, fails, or takes too long.
     pub async fn run(&self) -> Result<String, CommandError> {
+        self.run_told(|_| {}).await
+    }
+
+    /// Does what [`run`](Self::run) does, and tells `started` the process, which leads a group of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started, fails, or takes too long.
+    pub async fn run_told(&self, started: impl FnOnce(Pid) + Send) -> Result<String, CommandError> {
         let program = self.argv.first().cloned().unwrap_or_default();
         let start = |source| CommandError::Start {
             program: program.clone(),
             source,
         };
-        let mut output = tempfile::tempfile().map_err(start)?;
+        let mut output = unnamed_file().map_err(start)?;
         let mut command = self.prepare()?;
         command
             .stdout(output.try_clone().map_err(start)?)
@@ -217,6 +229,9 @@ impl Command {
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw);
         let mut abandoned = KillOnDrop(group);
+        if let Some(group) = group {
+            started(group);
+        }
         let waited = tokio::time::timeout(self.limit, child.wait()).await;
         // It has ended, or is ended below; what it has left behind on purpose (a daemon) may stay.
         abandoned.0 = None;
@@ -224,16 +239,8 @@ impl Command {
             Ok(status) => status.map_err(start)?,
             Err(_) => {
                 if let Some(group) = group {
-                    signal(group, Signal::TERM);
-                    if tokio::time::timeout(TERM_PATIENCE, child.wait())
-                        .await
-                        .is_err()
-                    {
-                        signal(group, Signal::KILL);
-                    }
+                    end(group, &mut child).await;
                 }
-                // Reaps it; it has been killed.
-                let _status = child.kill().await;
                 return Err(CommandError::TimedOut {
                     program: program.clone(),
                     limit: self.limit,
@@ -317,6 +324,37 @@ impl Drop for KillOnDrop {
     }
 }
 
+/// Ends a process group: TERM, and KILL for what is left of it. It has a bounded time, and what does not even
+/// end then is reaped whenever it does.
+async fn end(group: Pid, child: &mut tokio::process::Child) {
+    signal(group, Signal::TERM);
+    let ended = async {
+        let _reaped = child.wait().await.is_ok();
+        // Its children have their time, too: the leader may have left them to their work.
+        while test_kill_process_group(group).is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(TERM_PATIENCE, ended).await.is_err() {
+        signal(group, Signal::KILL);
+        if tokio::time::timeout(KILL_PATIENCE, child.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(?group, "what was killed has not ended yet");
+        }
+    }
+}
+
+/// Returns a file without a name: on a disk, or in memory where the disk is full, since what stops a service
+/// must run even then.
+fn unnamed_file() -> io::Result<File> {
+    tempfile::tempfile().or_else(|_| {
+        let file = rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC)?;
+        Ok(File::from(file))
+    })
+}
+
 fn signal(group: Pid, signal: Signal) {
     if let Err(error) = kill_process_group(group, signal)
         && error != rustix::io::Errno::SRCH
@@ -381,6 +419,28 @@ mod tests {
         // The signal has been sent; the kernel needs a moment.
         let gone = async {
             while rustix::process::test_kill_process(pid).is_ok() {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+                if stat.map_or(true, |stat| stat.contains(") Z ")) {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), gone)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn m04_children_that_ignore_term_are_killed_though_their_parent_has_ended() {
+        let script = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' & wait";
+        let command = shell(script).limit(Duration::from_millis(300));
+        let CommandError::TimedOut { output, .. } = command.run().await.unwrap_err() else {
+            panic!("it was not killed");
+        };
+        let pid = Pid::from_raw(output.trim().parse().unwrap()).unwrap();
+        let gone = async {
+            loop {
                 let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
                 if stat.map_or(true, |stat| stat.contains(") Z ")) {
                     break;

@@ -122,6 +122,10 @@ pub struct FenceRequest {
     /// It hands over in a switchover, and follows the caller as soon as that is primary.
     #[serde(default)]
     pub hands_over: bool,
+    /// The epoch that the asker knows and supersedes: a node that is in a higher one refuses, and the asker
+    /// learns of that one.
+    #[serde(default)]
+    pub supersedes: Option<Epoch>,
 }
 
 /// Asks a standby to take over by a switchover: posted to `/peer/switchover` by the primary. The answer

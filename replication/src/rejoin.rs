@@ -41,6 +41,62 @@ pub enum Method {
     Seeded,
 }
 
+/// By which way a copy becomes equal to the primary's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// See [`Method::Followed`].
+    Followed,
+    /// See [`Method::Rewound`].
+    Rewound,
+    /// See [`Method::Compared`].
+    Compared,
+    /// See [`Method::Seeded`].
+    Seeded,
+}
+
+impl Way {
+    /// Returns the word that people are told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Followed => "followed",
+            Self::Rewound => "rewound",
+            Self::Compared => "compared",
+            Self::Seeded => "seeded",
+        }
+    }
+}
+
+/// What a rejoin of one store will do, told before anything of it is done. An estimate: what is written
+/// meanwhile is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foreseen {
+    /// How it will become equal.
+    #[serde(rename = "method")]
+    pub way: Way,
+    /// How much will be kept aside, in bytes; `None` where that cannot be told.
+    pub salvaged_bytes: Option<u64>,
+    /// How much will travel, in bytes; `None` where that cannot be told.
+    pub travelling_bytes: Option<u64>,
+    /// How much of this node's copy has to be read for it, in bytes.
+    pub read_bytes: u64,
+    /// What the figures were made from, in a sentence.
+    pub basis: String,
+}
+
+impl Foreseen {
+    /// Returns that of a copy which has nothing that the primary lacks.
+    pub fn follows(travelling_bytes: u64, basis: impl Into<String>) -> Self {
+        Self {
+            way: Way::Followed,
+            salvaged_bytes: Some(0),
+            travelling_bytes: Some(travelling_bytes),
+            read_bytes: 0,
+            basis: basis.into(),
+        }
+    }
+}
+
 /// What was kept aside of a store before it changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Salvaged {
@@ -63,6 +119,9 @@ pub struct Rejoined {
     /// What was kept aside; `None` when there was nothing that the primary lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub salvaged: Option<Salvaged>,
+    /// How much travelled in all, in bytes, where the store has counted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub travelled: Option<u64>,
 }
 
 impl Rejoined {
@@ -71,6 +130,17 @@ impl Rejoined {
         Self {
             method,
             salvaged: None,
+            travelled: None,
+        }
+    }
+
+    /// Returns how it became equal, in a word.
+    pub fn way(&self) -> Way {
+        match &self.method {
+            Method::Followed => Way::Followed,
+            Method::Rewound { .. } => Way::Rewound,
+            Method::Compared { .. } => Way::Compared,
+            Method::Seeded => Way::Seeded,
         }
     }
 }

@@ -66,7 +66,10 @@ pub enum Event {
     /// A peer has answered, and knows of no epoch above ours.
     Reassured,
     /// Nobody has answered for as long as a restarted primary may leave running what it found.
-    Alone,
+    Alone {
+        /// How many other nodes the configuration names.
+        others: usize,
+    },
     /// A promotion here is about to ask its peers to fence themselves.
     Propose,
     /// The peers are fenced (or an operator answers for it): open the epoch that they are fenced for.
@@ -294,22 +297,28 @@ impl Role {
                 | Self::Fenced { .. },
                 Event::Reassured,
             ) => unchanged,
-            // Nobody has joined in its epoch, so that only an operator's force on a node that it has
-            // superseded itself could have superseded it; whoever was there to say so has been asked.
-            (Self::Returning { epoch, standbys }, Event::Alone) if standbys.is_empty() => (
-                Self::Primary {
-                    epoch: epoch.clone(),
-                    standbys: vec![],
-                },
-                vec![Action::Serve],
-            ),
-            (Self::Returning { .. }, Event::Alone) => (self.clone(), vec![Action::Fence]),
+            // Nobody has joined in its epoch, and the only other node is one that it has superseded
+            // itself, so that only an operator's force there could have superseded it; whoever was there
+            // to say so has been asked. A third node could have heard of the epoch, and have been
+            // promoted as its standby without ever having joined.
+            (Self::Returning { epoch, standbys }, Event::Alone { others })
+                if standbys.is_empty() && others <= 1 =>
+            {
+                (
+                    Self::Primary {
+                        epoch: epoch.clone(),
+                        standbys: vec![],
+                    },
+                    vec![Action::Serve],
+                )
+            }
+            (Self::Returning { .. }, Event::Alone { .. }) => (self.clone(), vec![Action::Fence]),
             (
                 Self::Primary { .. }
                 | Self::Standby { .. }
                 | Self::Promoting { .. }
                 | Self::Fenced { .. },
-                Event::Alone,
+                Event::Alone { .. },
             ) => unchanged,
 
             (Self::Standby { epoch, primary, .. }, Event::Propose) => {
@@ -331,8 +340,13 @@ impl Role {
                 Self::Standby { .. } | Self::Returning { .. } | Self::Fenced { .. },
                 Event::Open(epoch),
             ) => {
+                // A superseded node that goes back to its own data hears of the epoch that it is about to
+                // open from the peer that has fenced itself for it. It has not opened it before: a node
+                // is fenced by what is higher than all that it has opened.
+                let is_own = matches!(self, Self::Fenced { epoch: heard, .. } if *heard == epoch)
+                    && epoch.node == *me;
                 // Another epoch may have been heard of since the peers were fenced for this one.
-                if epoch != self.next_epoch(me) {
+                if epoch != self.next_epoch(me) && !is_own {
                     return impossible("open an epoch that has been superseded meanwhile");
                 }
                 let actions = if self.name() == RoleName::Standby {
@@ -468,7 +482,8 @@ mod tests {
             Event::Heard(epoch("4.a")),
             Event::HandOver(epoch("4.a")),
             Event::Reassured,
-            Event::Alone,
+            Event::Alone { others: 1 },
+            Event::Alone { others: 2 },
             Event::Propose,
             Event::Open(epoch("3.b")),
             Event::Open(epoch("4.b")),
@@ -504,6 +519,36 @@ mod tests {
         insta::assert_snapshot!("transition_table", table);
     }
 
+    #[test]
+    fn a_restarted_primary_that_nobody_has_joined_stands_alone_only_in_a_pair() {
+        let role = Role::Returning {
+            epoch: epoch("2.b"),
+            standbys: vec![],
+        };
+        let outcome = |others| role.step(&me(), Event::Alone { others }).unwrap().1;
+        assert_eq!(outcome(1), vec![Action::Serve]);
+        // A third node may have been promoted as its standby without ever having joined.
+        assert_eq!(outcome(2), vec![Action::Fence]);
+    }
+
+    #[test]
+    fn a_superseded_node_opens_the_epoch_that_the_peer_has_fenced_itself_for() {
+        let superseded = Role::Fenced {
+            epoch: epoch("2.c"),
+            follows: false,
+        };
+        let next = superseded.next_epoch(&me());
+        // The answer of the peer carries it back.
+        let (told, _) = superseded.step(&me(), Event::Heard(next.clone())).unwrap();
+        let opened = told.step(&me(), Event::Open(next.clone())).unwrap();
+        assert_eq!(
+            opened,
+            (Role::Promoting { epoch: next }, vec![Action::Record])
+        );
+        // An epoch of a peer is nobody else's to open.
+        assert!(superseded.step(&me(), Event::Open(epoch("2.c"))).is_err());
+    }
+
     fn any_epoch() -> impl Strategy<Value = Epoch> {
         (1..6_u64, prop::sample::select(vec!["a", "b", "c"])).prop_map(|(number, name)| Epoch {
             number,
@@ -521,7 +566,7 @@ mod tests {
                 epoch,
             }),
             Just(Event::Reassured),
-            Just(Event::Alone),
+            (0..4_usize).prop_map(|others| Event::Alone { others }),
             Just(Event::Propose),
             any_epoch().prop_map(Event::Open),
             Just(Event::Risen),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use understudy_config::{NodeName, StoreName};
+use understudy_config::{NodeName, On, StoreName};
 
 use crate::check::Trouble;
 use crate::epoch::Epoch;
@@ -94,6 +94,9 @@ pub struct Status {
     pub stores: Vec<StoreStatus>,
     /// Services in start order.
     pub services: Vec<ServiceStatus>,
+    /// What runs on a schedule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobStatus>,
     /// Search indexes.
     pub indexes: Vec<IndexStatus>,
     /// A promotion that runs or was cut short here; `None` otherwise.
@@ -303,8 +306,136 @@ pub struct ServiceStatus {
     pub state: ServiceState,
     /// Since when.
     pub since: WallTime,
-    /// The last line that one of its commands printed.
+    /// The last line that one of its commands printed, or why it does not run.
     pub message: String,
+    /// Where it runs.
+    #[serde(default)]
+    pub on: On,
+    /// A promotion fails when it does not come up.
+    #[serde(default = "yes")]
+    pub is_critical: bool,
+    /// It should run on this node now.
+    #[serde(default)]
+    pub is_wanted: bool,
+    /// Why it does not run although the role of this node asks for it; `None` otherwise.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// The services that are up before it is started.
+    #[serde(default)]
+    pub after: Vec<StoreName>,
+    /// The user of the operating system that its commands run as; `None` for the daemon's own.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// When its status command last ended; `None` if it has not yet.
+    #[serde(default)]
+    pub probed: Option<WallTime>,
+    /// How often it was started again within the time in which that is counted.
+    #[serde(default)]
+    pub restarts: u64,
+    /// How often it is started again in that time, before it stays a fault.
+    #[serde(default)]
+    pub restarts_max: u64,
+    /// How often it was started again since the daemon started.
+    #[serde(default)]
+    pub restarts_total: u64,
+}
+
+/// What keeps something from running that the role of the node asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// The node was promoted because the primary had failed, and an operator has not started it since.
+    Failover,
+    /// An operator has stopped it.
+    Operator,
+}
+
+/// What an older node does not tell is so there.
+fn yes() -> bool {
+    true
+}
+
+/// How a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It waits for the next time in its schedule.
+    Waiting,
+    /// It runs.
+    Running,
+    /// It is held back after a failover, or an operator has stopped it.
+    Held,
+    /// The role of this node does not allow it.
+    Elsewhere,
+}
+
+impl JobState {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Held => "held",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// A job on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// Where it runs.
+    pub on: On,
+    /// When it runs: a cron line, in UTC.
+    pub schedule: String,
+    /// How it is.
+    pub state: JobState,
+    /// Since when.
+    pub since: WallTime,
+    /// What holds it back; `None` where nothing does.
+    pub hold: Option<Hold>,
+    /// Its newest run on this node that has ended.
+    pub last: Option<JobRun>,
+    /// When it runs next on this node; `None` while it does not.
+    pub next: Option<WallTime>,
+}
+
+/// A run of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRun {
+    /// When it began.
+    pub started: WallTime,
+    /// When it ended.
+    pub ended: WallTime,
+    /// How.
+    pub outcome: JobOutcome,
+    /// The last line that it printed, or why it ended.
+    pub message: String,
+}
+
+/// How a run of a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobOutcome {
+    /// Its command succeeded.
+    Succeeded,
+    /// Its command failed, or took too long.
+    Failed,
+    /// It was ended: the role of the node changed, the daemon stopped, or an operator asked for it.
+    Ended,
+}
+
+impl JobOutcome {
+    /// Returns the word that messages and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Ended => "ended",
+        }
+    }
 }
 
 /// The address that clients use, on this node.

@@ -13,7 +13,7 @@ use crate::check::{Checked, Depth, Trouble};
 use crate::epoch::Epoch;
 use crate::guard::Withheld;
 use crate::position::Position;
-use crate::rejoin::{Method, Rejoined, Salvaging};
+use crate::rejoin::{Foreseen, Method, Rejoined, Salvaging};
 use crate::stall::StallReason;
 use crate::transport::PeerClient;
 
@@ -424,6 +424,15 @@ pub trait Receiver: Send + Sync {
             self.seed(primary, progress).await?;
             Ok(Rejoined::by(Method::Seeded))
         })
+    }
+
+    /// Tells what [`Receiver::rejoin`] would do now. Changes nothing of the store. `None` where the store
+    /// cannot tell.
+    fn foresee<'a>(
+        &'a self,
+        _primary: &'a PeerClient,
+    ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
+        Box::pin(async { Ok(None) })
     }
 
     /// Follows the primary until told to stop, or until it fails; the runtime calls it again.

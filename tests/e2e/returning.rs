@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::world::{Machine, Pair, Plan, holds, until};
+use crate::world::{FILES, Machine, Pair, Plan, holds, tree, until};
 
 /// Waits until a machine is a standby that follows, by its own word.
 fn until_follows(machine: &Machine) {
@@ -119,6 +119,13 @@ fn a_switchover_that_would_lose_something_or_wait_is_refused_and_changes_nothing
 
 /// Makes a pair of which b was promoted while a was dead, with rows on a that b never got.
 fn parted(more: &str) -> Pair {
+    parted_with(|a| {
+        a.sql(&format!("SELECT 1; {more}"));
+    })
+}
+
+/// Makes one, where `act` has changed more on a.
+fn parted_with(act: impl FnOnce(&Machine)) -> Pair {
     let mut pair = Pair::new(Plan {
         postgres: true,
         files: true,
@@ -127,8 +134,8 @@ fn parted(more: &str) -> Pair {
     pair.write(1);
     pair.wait();
     pair.b.power_off();
-    pair.a
-        .sql(&format!("INSERT INTO change VALUES (100), (101); {more}"));
+    pair.a.sql("INSERT INTO change VALUES (100), (101)");
+    act(&pair.a);
     pair.a
         .sql("UPDATE change SET number = 102 WHERE number = 101");
     pair.a.power_off();
@@ -185,6 +192,120 @@ fn what_only_a_former_primary_has_is_kept_aside_and_it_follows_again() {
     pair.a.understudy(&["switchover"]);
     assert_eq!(rows(&pair.a), "1 200 201");
     until_follows(&pair.b);
+}
+
+/// Returns what a rejoin must change and a dry run must not.
+fn state_of(machine: &Machine) -> Vec<String> {
+    let control = machine
+        .command("/usr/lib/postgresql/15/bin/pg_controldata")
+        .arg(machine.at("/data/pg"))
+        .output()
+        .unwrap();
+    let files = tree(&machine.at(FILES));
+    vec![
+        machine.role(),
+        String::from_utf8(control.stdout).unwrap(),
+        format!("{files:?}"),
+        format!("{:?}", machine.state().join("salvage").exists()),
+    ]
+}
+
+#[test]
+fn l14_an_old_primary_stays_out_says_what_only_it_has_keeps_that_and_syncs_differences() {
+    let mut pair = parted_with(|a| {
+        let files = a.at(FILES);
+        fs::write(files.join("lost"), vec![b'l'; 100_000]).unwrap();
+        fs::write(files.join("hello.txt"), "the old primary's\n").unwrap();
+        fs::remove_file(files.join("deep/numbers")).unwrap();
+    });
+    fs::write(pair.b.at(FILES).join("new"), vec![b'n'; 400_000]).unwrap();
+    pair.b.understudy(&["sync", "docs"]);
+    // It says so, and how to see what would be lost.
+    let status = pair.a.understudy(&["status"]);
+    assert!(status.contains("understudy rejoin --dry-run"), "{status}");
+    let before = state_of(&pair.a);
+    let foreseen = pair.a.json(&["rejoin", "--dry-run"]);
+    assert_eq!(state_of(&pair.a), before, "{foreseen}");
+    assert_eq!(foreseen["rate"], "probed", "{foreseen}");
+    let figures = |report: &Value, store: &str| {
+        let foreseen = &method(report, store)["foreseen"];
+        let figure = |key: &str| foreseen[key].as_u64().unwrap();
+        let method = foreseen["method"].as_str().unwrap().to_owned();
+        (method, figure("salvaged_bytes"), figure("travelling_bytes"))
+    };
+    let report = pair.a.json(&["rejoin"]);
+    for (store, way) in [("postgres", "rewound"), ("docs", "compared")] {
+        let (told, salvaged, travels) = figures(&foreseen, store);
+        let done = method(&report, store);
+        assert_eq!((told.as_str(), &done["method"]), (way, &json!(way)));
+        let came = done["travelled"].as_u64().unwrap();
+        assert!(
+            travels <= came * 2 && came <= travels * 2,
+            "{store}: {travels} were foreseen, {came} came: {report}"
+        );
+        assert_eq!(salvaged, done["salvaged"]["bytes"], "{store}: {report}");
+        // It told the same again before it began.
+        assert_eq!(figures(&report["foreseen"], store).0, way);
+    }
+    let kept: Value = serde_json::from_slice(
+        &fs::read(report["report"].as_str().expect("a report is kept")).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(kept["report"]["stores"], report["stores"]);
+    until_follows(&pair.a);
+    pair.b.understudy(&["wait"]);
+    pair.assert_equal();
+    assert_eq!(
+        fs::read_to_string(pair.a.at(FILES).join("hello.txt")).unwrap(),
+        "hello\n"
+    );
+
+    // What was kept can be looked at, with no daemon.
+    pair.a.power_off();
+    let list = pair.a.json(&["salvage", "list"]);
+    let bundles = list["bundles"].as_array().unwrap();
+    assert_eq!(bundles.len(), 2, "{list}");
+    let name = |kind: &str| {
+        let bundle = bundles.iter().find(|bundle| bundle["kind"] == kind);
+        let bundle = bundle.unwrap();
+        assert_eq!(bundle["superseded_by"], json!({"number": 2, "node": "b"}));
+        assert_eq!(bundle["is_complete"], true);
+        bundle["name"].as_str().unwrap().to_owned()
+    };
+    let shown = pair.a.json(&["salvage", "show", &name("files")]);
+    let mut paths: Vec<String> = shown["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|path| format!("{} {}", path["what"], path["path"]).replace('"', ""))
+        .collect();
+    paths.sort();
+    assert_eq!(
+        paths,
+        [
+            "deleted_here deep/numbers",
+            "differs hello.txt",
+            "only_here lost"
+        ]
+    );
+    let shown = pair.a.understudy(&["salvage", "show", &name("postgres")]);
+    assert!(shown.contains("2 transactions committed"), "{shown}");
+    let out = pair.folder.path().join("out");
+    let out_text = out.display().to_string();
+    for kind in ["files", "postgres"] {
+        let export = ["salvage", "export", &name(kind), "--to", &out_text];
+        let exported = pair.a.json(&export);
+        assert_eq!(exported["path"], json!(out.join(name(kind))));
+    }
+    let files = out.join(name("files")).join("files");
+    assert_eq!(fs::read(files.join("lost")).unwrap(), vec![b'l'; 100_000]);
+    let again = ["salvage", "export", &name("files"), "--to", &out_text];
+    assert_eq!(pair.a.try_understudy(&again).status, Some(3));
+    let remove = ["salvage", "remove", &name("files")];
+    assert_eq!(pair.a.try_understudy(&remove).status, Some(3));
+    pair.a.understudy(&[&remove[..], &["--yes"]].concat());
+    let list = pair.a.json(&["salvage", "list"]);
+    assert_eq!(list["bundles"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -119,20 +119,34 @@ fn kind_of(
         findings,
     };
     match word {
-        "disk" => Some(CheckKind::Disk {
-            path: of.needed("path", &raw.path, paths::store_or_root)?,
-            least: of.needed("min_free", &raw.min_free, amount)?,
-            recover: of.given(&raw.recover, amount)?,
-            inodes: of.given(&raw.min_inodes, str::parse::<Share>)?,
-        }),
-        "memory" => Some(CheckKind::Memory {
-            least: of.needed("min_free", &raw.min_free, amount)?,
-            recover: of.given(&raw.recover, amount)?,
-        }),
-        "load" => Some(CheckKind::Load {
-            most: of.needed("max_load", &raw.max_load, number)?,
-            recover: of.given(&raw.recover, number)?,
-        }),
+        "disk" => {
+            let path = of.needed("path", &raw.path, paths::store_or_root);
+            let least = of.needed("min_free", &raw.min_free, amount);
+            let recover = of.given(&raw.recover, amount);
+            let inodes = of.given(&raw.min_inodes, str::parse::<Share>);
+            Some(CheckKind::Disk {
+                path: path?,
+                least: least?,
+                recover: recover?,
+                inodes: inodes?,
+            })
+        }
+        "memory" => {
+            let least = of.needed("min_free", &raw.min_free, amount);
+            let recover = of.given(&raw.recover, amount);
+            Some(CheckKind::Memory {
+                least: least?,
+                recover: recover?,
+            })
+        }
+        "load" => {
+            let most = of.needed("max_load", &raw.max_load, number);
+            let recover = of.given(&raw.recover, number);
+            Some(CheckKind::Load {
+                most: most?,
+                recover: recover?,
+            })
+        }
         "link" => Some(CheckKind::Link {
             interface: of.needed("interface", &raw.interface, interface)?,
         }),
@@ -144,13 +158,16 @@ fn kind_of(
             let (host, port) = of.needed("address", &raw.address, host_and_port)?;
             Some(CheckKind::Tcp { host, port })
         }
-        "http" => Some(CheckKind::Http {
-            url: of.needed("url", &raw.url, url)?,
-            status: of.status(raw.status.as_ref())?,
-            contains: of
-                .given(&raw.contains, |it| Ok(it.to_owned()))?
-                .unwrap_or_default(),
-        }),
+        "http" => {
+            let url = of.needed("url", &raw.url, url);
+            let status = of.status(raw.status.as_ref());
+            let contains = raw.contains.as_ref().map(|it| it.value.clone());
+            Some(CheckKind::Http {
+                url: url?,
+                status: status?,
+                contains: contains.unwrap_or_default(),
+            })
+        }
         "command" => of.command(raw),
         "mount" => of.mount(raw, around.stores),
         _ => of.postgres(raw, kind, around),

@@ -7,7 +7,7 @@ use super::{address, elements, name, paths, unique};
 use crate::problem::{Findings, Mistake, Place, Placed};
 use crate::{
     Cluster, Fence, Files, GlobError, Globs, Node, NodeName, Postgres, PostgresDurability, Rejoin,
-    Schedule, ServerCommands, Service, Settings, Share, StoreName, duration, raw, size,
+    Schedule, ServerCommands, Settings, Share, StoreName, duration, raw, size,
 };
 
 /// The names of the stores that have a section of their own.
@@ -304,27 +304,6 @@ pub(super) fn settings(raw: &raw::Settings, findings: &mut Findings) -> Option<S
     })
 }
 
-pub(super) fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Service> {
-    let name = raw
-        .name
-        .as_ref()
-        .and_then(|it| findings.check(it, name::<StoreName>));
-    let start = raw.start.as_ref().and_then(|it| command(it, findings));
-    let stop = raw.stop.as_ref().and_then(|it| command(it, findings));
-    let status = raw.status.as_ref().and_then(|it| command(it, findings));
-    let timeout = raw
-        .timeout
-        .as_ref()
-        .and_then(|it| findings.check(it, duration::parse));
-    Some(Service {
-        name: name?,
-        start: start?,
-        stop: stop?,
-        status: status?,
-        timeout: timeout?,
-    })
-}
-
 pub(super) fn fence(raw: &raw::Fence, findings: &mut Findings) -> Option<Fence> {
     let program = raw.command.as_ref();
     let program = program.and_then(|it| command(it, findings));
@@ -386,7 +365,7 @@ fn globs(raw: &Option<Placed<Vec<Placed<String>>>>, findings: &mut Findings) -> 
         .ok()
 }
 
-fn schedule(text: &str) -> Result<Schedule, Mistake> {
+pub(super) fn schedule(text: &str) -> Result<Schedule, Mistake> {
     text.parse::<Schedule>().map_err(|error| Mistake {
         what: error.to_string(),
         expected: error.expected(),

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Extension;
-use axum::Router;
 use axum::extract::{Request, State as With};
-use axum::response::Response;
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
 use understudy_config::NodeName;
 use understudy_replication::kv::entry::Entry;
-use understudy_replication::kv::protocol::{Meeting, Session, Welcome, meet};
+use understudy_replication::kv::protocol::{Meeting, Session, Sketch, Welcome, meet};
 use understudy_replication::kv::snapshot::Part;
 use understudy_replication::kv::storage::{EntryReader, StorageError, Walk};
 use understudy_replication::kv::wire::{
-    self, FollowerSays, HEARTBEAT_INTERVAL, Hello, KV_LINK_VERSION, LeaderSays, SILENCE_MAX,
+    self, FollowerSays, HEARTBEAT_INTERVAL, Hello, KV_LINK_VERSION, LeaderSays, Met, SILENCE_MAX,
 };
 use understudy_replication::log::LogError;
 use understudy_replication::position::Position;
@@ -42,6 +42,7 @@ struct Shop {
 pub(super) fn routes(shared: Arc<Shared>, stop: Stop) -> Router {
     Router::new()
         .route("/link", get(link))
+        .route("/meet", post(meet_at))
         .with_state(Shop { shared, stop })
 }
 
@@ -78,6 +79,41 @@ async fn link(
         }
     });
     response
+}
+
+/// Tells where a log parts from this one, and how much is behind that. Begins nothing.
+async fn meet_at(With(shop): With<Shop>, Json(sketch): Json<Sketch>) -> Response {
+    let shared = shop.shared;
+    let met = tokio::task::spawn_blocking(move || {
+        let storage = shared.storage().ok_or(KvError::Closed)?;
+        // Nothing that is read here may go meanwhile.
+        let _pin = shared.pin(Position(0));
+        let (first, _) = storage.bounds();
+        let lookup = |at| {
+            let guard = shared.core();
+            let recent = guard.as_ref().and_then(|core| core.recent.digest_at(at));
+            recent.or_else(|| storage.digest_at(at))
+        };
+        Ok::<_, KvError>(match meet(&sketch, lookup, first) {
+            Meeting::Stream { from } => Met {
+                shared: Some(from.position),
+                needs_snapshot: false,
+                bytes: storage.bytes_behind(from.position)?,
+            },
+            Meeting::Snapshot { shared } => Met {
+                shared: shared.map(|point| point.position),
+                needs_snapshot: true,
+                bytes: storage.gauges().get("table_bytes").copied().unwrap_or(0),
+            },
+        })
+    });
+    match met.await.map_err(|_| KvError::Closed).flatten() {
+        Ok(met) => Json(met).into_response(),
+        Err(error) => {
+            let reason = understudy_replication::error_chain(&error);
+            (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
+        }
+    }
 }
 
 /// Serves a follower from its hello to the end of its session, or through a snapshot; then it says hello again.

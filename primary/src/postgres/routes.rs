@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use understudy_replication::postgres::{Configuration, PostgresError};
+use understudy_replication::postgres::{Configuration, PostgresError, Sizes};
 use understudy_replication::transport::Caller;
 
 use super::{PostgresShipper, checkpoint, reseed};
@@ -18,6 +18,7 @@ pub(super) fn routes() -> Router<Arc<PostgresShipper>> {
         .route("/seed-info", get(seed_info))
         .route("/configuration", get(configuration))
         .route("/history", get(history))
+        .route("/sizes", get(sizes))
         .route("/checkpoint", post(checkpoint::write))
         .route("/slot", post(make_slot).get(show_slot))
         .merge(reseed::routes())
@@ -54,6 +55,16 @@ async fn history(State(shipper): State<Arc<PostgresShipper>>) -> Response {
     match shipper.history().await {
         Ok(history) => Json(history).into_response(),
         Err(error) => failed(&error),
+    }
+}
+
+/// Tells how large the data directory is, for a former primary to foresee what its rejoin will copy.
+async fn sizes(State(shipper): State<Arc<PostgresShipper>>) -> Response {
+    let data_dir = shipper.cluster.data_dir.clone();
+    let sizes = tokio::task::spawn_blocking(move || Sizes::of(&data_dir)).await;
+    match sizes.map_err(std::io::Error::other).flatten() {
+        Ok(sizes) => Json(sizes).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
     }
 }
 

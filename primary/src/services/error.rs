@@ -3,8 +3,30 @@
 use std::fmt;
 use std::time::Duration;
 
-use understudy_config::StoreName;
+use understudy_config::{On, StoreName};
 use understudy_replication::command::CommandError;
+
+use super::ledger::LedgerError;
+
+/// Why services cannot be looked after at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ServicesError {
+    /// There is no such user of the operating system.
+    #[error("{section} `{name}` cannot run as `{user}`")]
+    User {
+        /// What it is: `service`, `job`.
+        section: &'static str,
+        /// Its name.
+        name: String,
+        /// The user.
+        user: String,
+        /// Why not.
+        source: CommandError,
+    },
+    /// What operators have asked for cannot be read.
+    #[error(transparent)]
+    State(#[from] LedgerError),
+}
 
 /// Why a service did not start or stop.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +42,7 @@ pub enum ServiceError {
     /// Its start command succeeded, and its status command did not.
     #[error(
         "service {service} was started, but is not up after {} s{}",
-        limit.as_secs(),
+        limit.as_secs_f64(),
         said(line)
     )]
     NotUp {
@@ -48,7 +70,7 @@ pub enum ServiceError {
     /// Its stop command succeeded, and it is still up.
     #[error(
         "service {service} was stopped, but is still up after {} s{}",
-        limit.as_secs(),
+        limit.as_secs_f64(),
         said(line)
     )]
     StillUp {
@@ -58,6 +80,12 @@ pub enum ServiceError {
         limit: Duration,
         /// The last line that its status command printed.
         line: String,
+    },
+    /// Its status command does not answer, so nobody knows whether it has stopped.
+    #[error("service {service} was stopped, but may be up: its status command does not answer")]
+    Silent {
+        /// The service.
+        service: StoreName,
     },
 }
 
@@ -89,3 +117,34 @@ impl fmt::Display for StopError {
 }
 
 impl std::error::Error for StopError {}
+
+/// Why something that an operator asks of one service is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// There is no such service.
+    #[error("there is no service `{0}`")]
+    Unknown(StoreName),
+    /// The role of this node does not allow it.
+    #[error("service {service} runs {} only", nodes(*on))]
+    NotHere {
+        /// The service.
+        service: StoreName,
+        /// Where it runs.
+        on: On,
+    },
+    /// What was asked for could not be written down, so it was not done.
+    #[error(transparent)]
+    State(#[from] LedgerError),
+    /// It was tried, and failed.
+    #[error(transparent)]
+    Failed(#[from] ServiceError),
+}
+
+/// Says on which nodes something runs.
+pub(crate) fn nodes(on: On) -> &'static str {
+    match on {
+        On::Primary => "on the primary",
+        On::Standby => "on standbys",
+        On::Both => "on the primary and on standbys",
+    }
+}

@@ -1,74 +1,320 @@
-//! What runs on the primary only: started in order, stopped in the reverse order, watched.
+//! What is started and stopped with the role of a node: in order, in the reverse order, watched.
 //!
 //! A service is three commands. `status` succeeds while it runs; a start that ends well but leaves
 //! `status` failing has failed, and a `status` that hangs means that the service is down.
+//!
+//! ```text
+//! role ──▶ Wish (where) ──▶ start_all, stop_all     every service, in order
+//!                      └──▶ watch ─ judge ─▶ restart, stop one service, again and again
+//! ```
+//!
+//! Who works on all of them holds `changing` alone, who works on one of them shares it. What was begun for
+//! an earlier wish is broken off: who is fenced must not wait for a start.
 
+mod budget;
 mod error;
+mod hooks;
+mod judge;
+pub(crate) mod ledger;
+mod operator;
+mod output;
+mod place;
 mod service;
 #[cfg(test)]
 mod tests;
+mod watch;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use understudy_replication::event::Events;
-use understudy_replication::status::{ServiceState, ServiceStatus};
-use understudy_replication::store::{Progress, Stop, Unit};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{RwLock, watch as channel};
+use understudy_config::{AfterFailover, On, StoreName};
+use understudy_replication::command::OsUser;
+use understudy_replication::event::{Events, Severity};
+use understudy_replication::status::{Hold, ServiceState, ServiceStatus};
+use understudy_replication::store::{Progress, Unit};
 
-pub use error::{ServiceError, StopError};
-use service::Service;
+pub(crate) use error::nodes;
+pub use error::{OperatorError, ServiceError, ServicesError, StopError};
+pub use hooks::Hooks;
+use ledger::Ledger;
+pub use ledger::LedgerError;
+pub(crate) use output::{digest, last_line, shortened};
+pub use place::Placement;
+use place::{Until, Where, Wish};
+use service::{Came, Service};
 
-/// How often services are asked how they are.
-const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// The pause before a start is tried a second time; it doubles with each further try.
+const START_PAUSE: Duration = Duration::from_millis(500);
 
-/// The services of this node, in the order of the configuration.
+/// The longest pause between two tries of a start.
+const START_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The services of this node, in the order in which they are started.
 pub struct Services {
     services: Vec<Service>,
-    /// Starting and stopping exclude each other.
-    changing: tokio::sync::Mutex<()>,
-    /// This node should run them.
-    is_wanted: AtomicBool,
-    /// How often they were started or stopped: an answer from before says nothing after.
-    changes: AtomicU64,
+    wish: channel::Sender<Wish>,
+    /// A placement that the watch is to carry out.
+    pending: channel::Sender<Option<Wish>>,
+    /// The placement in which the services have been started.
+    settled: channel::Sender<Option<Placement>>,
+    changing: RwLock<()>,
+    is_paused: AtomicBool,
+    ledger: Ledger<Kept>,
+    changed: channel::Sender<()>,
+    events: Events,
+}
+
+/// What operators and failovers have asked for: `services.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    /// Held back since the failover.
+    held: BTreeSet<StoreName>,
+    /// Stopped by an operator.
+    stopped: BTreeSet<StoreName>,
+}
+
+/// Looks up who runs the commands of a section.
+pub(crate) fn user(
+    section: &'static str,
+    name: &str,
+    user: Option<&str>,
+) -> Result<Option<OsUser>, ServicesError> {
+    let Some(user) = user else {
+        return Ok(None);
+    };
+    let found = OsUser::find(user).map_err(|source| ServicesError::User {
+        section,
+        name: name.to_owned(),
+        user: user.to_owned(),
+        source,
+    })?;
+    Ok(Some(found))
 }
 
 impl Services {
-    /// Returns the services; none of their commands runs yet. Each of them gets `env`.
+    /// Returns the services, in the order in which they are given; none of their commands runs yet. Each of
+    /// them gets `env`. What operators ask for is kept in `state_dir`.
+    ///
+    /// # Errors
+    /// When there is no such user, or what operators have asked for cannot be read.
     pub fn new(
         configs: &[understudy_config::Service],
         env: Vec<(String, String)>,
         events: Events,
-    ) -> Self {
-        let service = |config| Service::new(config, env.clone(), events.clone());
-        Self {
-            services: configs.iter().map(service).collect(),
-            changing: tokio::sync::Mutex::new(()),
-            is_wanted: AtomicBool::new(false),
-            changes: AtomicU64::new(0),
-        }
+        state_dir: &Path,
+    ) -> Result<Self, ServicesError> {
+        let (changed, _) = channel::channel(());
+        let service = |config: &understudy_config::Service| {
+            let user = user("service", config.name.as_str(), config.user.as_deref())?;
+            let (env, events, changed) = (env.clone(), events.clone(), changed.clone());
+            Ok(Service::new(config, user, env, events, changed))
+        };
+        let services: Result<_, ServicesError> = configs.iter().map(service).collect();
+        let wish = Wish {
+            place: Where::Undecided,
+            generation: 0,
+        };
+        Ok(Self {
+            services: services?,
+            wish: channel::Sender::new(wish),
+            pending: channel::Sender::new(None),
+            settled: channel::Sender::new(None),
+            changing: RwLock::new(()),
+            is_paused: AtomicBool::new(false),
+            ledger: Ledger::open(&state_dir.join("services.json"))?,
+            changed,
+            events,
+        })
     }
 
-    /// Starts every service, each after the one before it is up. One that is up already is left
-    /// alone. Repeatable.
+    /// Sets what is asked; what was begun for something else is broken off.
+    fn wish_for(&self, place: Where) -> Wish {
+        self.wish.send_if_modified(|wish| {
+            let is_new = wish.place != place;
+            if is_new {
+                wish.place = place;
+                wish.generation = wish.generation.wrapping_add(1);
+            }
+            is_new
+        });
+        // Jobs end at once where they may not run any more, and begin only beside the services.
+        self.settled.send_if_modified(|settled| {
+            let is_over = settled.is_some() && *settled != place.placement();
+            if is_over {
+                *settled = None;
+            }
+            is_over
+        });
+        *self.wish.borrow()
+    }
+
+    fn is_asked(&self, wish: Wish) -> bool {
+        self.wish.borrow().generation == wish.generation
+    }
+
+    /// Makes the services those of `place`: stops what does not belong there, then starts what does, each after
+    /// those before it are up. One that is up already is left alone. Repeatable.
     ///
     /// # Errors
-    /// At the first service that does not come up; those before it stay up.
-    pub async fn start_all(&self, progress: &dyn Progress) -> Result<(), ServiceError> {
-        let _changing = self.changing.lock().await;
-        self.is_wanted.store(true, Ordering::Release);
-        self.changes.fetch_add(1, Ordering::AcqRel);
+    /// At the first critical service that does not come up; those before it stay up. Where this node follows
+    /// a primary: when one that must not run there cannot be stopped.
+    pub async fn start_all(
+        &self,
+        place: Placement,
+        progress: &dyn Progress,
+    ) -> Result<(), ServiceError> {
+        let wish = self.wish_for(Where::At(place));
+        self.carry_out(wish, place, progress).await
+    }
+
+    /// Asks that the services of a node that follows a primary run here. [`watch`](Self::watch) carries it out.
+    pub fn follow(&self) {
+        let wish = self.wish_for(Where::At(Placement::Standby));
+        self.pending.send_replace(Some(wish));
+    }
+
+    async fn carry_out(
+        &self,
+        wish: Wish,
+        place: Placement,
+        progress: &dyn Progress,
+    ) -> Result<(), ServiceError> {
+        let _changing = self.changing.write().await;
+        if place == Placement::Standby {
+            self.release();
+        }
+        let strays = self.stop_strays(wish, place).await;
         for service in &self.services {
-            progress.start(&format!("service {}", service.name()), None, Unit::Items);
-            match service.start(&self.is_wanted).await {
+            if !self.is_wanted(service, wish.place) {
+                continue;
+            }
+            let name = service.name();
+            // The watch does not start again what has been given up; nor is it tried for each who asks.
+            if service.has_given_up() && !service.config.is_critical {
+                continue;
+            }
+            progress.start(&format!("service {name}"), None, Unit::Items);
+            match self.bring_up(service, wish).await {
                 Ok(()) => progress.end("up"),
+                // An operator has stopped it meanwhile, and nobody has stopped them all.
+                Err(ServiceError::BrokenOff { .. }) if self.is_asked(wish) => {
+                    progress.end("stopped by an operator");
+                }
                 Err(error) => {
                     progress.end("failed");
-                    return Err(error);
+                    if service.config.is_critical || !self.is_asked(wish) {
+                        self.settle(wish, place);
+                        return Err(error);
+                    }
                 }
             }
         }
-        Ok(())
+        self.settle(wish, place);
+        match (strays, place) {
+            (Some(error), Placement::Standby) => Err(error),
+            // A primary must not stay down because a report still runs that is a standby's.
+            (Some(_), Placement::Primary) | (None, _) => Ok(()),
+        }
+    }
+
+    /// Has what goes by the placement begin, unless something else is asked meanwhile.
+    fn settle(&self, wish: Wish, place: Placement) {
+        self.settled.send_if_modified(|settled| {
+            let is_new = self.is_asked(wish) && *settled != Some(place);
+            if is_new {
+                *settled = Some(place);
+            }
+            is_new
+        });
+        self.changed.send_replace(());
+    }
+
+    /// Stops what runs and does not belong to a placement; returns why the first of them did not stop.
+    async fn stop_strays(&self, wish: Wish, place: Placement) -> Option<ServiceError> {
+        let elsewhere = |service: &&Service| !place.allows(service.config.on);
+        let asked = self.services.iter().filter(elsewhere).map(async |service| {
+            let answer = service.ask().await;
+            (service, answer)
+        });
+        let answers = futures_util::future::join_all(asked).await;
+        let mut failure = None;
+        for (service, answer) in answers.into_iter().rev() {
+            if !self.is_asked(wish) {
+                return None;
+            }
+            if !answer.is_up() {
+                service.set(ServiceState::Offline, answer.line());
+                continue;
+            }
+            if let Err(error) = service.stop().await {
+                failure.get_or_insert(error);
+            }
+        }
+        failure
+    }
+
+    /// Starts a service, and tries again as often as it may be started again.
+    async fn bring_up(&self, service: &Service, wish: Wish) -> Result<(), ServiceError> {
+        let _busy = service.busy.lock().await;
+        let mut until = self.until(service, wish);
+        let broken_off = || ServiceError::BrokenOff {
+            service: service.name().clone(),
+        };
+        let mut pause = START_PAUSE;
+        let mut tries = 0_u16;
+        loop {
+            if !self.is_asked(wish) {
+                return Err(broken_off());
+            }
+            let started = tokio::select! {
+                biased;
+                () = until.over() => Err(broken_off()),
+                started = service.start() => started,
+            };
+            let error = match started {
+                Ok(Came::Found) => return Ok(()),
+                Ok(Came::Started) => {
+                    service.end_outage();
+                    let message = match tries {
+                        0 => format!("service {} is up", service.name()),
+                        tries => format!("service {} is up at try {}", service.name(), tries + 1),
+                    };
+                    self.events
+                        .record(Severity::Info, "service_started", message);
+                    return Ok(());
+                }
+                Err(error @ ServiceError::BrokenOff { .. }) => {
+                    service.set(ServiceState::Offline, "its start was broken off");
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            if tries >= service.config.restarts {
+                service.give_up(&understudy_replication::error_chain(&error));
+                return Err(error);
+            }
+            tries += 1;
+            let again = async {
+                tokio::time::sleep(pause).await;
+                service.clear_away().await;
+            };
+            tokio::select! {
+                biased;
+                () = until.over() => return Err(broken_off()),
+                () = again => {}
+            }
+            pause = (pause * 2).min(START_PAUSE_MAX);
+        }
+    }
+
+    fn until(&self, service: &Service, wish: Wish) -> Until {
+        let (wishes, halted) = (self.wish.subscribe(), service.halted.subscribe());
+        Until::new(wishes, wish.generation, halted)
     }
 
     /// Stops every service in the reverse order, and goes on when one does not stop. Repeatable; the
@@ -78,13 +324,27 @@ impl Services {
     /// When services are still up; the error names each.
     pub async fn stop_all(&self) -> Result<(), StopError> {
         // Before the lock: a start that has it breaks off, since who is fenced must not wait.
-        self.is_wanted.store(false, Ordering::Release);
-        let _changing = self.changing.lock().await;
-        // A start that was about to get the lock may have wanted them meanwhile.
-        self.is_wanted.store(false, Ordering::Release);
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.wish_for(Where::Nowhere);
+        let _changing = self.changing.write().await;
+        // A start that waits for the lock may have asked for something else meanwhile.
+        self.wish_for(Where::Nowhere);
+        self.stop_those(|_| true).await
+    }
+
+    /// Stops those that run on the primary only, in the reverse order; what a standby runs stays.
+    ///
+    /// # Errors
+    /// When services are still up; the error names each.
+    pub async fn stop_primary(&self) -> Result<(), StopError> {
+        self.wish_for(Where::At(Placement::Standby));
+        let _changing = self.changing.write().await;
+        self.stop_those(|service| service.config.on == On::Primary)
+            .await
+    }
+
+    async fn stop_those(&self, is_meant: impl Fn(&Service) -> bool) -> Result<(), StopError> {
         let mut failures = Vec::new();
-        for service in self.services.iter().rev() {
+        for service in self.services.iter().rev().filter(|it| is_meant(it)) {
             if let Err(error) = service.stop().await {
                 failures.push(error);
             }
@@ -96,51 +356,117 @@ impl Services {
         }
     }
 
-    /// Asks how the services are, again and again, until told to stop. One that should be up and is
-    /// not is a fault, and an event once.
-    pub async fn watch(self: Arc<Self>, stop: Stop) {
-        loop {
-            tokio::select! {
-                () = self.look() => {}
-                () = stop.wait() => return,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(WATCH_INTERVAL) => {}
-                () = stop.wait() => return,
-            }
+    /// Holds back those that an operator is to start after a failover, until [`start_one`](Self::start_one) or
+    /// until this node follows a primary. To be asked before the services are started.
+    pub fn hold_after_failover(&self) {
+        let held: BTreeSet<StoreName> = self
+            .services
+            .iter()
+            .filter(|service| service.config.after_failover == AfterFailover::Hold)
+            .map(|service| service.name().clone())
+            .collect();
+        for name in &held {
+            let message = format!(
+                "service {name} is held back, since the primary has failed; start it with \
+                 `understudy services start {name}`"
+            );
+            self.events
+                .record(Severity::Warning, "service_held", message);
+        }
+        self.keep_anyway(|kept| kept.held.extend(held));
+    }
+
+    /// Ends what a failover holds back and what operators have stopped of a primary: both is over once this node
+    /// follows one. Else a promotion in a year would leave down what somebody stops for a minute today.
+    fn release(&self) {
+        let is_of_standby = |name: &StoreName| {
+            self.services
+                .iter()
+                .any(|it| it.name() == name && Placement::Standby.allows(it.config.on))
+        };
+        self.keep_anyway(|kept| {
+            kept.held.clear();
+            kept.stopped.retain(is_of_standby);
+        });
+    }
+
+    fn keep_anyway(&self, change: impl FnOnce(&mut Kept)) {
+        if let Err(error) = self.ledger.change_anyway(change) {
+            let message = format!(
+                "{}; a restart of the daemon would forget what is held back",
+                understudy_replication::error_chain(&error)
+            );
+            self.events
+                .record(Severity::Error, "service_failed", message);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Sets whether services are left alone that go down, or that run where they must not.
+    pub fn set_paused(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::SeqCst);
+        for service in &self.services {
+            service.poked.notify_one();
         }
     }
 
-    /// Asks every service once how it is, unless they are being started or stopped.
-    async fn look(&self) {
-        let Ok(changing) = self.changing.try_lock() else {
-            return;
-        };
-        let changes = self.changes.load(Ordering::Acquire);
-        // A status command that hangs must not keep the services from being stopped.
-        drop(changing);
-        // Nor must it keep the others from being looked at.
-        let answers = futures_util::future::join_all(self.services.iter().map(Service::ask)).await;
-        let Ok(_changing) = self.changing.try_lock() else {
-            return;
-        };
-        if changes != self.changes.load(Ordering::Acquire) {
-            return;
-        }
-        let is_wanted = self.is_wanted.load(Ordering::Acquire);
-        for (service, answer) in self.services.iter().zip(&answers) {
-            service.note(answer, is_wanted);
-        }
+    fn hold(&self, service: &Service) -> Option<Hold> {
+        let name = service.name();
+        self.ledger.read(|kept| {
+            if kept.stopped.contains(name) {
+                Some(Hold::Operator)
+            } else if kept.held.contains(name) {
+                Some(Hold::Failover)
+            } else {
+                None
+            }
+        })
     }
 
-    /// Returns whether every service is up.
+    /// Returns whether a service should run where that is asked.
+    fn is_wanted(&self, service: &Service, place: Where) -> bool {
+        let is_allowed = place
+            .placement()
+            .is_some_and(|place| place.allows(service.config.on));
+        is_allowed && self.hold(service).is_none()
+    }
+
+    /// Returns whether every critical service that should run here is up. Those that are held back, or that an
+    /// operator has stopped, should not.
     pub fn are_up(&self) -> bool {
-        let is_up = |service: &Service| service.status().state == ServiceState::Online;
-        self.services.iter().all(is_up)
+        let place = self.wish.borrow().place;
+        place.placement().is_some()
+            && self
+                .services
+                .iter()
+                .filter(|service| service.config.is_critical && self.is_wanted(service, place))
+                .all(|service| service.state() == ServiceState::Online)
+    }
+
+    /// Returns whether a service may be running that runs on the primary only.
+    pub fn is_serving(&self) -> bool {
+        self.services
+            .iter()
+            .any(|service| service.config.on == On::Primary && service.may_run())
+    }
+
+    /// Returns what changes whenever the state of a service does.
+    pub fn subscribe(&self) -> channel::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Returns the placement in which the services have been started, and nothing from the moment on in which
+    /// they are to be stopped: what runs beside them goes by it.
+    pub fn settled(&self) -> channel::Receiver<Option<Placement>> {
+        self.settled.subscribe()
     }
 
     /// Returns how each service was when it was last asked.
     pub fn status(&self) -> Vec<ServiceStatus> {
-        self.services.iter().map(Service::status).collect()
+        let place = self.wish.borrow().place;
+        self.services
+            .iter()
+            .map(|service| service.status(self.is_wanted(service, place), self.hold(service)))
+            .collect()
     }
 }

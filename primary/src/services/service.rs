@@ -1,54 +1,131 @@
-//! One service.
+//! One service: its three commands, and how it is.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use understudy_config::StoreName;
-use understudy_replication::command::{Command, CommandError};
+use understudy_replication::command::{Command, CommandError, OsUser};
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::status::{ServiceState, ServiceStatus};
+use understudy_replication::status::{Hold, ServiceState, ServiceStatus};
 use understudy_replication::wall_time::WallTime;
 
+use super::budget::Budget;
 use super::error::ServiceError;
+use super::output::{digest, last_line, shortened};
+use super::{START_PAUSE, START_PAUSE_MAX};
 
 /// How long between two questions while a service comes up or goes down.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How much of what a command printed is shown.
-const MESSAGE_CHARS_MAX: usize = 500;
+/// How often a stop command that fails is tried.
+const STOP_TRIES_MAX: u32 = 3;
+
+/// How long between two tries of a stop command that fails.
+const STOP_PAUSE: Duration = Duration::from_secs(1);
+
+/// A stop that has ended well and left the service up is repeated so many times within its limit.
+const STOP_REPEATS: u32 = 3;
 
 pub(super) struct Service {
-    config: understudy_config::Service,
+    pub(super) config: understudy_config::Service,
+    user: Option<OsUser>,
     env: Vec<(String, String)>,
-    events: Events,
-    status: Mutex<ServiceStatus>,
+    pub(super) events: Events,
+    live: Mutex<Live>,
+    /// Held while it is started or stopped.
+    pub(super) busy: tokio::sync::Mutex<()>,
+    /// Counts how often an operator has stopped it: a start under way is broken off.
+    pub(super) halted: watch::Sender<u64>,
+    /// It is to be looked at at once.
+    pub(super) poked: Notify,
+    changed: watch::Sender<()>,
+}
+
+/// How it is.
+struct Live {
+    state: ServiceState,
+    since: WallTime,
+    message: String,
+    /// What its status command said last, whatever was made of it.
+    is_up: Option<bool>,
+    probed: Option<WallTime>,
+    budget: Budget,
+    restarts_total: u64,
+    has_given_up: bool,
+    /// Since when it should run and does not.
+    down_since: Option<Instant>,
+    /// Counts starts and stops: an answer from before says nothing after.
+    changes: u64,
+}
+
+/// How a service has come up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// It was up already.
+    Found,
+    /// It was started.
+    Started,
 }
 
 /// What a status command said.
-pub(super) struct Answer {
-    is_up: bool,
-    line: String,
+pub(super) enum Answer {
+    /// It succeeded.
+    Up(String),
+    /// It failed, or could not be run.
+    Down(String),
+    /// It did not end in time.
+    Silent,
+}
+
+impl Answer {
+    pub(super) fn is_up(&self) -> bool {
+        match self {
+            Self::Up(_) => true,
+            Self::Down(_) | Self::Silent => false,
+        }
+    }
+
+    /// Returns the last line that it printed.
+    pub(super) fn line(&self) -> &str {
+        match self {
+            Self::Up(line) | Self::Down(line) => line,
+            Self::Silent => "its status command does not answer",
+        }
+    }
 }
 
 impl Service {
     pub(super) fn new(
         config: &understudy_config::Service,
+        user: Option<OsUser>,
         env: Vec<(String, String)>,
         events: Events,
+        changed: watch::Sender<()>,
     ) -> Self {
-        let status = ServiceStatus {
-            name: config.name.clone(),
+        let live = Live {
             state: ServiceState::Unknown,
             since: WallTime::now(),
             message: String::new(),
+            is_up: None,
+            probed: None,
+            budget: Budget::new(config.restarts, config.restart_window),
+            restarts_total: 0,
+            has_given_up: false,
+            down_since: None,
+            changes: 0,
         };
         Self {
             config: config.clone(),
+            user,
             env,
             events,
-            status: Mutex::new(status),
+            live: Mutex::new(live),
+            busy: tokio::sync::Mutex::new(()),
+            halted: watch::Sender::new(0),
+            poked: Notify::new(),
+            changed,
         }
     }
 
@@ -56,179 +133,366 @@ impl Service {
         &self.config.name
     }
 
-    pub(super) fn status(&self) -> ServiceStatus {
-        self.status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self, is_wanted: bool, hold: Option<Hold>) -> ServiceStatus {
+        let live = self.live();
+        let name = self.name();
+        let message = match (hold, live.state) {
+            (Some(Hold::Failover), ServiceState::Offline | ServiceState::Unknown) => {
+                format!(
+                    "held back since the failover; `understudy services start {name}` starts it"
+                )
+            }
+            (Some(Hold::Operator), ServiceState::Offline | ServiceState::Unknown) => {
+                format!("stopped by an operator; `understudy services start {name}` starts it")
+            }
+            (None | Some(_), _) => live.message.clone(),
+        };
+        ServiceStatus {
+            name: name.clone(),
+            state: live.state,
+            since: live.since,
+            message,
+            on: self.config.on,
+            is_critical: self.config.is_critical,
+            is_wanted,
+            hold,
+            after: self.config.after.clone(),
+            user: self.config.user.clone(),
+            probed: live.probed,
+            restarts: count(live.budget.used(Instant::now())),
+            restarts_max: self.config.restarts.into(),
+            restarts_total: live.restarts_total,
+        }
+    }
+
+    pub(super) fn state(&self) -> ServiceState {
+        self.live().state
+    }
+
+    /// Returns whether it may be running.
+    pub(super) fn may_run(&self) -> bool {
+        let live = self.live();
+        live.is_up == Some(true)
+            || matches!(
+                live.state,
+                ServiceState::GoingOnline | ServiceState::GoingOffline
+            )
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.live().changes
+    }
+
+    pub(super) fn has_given_up(&self) -> bool {
+        self.live().has_given_up
+    }
+
+    pub(super) fn may_restart(&self) -> bool {
+        self.live().budget.is_left(Instant::now())
+    }
+
+    /// Counts that it is started again; returns how often it was, in words.
+    pub(super) fn take_restart(&self) -> String {
+        let mut live = self.live();
+        let now = Instant::now();
+        live.budget.take(now);
+        live.restarts_total = live.restarts_total.saturating_add(1);
+        let (count, window) = (self.config.restarts, self.config.restart_window.as_secs());
+        format!("restart {} of {count} in {window} s", live.budget.used(now))
+    }
+
+    /// Returns the pause after a restart that has failed.
+    pub(super) fn pause(&self) -> Duration {
+        let used = u32::try_from(self.live().budget.used(Instant::now())).unwrap_or(u32::MAX);
+        START_PAUSE
+            .saturating_mul(2_u32.saturating_pow(used))
+            .min(START_PAUSE_MAX)
+    }
+
+    /// Forgets that it was started as often as it may be.
+    pub(super) fn clear(&self) {
+        let mut live = self.live();
+        live.has_given_up = false;
+        live.budget.reset();
+    }
+
+    /// Returns for how long it has been down that should be up, and that it is not any more.
+    pub(super) fn outage(&self) -> Option<Duration> {
+        self.live().down_since.take().map(|since| since.elapsed())
+    }
+
+    /// Takes in that it is not down any more, or need not be up.
+    pub(super) fn end_outage(&self) {
+        self.live().down_since = None;
     }
 
     /// Sets how it is, and returns how it was.
-    fn set(&self, state: ServiceState, message: &str) -> ServiceState {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = status.state;
+    pub(super) fn set(&self, state: ServiceState, message: &str) -> ServiceState {
+        let mut live = self.live();
+        let before = live.state;
         if before != state {
-            status.state = state;
-            status.since = WallTime::now();
+            live.state = state;
+            live.since = WallTime::now();
         }
-        status.message = message.chars().take(MESSAGE_CHARS_MAX).collect();
+        live.message = shortened(message);
+        if state == ServiceState::Online {
+            live.has_given_up = false;
+        }
+        let has_changed = before != state;
+        drop(live);
+        if has_changed {
+            self.changed.send_replace(());
+        }
         before
     }
 
-    async fn run(&self, argv: &[String]) -> Result<String, CommandError> {
+    fn begin(&self, state: ServiceState) -> ServiceState {
+        let mut live = self.live();
+        live.changes = live.changes.wrapping_add(1);
+        drop(live);
+        self.set(state, "")
+    }
+
+    async fn run(&self, argv: &[String], limit: Duration) -> Result<String, CommandError> {
         let command = Command::new(argv.to_vec())
             .env("UNDERSTUDY_SERVICE", self.config.name.as_str())
-            .limit(self.config.timeout);
+            .limit(limit);
         let command = self
             .env
             .iter()
             .fold(command, |command, (name, value)| command.env(name, value));
-        command.run().await.map(|output| last_line(&output))
+        let command = match &self.user {
+            Some(user) => command.user(user),
+            None => command,
+        };
+        command.run().await
     }
 
-    /// Asks whether it is up. Whatever is not a plain yes is a no.
-    pub(super) async fn ask(&self) -> Answer {
-        match self.run(&self.config.status).await {
-            Ok(line) => Answer { is_up: true, line },
+    /// Tells what a start or stop command printed.
+    fn tell(&self, verb: &str, result: &Result<String, CommandError>) {
+        let (severity, output) = match result {
+            Ok(output) => (Severity::Info, output),
             Err(CommandError::Failed { output, .. } | CommandError::TimedOut { output, .. }) => {
-                Answer {
-                    is_up: false,
-                    line: last_line(&output),
-                }
+                (Severity::Warning, output)
             }
+            // These have printed nothing.
+            Err(
+                CommandError::NoUser { .. }
+                | CommandError::NotRoot { .. }
+                | CommandError::Start { .. },
+            ) => return,
+        };
+        if let Some(output) = digest(output) {
+            let message = format!("service {}, {verb}: {output}", self.name());
+            self.events.record(severity, "service_output", message);
+        }
+    }
+
+    /// Asks whether it is up.
+    pub(super) async fn ask(&self) -> Answer {
+        let asked = self
+            .run(&self.config.status, self.config.status_timeout)
+            .await;
+        let answer = match asked {
+            Ok(output) => Answer::Up(last_line(&output)),
+            Err(CommandError::Failed { output, .. }) => Answer::Down(last_line(&output)),
+            Err(CommandError::TimedOut { .. }) => Answer::Silent,
             Err(
                 error @ (CommandError::NoUser { .. }
                 | CommandError::NotRoot { .. }
                 | CommandError::Start { .. }),
-            ) => Answer {
-                is_up: false,
-                line: understudy_replication::error_chain(&error),
-            },
-        }
+            ) => Answer::Down(understudy_replication::error_chain(&error)),
+        };
+        let mut live = self.live();
+        live.probed = Some(WallTime::now());
+        live.is_up = Some(answer.is_up());
+        answer
     }
 
-    /// Asks until the answer is as wanted, or the time is over, or there is `no_use`; at least once.
-    async fn ask_until(&self, is_up: bool, deadline: Instant, no_use: impl Fn() -> bool) -> Answer {
+    /// Asks until the service is up, or the time is over; at least once.
+    async fn ask_until_up(&self, deadline: Instant) -> Answer {
         loop {
             let answer = self.ask().await;
-            if answer.is_up == is_up || no_use() || Instant::now() >= deadline {
+            if answer.is_up() || Instant::now() >= deadline {
                 return answer;
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Starts it, and waits until it is up, or until it is not wanted any more.
-    pub(super) async fn start(&self, is_wanted: &AtomicBool) -> Result<(), ServiceError> {
-        let name = self.name();
-        let unwanted = || !is_wanted.load(Ordering::Acquire);
-        if unwanted() {
-            return Err(ServiceError::BrokenOff {
-                service: name.clone(),
-            });
-        }
-        let answer = self.ask().await;
-        if answer.is_up {
-            if self.set(ServiceState::Online, &answer.line) != ServiceState::Online {
-                let message = format!("service {name} was up already, and was not restarted");
-                self.events
-                    .record(Severity::Info, "service_adopted", message);
+    /// Asks until the service is certainly down, or the time is over; at least once.
+    async fn ask_until_down(&self, deadline: Instant) -> Answer {
+        loop {
+            let answer = self.ask().await;
+            match answer {
+                Answer::Down(_) => return answer,
+                Answer::Up(_) | Answer::Silent if Instant::now() >= deadline => return answer,
+                Answer::Up(_) | Answer::Silent => tokio::time::sleep(POLL_INTERVAL).await,
             }
-            return Ok(());
         }
-        self.set(ServiceState::GoingOnline, &answer.line);
+    }
+
+    /// Starts it, and waits until it is up. One that is up already is left alone. Whoever drops this has the
+    /// start command killed.
+    pub(super) async fn start(&self) -> Result<Came, ServiceError> {
+        let name = self.name();
+        let answer = self.ask().await;
+        if answer.is_up() {
+            self.adopt(&answer);
+            return Ok(Came::Found);
+        }
+        self.begin(ServiceState::GoingOnline);
         let deadline = Instant::now() + self.config.timeout;
-        if let Err(source) = self.run(&self.config.start).await {
-            return Err(self.fault(ServiceError::Start {
+        let started = self.run(&self.config.start, self.config.timeout).await;
+        self.tell("start", &started);
+        if let Err(source) = started {
+            return Err(self.failed(ServiceError::Start {
                 service: name.clone(),
                 source,
             }));
         }
-        let answer = self.ask_until(true, deadline, unwanted).await;
-        if !answer.is_up && unwanted() {
-            return Err(ServiceError::BrokenOff {
-                service: name.clone(),
-            });
-        }
-        if !answer.is_up {
-            return Err(self.fault(ServiceError::NotUp {
+        let answer = self.ask_until_up(deadline).await;
+        if !answer.is_up() {
+            return Err(self.failed(ServiceError::NotUp {
                 service: name.clone(),
                 limit: self.config.timeout,
-                line: answer.line,
+                line: answer.line().to_owned(),
             }));
         }
-        self.set(ServiceState::Online, &answer.line);
-        self.events.record(
-            Severity::Info,
-            "service_started",
-            format!("service {name} is up"),
-        );
-        Ok(())
+        self.set(ServiceState::Online, answer.line());
+        Ok(Came::Started)
     }
 
+    /// Takes in that it is up; tells so when that is the first that is heard of it.
+    pub(super) fn adopt(&self, answer: &Answer) {
+        let name = self.name();
+        match self.set(ServiceState::Online, answer.line()) {
+            ServiceState::Online | ServiceState::GoingOnline | ServiceState::GoingOffline => {}
+            ServiceState::Unknown | ServiceState::Offline => {
+                let message = format!("service {name} was up already, and was not restarted");
+                self.events
+                    .record(Severity::Info, "service_adopted", message);
+            }
+            ServiceState::Fault => {
+                let message = format!("service {name} is up again");
+                self.events
+                    .record(Severity::Info, "service_recovered", message);
+            }
+        }
+        self.end_outage();
+    }
+
+    /// Stops it, and makes sure that it is down. The command is repeated while it does not help.
     pub(super) async fn stop(&self) -> Result<(), ServiceError> {
+        let before = self.begin(ServiceState::GoingOffline);
         let name = self.name();
-        let before = self.set(ServiceState::GoingOffline, "");
-        let deadline = Instant::now() + self.config.timeout;
-        let stopped = self.run(&self.config.stop).await;
-        let failed = stopped.is_err();
-        let answer = if failed {
-            // A stop command may fail because there is nothing to stop.
-            self.ask().await
-        } else {
-            self.ask_until(false, deadline, || false).await
-        };
-        if answer.is_up {
-            let service = name.clone();
-            let error = match stopped {
-                Err(source) => ServiceError::Stop { service, source },
-                Ok(_) => ServiceError::StillUp {
-                    service,
-                    limit: self.config.timeout,
-                    line: answer.line,
-                },
+        let limit = self.config.timeout;
+        let deadline = Instant::now() + limit;
+        let mut failures = 0;
+        let (stopped, answer) = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let stopped = self.run(&self.config.stop, left.max(POLL_INTERVAL)).await;
+            let now = Instant::now();
+            let next = match &stopped {
+                Ok(_) => now + limit / STOP_REPEATS,
+                Err(_) => {
+                    failures += 1;
+                    now + STOP_PAUSE
+                }
             };
-            return Err(self.fault(error));
+            // A stop command may also fail because there is nothing to stop.
+            let answer = self.ask_until_down(next.min(deadline)).await;
+            let is_over = Instant::now() >= deadline || failures >= STOP_TRIES_MAX;
+            match answer {
+                Answer::Down(_) => break (stopped, answer),
+                Answer::Up(_) | Answer::Silent if is_over => break (stopped, answer),
+                Answer::Up(_) | Answer::Silent => {}
+            }
+        };
+        self.tell("stop", &stopped);
+        let service = name.clone();
+        match (answer, stopped) {
+            (Answer::Down(line), _) => {
+                self.set(ServiceState::Offline, &line);
+                self.end_outage();
+                if before != ServiceState::Offline {
+                    let message = format!("service {name} is down");
+                    self.events
+                        .record(Severity::Info, "service_stopped", message);
+                }
+                Ok(())
+            }
+            (Answer::Up(_), Err(source)) => {
+                Err(self.failed(ServiceError::Stop { service, source }))
+            }
+            (Answer::Up(line), Ok(_)) => Err(self.failed(ServiceError::StillUp {
+                service,
+                limit,
+                line,
+            })),
+            (Answer::Silent, _) => Err(self.failed(ServiceError::Silent { service })),
         }
-        self.set(ServiceState::Offline, &answer.line);
-        if before != ServiceState::Offline {
-            self.events.record(
-                Severity::Info,
-                "service_stopped",
-                format!("service {name} is down"),
-            );
-        }
-        Ok(())
     }
 
-    /// Takes an answer in. A service that should be up and is not is a fault, told once.
-    pub(super) fn note(&self, answer: &Answer, is_wanted: bool) {
-        let name = self.name();
-        let state = match (answer.is_up, is_wanted) {
-            (true, _) => ServiceState::Online,
-            (false, true) => ServiceState::Fault,
-            (false, false) => ServiceState::Offline,
-        };
-        let before = self.set(state, &answer.line);
-        if !is_wanted || before == state {
-            return;
+    /// Clears away what may be left of it before it is started again: one that hangs is down by its status,
+    /// and yet there. What comes of it shows in the start.
+    pub(super) async fn clear_away(&self) {
+        self.begin(ServiceState::GoingOnline);
+        let stopped = self.run(&self.config.stop, self.config.timeout).await;
+        if stopped.is_ok() {
+            self.tell("stop before a restart", &stopped);
         }
-        if answer.is_up {
-            let message = format!("service {name} is up again");
-            self.events
-                .record(Severity::Info, "service_recovered", message);
+    }
+
+    /// Takes in that it should run and does not. Told once.
+    pub(super) fn note_down(&self, answer: &Answer, why: &str) {
+        let mut live = self.live();
+        let is_news = live.down_since.is_none();
+        live.down_since.get_or_insert_with(Instant::now);
+        drop(live);
+        let line = answer.line();
+        let said = if line.is_empty() {
+            "its status says nothing"
         } else {
-            let said = if answer.line.is_empty() {
-                "its status says nothing"
-            } else {
-                &answer.line
-            };
-            let message = format!("service {name} is down and should be up: {said}");
+            line
+        };
+        let message = if why.is_empty() {
+            said.to_owned()
+        } else {
+            format!("{why}; {said}")
+        };
+        self.set(ServiceState::Fault, &message);
+        if is_news {
+            let message = format!(
+                "service {} is down and should be up: {message}",
+                self.name()
+            );
             self.events.record(Severity::Error, "service_down", message);
         }
     }
 
-    fn fault(&self, error: ServiceError) -> ServiceError {
+    /// Takes in that it was started as often as it may be.
+    pub(super) fn give_up(&self, reason: &str) {
+        let mut live = self.live();
+        live.has_given_up = true;
+        live.down_since.get_or_insert_with(Instant::now);
+        drop(live);
+        self.set(ServiceState::Fault, reason);
+        let name = self.name();
+        let (count, window) = (self.config.restarts, self.config.restart_window.as_secs());
+        let message = format!(
+            "service {name} stays down: {reason}; it is started again {count} times in {window} s and no \
+             more; mend it, then run `understudy services clear {name}`"
+        );
+        self.events
+            .record(Severity::Error, "service_fault", message);
+    }
+
+    fn failed(&self, error: ServiceError) -> ServiceError {
         let told = understudy_replication::error_chain(&error);
         self.set(ServiceState::Fault, &told);
         self.events.record(Severity::Error, "service_failed", told);
@@ -236,11 +500,6 @@ impl Service {
     }
 }
 
-fn last_line(output: &str) -> String {
-    let line = output.lines().rev().find(|line| !line.trim().is_empty());
-    line.unwrap_or_default()
-        .trim()
-        .chars()
-        .take(MESSAGE_CHARS_MAX)
-        .collect()
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }

@@ -82,6 +82,17 @@ pub enum LeaderSays {
     },
 }
 
+/// What a leader answers to a sketch that is posted to it without a link: where the two logs part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Met {
+    /// The newest point that both logs are known to share.
+    pub shared: Option<Position>,
+    /// The log behind it is gone: the table has to come.
+    pub needs_snapshot: bool,
+    /// How much would travel, in bytes: the log behind `shared`, or the table.
+    pub bytes: u64,
+}
+
 /// What a leader's frame holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromLeader {

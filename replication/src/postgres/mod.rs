@@ -15,6 +15,7 @@
 //! replay      how long a server that starts is waited for
 //! reseed      comparing two data directories block by block
 //! owned       files of the OS user's, made by root without being misled
+//! sizes       how much is tables, and how much the rest
 //! vouch       whether a primary's server may start at all
 //! sql         a connection over the Unix socket                   (role `understudy`)
 //! ```
@@ -35,6 +36,7 @@ mod requirements;
 pub mod reseed;
 mod roles;
 mod settings;
+mod sizes;
 mod sql;
 mod vouch;
 mod wal;
@@ -49,6 +51,7 @@ pub use origins::Origins;
 pub use postmaster::{Listening, is_at_work, listening};
 pub use requirements::{Need, PRESENT_QUERY, Present};
 pub use settings::{Duty, MINIMUM_SETTINGS, Minimums, Upstream, any_of, with_block, without_block};
+pub use sizes::Sizes;
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
 pub use wal::{WalRange, parse_segment};
 

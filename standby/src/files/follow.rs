@@ -45,7 +45,9 @@ pub(super) async fn follow(
         let Some((position, root)) = at else {
             inner.told(|told| told.must_reseed = true);
             tokio::select! {
-                seeded = seed::seed(inner, work, primary, &NoProgress) => seeded?,
+                seeded = seed::seed(inner, work, primary, &NoProgress) => {
+                    seeded?;
+                }
                 () = stop.wait() => return Ok(()),
             }
             continue;

@@ -18,6 +18,8 @@ mod error;
 mod fetch;
 mod flow;
 mod follow;
+mod foresee;
+mod kept;
 mod leftovers;
 mod logger;
 mod origin;
@@ -51,12 +53,16 @@ use understudy_replication::durable;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::files::{Local, RelPath};
+use understudy_replication::rejoin::{Foreseen, Method, Rejoined, Salvaging};
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind,
 };
 use understudy_replication::transport::PeerClient;
 
 pub use error::FilesError;
+pub use kept::{
+    Counts, Finding, Had, KEPT_MANIFEST, KEPT_PATHS, KEPT_VERSION, KeptManifest, What, findings,
+};
 
 use awaiting::Awaiting;
 use flow::Flow;
@@ -485,7 +491,39 @@ impl Receiver for FilesReceiver {
     ) -> BoxFuture<'a, Result<(), StoreFailure>> {
         Box::pin(async move {
             let work = self.inner.begin_work().await;
-            Ok(seed::seed(&self.inner, &work, primary, progress).await?)
+            seed::seed(&self.inner, &work, primary, progress).await?;
+            Ok(())
+        })
+    }
+
+    fn rejoin<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        _: Salvaging,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
+        Box::pin(async move {
+            let work = self.inner.begin_work().await;
+            let seeded = seed::seed(&self.inner, &work, primary, progress).await?;
+            Ok(Rejoined {
+                method: Method::Compared {
+                    compared: seeded.compared,
+                    copied: seeded.travelled,
+                },
+                salvaged: seeded.salvaged,
+                travelled: Some(seeded.travelled),
+            })
+        })
+    }
+
+    fn foresee<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+    ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
+        Box::pin(async move {
+            let foreseen = seed::foresee(&self.inner, primary).await?;
+            let follows = || Foreseen::follows(0, "the copy follows the primary now");
+            Ok(Some(foreseen.unwrap_or_else(follows)))
         })
     }
 

@@ -11,24 +11,29 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, OFlags, fsync, linkat, renameat};
+use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Severity;
 use understudy_replication::files::wire::{Message, Note, SILENCE_MAX, unpack};
 use understudy_replication::files::{
-    Head, Known, Loader, Local, Manifest, NodeId, Operation, RelPath, TOP, identity, open_in,
+    Head, Known, Loader, Local, Manifest, NodeId, Operation, RelPath, Root, TOP, identity, open_in,
     stat_fd,
 };
 use understudy_replication::position::Position;
+use understudy_replication::rejoin::{Foreseen, Salvaged, Way};
 use understudy_replication::store::{Progress, Unit};
 use understudy_replication::transport::{FrameReader, PeerClient, PeerError};
 
 use super::attributes::dress;
 use super::error::{FilesError, Setback};
+use super::foresee::{Foresight, Sums, deleted};
+use super::kept::{Counts, Finding, Keeping};
 use super::leftovers::Leftovers;
 use super::origin::Origin;
 use super::seed_fetch;
@@ -63,12 +68,23 @@ impl Seeding {
     }
 }
 
+/// What a seeding has done.
+#[derive(Debug)]
+pub(super) struct Seeded {
+    /// How much the tree holds, in bytes.
+    pub(super) compared: u64,
+    /// How much travelled, in bytes: the list and what differed.
+    pub(super) travelled: u64,
+    /// What only this node had, if it was primary.
+    pub(super) salvaged: Option<Salvaged>,
+}
+
 pub(super) async fn seed(
     inner: &Arc<Inner>,
     work: &Work,
     primary: &PeerClient,
     progress: &dyn Progress,
-) -> Result<(), FilesError> {
+) -> Result<Seeded, FilesError> {
     // Threads that are under way when this is dropped end soon, and hold the work until then.
     let (_wanted, is_left) = Wanted::new();
     let (checked, held) = (inner.clone(), work.clone());
@@ -76,14 +92,27 @@ pub(super) async fn seed(
         let _held = held;
         begin(&checked)
     });
-    begun.await?;
+    let keeping = begun.await?;
     // Until it is done: it may be broken off anywhere.
     inner.suspect();
     let mut phases = Phases::new(inner);
     progress.start("listing files", None, Unit::Items);
-    let (target, head) = snapshot(inner, primary).await?;
+    let (mut target, head, listed) = snapshot(inner, primary).await?;
     phases.over("listing");
     progress.end(&format!("{} files", target.len()));
+    let compared = target.bytes();
+    if let Some(keeping) = keeping.clone() {
+        progress.start("keep what only this node has", None, Unit::Items);
+        let (foreseen, held, is_left) = (inner.clone(), work.clone(), is_left.clone());
+        let noted = blocking(move || {
+            let _held = held;
+            keeping.note(&foreseen, &target, &is_left)?;
+            Ok(target)
+        });
+        target = noted.await?;
+        phases.over("noting");
+        progress.end("noted");
+    }
     progress.start("comparing files", None, Unit::Items);
     let (surveyed, held) = (inner.clone(), work.clone());
     let surveyed = blocking(move || {
@@ -106,18 +135,124 @@ pub(super) async fn seed(
         seeding.target().len()
     ));
     phases.over("comparing");
-    seed_fetch::fetch((inner, work), primary, &seeding, wanted, progress).await?;
+    let fetched = seed_fetch::fetch((inner, work), primary, &seeding, wanted, progress).await?;
     phases.over("fetching");
     progress.start("making it durable", None, Unit::Items);
     let (finished, held) = (inner.clone(), work.clone());
     let finished = blocking(move || {
         let _held = held;
-        finish(&finished, seeding, &found)
+        finish(&finished, seeding, &found, keeping)
     });
-    finished.await?;
+    let salvaged = finished.await?;
     phases.over("making durable");
-    progress.end("done");
-    Ok(())
+    progress.end(
+        salvaged
+            .as_ref()
+            .map_or("done", |salvaged| &salvaged.summary),
+    );
+    Ok(Seeded {
+        compared,
+        travelled: listed.saturating_add(fetched),
+        salvaged,
+    })
+}
+
+/// What a node that was primary keeps, and under which name.
+#[derive(Clone)]
+struct Former {
+    name: String,
+    /// When it last changed the tree, and where it was then.
+    was: (Epoch, Position),
+}
+
+impl Former {
+    fn keeping(&self, inner: &Inner) -> Keeping {
+        let kept = inner.root.join(".understudy/kept").join(&self.name);
+        Keeping::new(&inner.state, &inner.id.name, &self.name, kept)
+    }
+
+    /// Writes down what is about to be set aside, or changed without that.
+    fn note(
+        &self,
+        inner: &Inner,
+        target: &Manifest,
+        is_left: &AtomicBool,
+    ) -> Result<(), FilesError> {
+        let keeping = self.keeping(inner);
+        keeping.write_down(|told| compare(inner, target, is_left, told))?;
+        Ok(())
+    }
+}
+
+/// Compares the tree with the primary's list, and changes nothing.
+fn compare(
+    inner: &Inner,
+    target: &Manifest,
+    is_left: &AtomicBool,
+    told: &mut dyn FnMut(Finding) -> Result<(), FilesError>,
+) -> Result<Sums, FilesError> {
+    let replica = inner.replica();
+    let root = Root::open(&inner.root).map_err(FilesError::tree("open", &inner.root))?;
+    let foresight = Foresight {
+        root: &root,
+        known: &replica.ledger.manifest,
+        target,
+        exclude: &inner.exclude,
+        deleted: &deleted(&replica, target),
+        is_left,
+        sums: Sums::default(),
+    };
+    foresight.run(told)
+}
+
+/// Tells what a seeding would do; `None` while the copy is followed.
+pub(super) async fn foresee(
+    inner: &Arc<Inner>,
+    primary: &PeerClient,
+) -> Result<Option<Foreseen>, FilesError> {
+    let Ok(work) = inner.work_lock.clone().try_lock_owned() else {
+        return Ok(None);
+    };
+    let (_wanted, is_left) = Wanted::new();
+    let (target, _, _) = snapshot(inner, primary).await?;
+    let inner = inner.clone();
+    let foreseen = blocking(move || {
+        let _held = work;
+        inner.reload_if_suspect()?;
+        let origin = Origin::load(&inner.state)?;
+        let was_held = inner.replica().ledger.head().is_some();
+        let is_empty = holds_nothing(&inner.root)?;
+        if !is_empty && origin.is_none() && !was_held {
+            return Err(FilesError::NotEmpty {
+                store: inner.id.name.clone(),
+                path: inner.root.clone(),
+            });
+        }
+        let was_primary = origin.map_or(was_held, |origin| origin.kept.is_some());
+        if is_empty {
+            let mut foreseen =
+                Foreseen::follows(target.bytes(), "the primary's list: nothing is here");
+            foreseen.way = Way::Seeded;
+            return Ok(foreseen);
+        }
+        let mut counts = Counts::default();
+        let sums = compare(&inner, &target, &is_left, &mut |finding| {
+            counts.add(finding.what);
+            Ok(())
+        })?;
+        Ok(Foreseen {
+            way: Way::Compared,
+            salvaged_bytes: Some(if was_primary { sums.aside } else { 0 }),
+            travelling_bytes: Some(sums.travelling),
+            read_bytes: sums.read,
+            basis: format!(
+                "the primary's list compared with this tree: {} files differ, {} are only here, {} were deleted \
+                 here, {} have other attributes",
+                counts.differing, counts.only_here, counts.deleted_here, counts.attributes
+            ),
+        })
+    });
+    Ok(Some(foreseen.await?))
 }
 
 /// Tells the log how long each part of a seeding took.
@@ -148,20 +283,13 @@ pub(super) fn check_wanted(is_left: &AtomicBool) -> Result<(), FilesError> {
     Ok(())
 }
 
-/// Makes sure that nothing is harmed which no seeding has made.
-fn begin(inner: &Inner) -> Result<(), FilesError> {
+/// Makes sure that nothing is harmed which no seeding has made. Returns what has to be kept of a node that was
+/// primary.
+fn begin(inner: &Inner) -> Result<Option<Former>, FilesError> {
     inner.reload_if_suspect()?;
     let mut replica = inner.replica();
     let device = std::fs::metadata(&inner.root).ok().map(|found| found.dev());
-    let is_empty = match std::fs::read_dir(&inner.root) {
-        Ok(mut entries) => entries.all(|entry| {
-            entry.is_ok_and(|entry| {
-                entry.file_name() == ".understudy" || entry.file_name() == "lost+found"
-            })
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-        Err(error) => return Err(FilesError::tree("read", &inner.root)(error)),
-    };
+    let is_empty = holds_nothing(&inner.root)?;
     let origin = Origin::load(&inner.state)?;
     // A node that has held this store, as a standby or as the primary, has a head.
     let was_held = origin.is_some() || replica.ledger.head().is_some();
@@ -193,16 +321,14 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
             tree.keep(name)
                 .map_err(FilesError::tree("keep files of", &inner.root))?;
         }
-        inner.events.record(
-            Severity::Warning,
-            "files_kept",
-            format!(
-                "store {}: this node was its primary; what the new primary lacks is kept in {}",
-                inner.id.name,
-                inner.root.join(".understudy/kept").join(name).display()
-            ),
-        );
     }
+    let former = match kept.clone() {
+        Some(name) => Some(Former {
+            was: parse_kept(&name).ok_or(FilesError::Broken)?,
+            name,
+        }),
+        None => None,
+    };
     let device = std::fs::metadata(&inner.root)
         .map_err(FilesError::tree("read", &inner.root))?
         .dev();
@@ -210,14 +336,27 @@ fn begin(inner: &Inner) -> Result<(), FilesError> {
     Origin { device, kept }.store(&inner.state)?;
     replica.ledger.forget_head()?;
     inner.tell(&replica);
-    Ok(())
+    Ok(former)
 }
 
-/// Reads the primary's manifest.
+/// Returns whether there is nothing of a store at `root`.
+fn holds_nothing(root: &Path) -> Result<bool, FilesError> {
+    match std::fs::read_dir(root) {
+        Ok(mut entries) => Ok(entries.all(|entry| {
+            entry.is_ok_and(|entry| {
+                entry.file_name() == ".understudy" || entry.file_name() == "lost+found"
+            })
+        })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(FilesError::tree("read", root)(error)),
+    }
+}
+
+/// Reads the primary's manifest, and tells how much came for it, in bytes.
 async fn snapshot(
     inner: &Arc<Inner>,
     primary: &PeerClient,
-) -> Result<(Manifest, Head), FilesError> {
+) -> Result<(Manifest, Head, u64), FilesError> {
     let path = format!("/store/{}/snapshot", inner.id.name);
     let begun = tokio::time::Instant::now();
     let response = loop {
@@ -233,9 +372,10 @@ async fn snapshot(
     let mut frames = response.frames();
     let mut loader = Loader::default();
     let mut announced = None;
-    let mut count = 0_u64;
+    let (mut count, mut bytes) = (0_u64, 0_u64);
     loop {
         let mut frame = next(&mut frames, CONTENT_PATIENCE).await?;
+        bytes = bytes.saturating_add(u64::try_from(frame.len()).unwrap_or(u64::MAX));
         while let Some(message) = unpack(&mut frame)? {
             match (message, &announced) {
                 (
@@ -269,7 +409,7 @@ async fn snapshot(
                     if count != *entries || manifest.root() != head.root {
                         return Err(FilesError::Snapshot);
                     }
-                    return Ok((manifest, head.clone()));
+                    return Ok((manifest, head.clone(), bytes));
                 }
                 (other, _) => return Err(other.unexpected("an entry").into()),
             }
@@ -326,7 +466,12 @@ fn survey(
 }
 
 /// Removes what the primary does not have, and lets the manifest stand for the snapshot.
-fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), FilesError> {
+fn finish(
+    inner: &Inner,
+    seeding: Arc<Seeding>,
+    found: &Found,
+    former: Option<Former>,
+) -> Result<Option<Salvaged>, FilesError> {
     let Ok(seeding) = Arc::try_unwrap(seeding) else {
         return Err(FilesError::Broken);
     };
@@ -371,7 +516,24 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
     replica.store_leftovers()?;
     // The log first: without a head nobody asks it.
     replica.log.lock().reset(head.position)?;
+    let superseded_by = head.epoch.clone();
     replica.ledger.replace(target, Head { complete, ..head })?;
+    // All of it is in its place: nothing more is moved there.
+    let mut salvaged = None;
+    if let Some(former) = former {
+        let keeping = former.keeping(inner);
+        salvaged = keeping.finish(&inner.id.name, former.was, superseded_by)?;
+    }
+    if let Some(salvaged) = &salvaged {
+        inner.events.record(
+            Severity::Warning,
+            "files_kept",
+            format!(
+                "store {}: this node was its primary: {}; `understudy salvage show` lists them",
+                inner.id.name, salvaged.summary
+            ),
+        );
+    }
     // From here on it is a copy that a seeding has made, whatever it was.
     let device = std::fs::metadata(&inner.root)
         .map_err(FilesError::tree("read", &inner.root))?
@@ -385,7 +547,13 @@ fn finish(inner: &Inner, seeding: Arc<Seeding>, found: &Found) -> Result<(), Fil
         state.held = None;
     });
     inner.tell(&replica);
-    Ok(())
+    Ok(salvaged)
+}
+
+/// Returns the epoch and the position of which the name of what is kept is made.
+fn parse_kept(name: &str) -> Option<(Epoch, Position)> {
+    let (epoch, position) = name.rsplit_once('-')?;
+    Some((epoch.parse().ok()?, Position(position.parse().ok()?)))
 }
 
 fn collect(target: &Manifest, is_meant: impl Fn(NodeId) -> bool) -> Vec<NodeId> {

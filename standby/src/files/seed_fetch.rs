@@ -102,14 +102,14 @@ impl Groups {
     }
 }
 
-/// Fetches all that is `wanted`, and learns in the target how it looks.
+/// Fetches all that is `wanted`, and learns in the target how it looks; returns how much came, in bytes.
 pub(super) async fn fetch(
     (inner, work): (&Arc<Inner>, &Work),
     primary: &PeerClient,
     seeding: &Arc<Seeding>,
     wanted: Vec<(NodeId, bool)>,
     progress: &dyn Progress,
-) -> Result<(), FilesError> {
+) -> Result<u64, FilesError> {
     let total = {
         let target = seeding.target();
         let sizes = wanted.iter().filter_map(|(id, _)| target.content(*id));
@@ -188,7 +188,7 @@ pub(super) async fn fetch(
     }
     fetched?;
     progress.end("done");
-    Ok(())
+    Ok(lanes.done.into_inner())
 }
 
 /// Requests that are under way beside each other.

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -171,6 +172,8 @@ impl Following<'_> {
             match frame {
                 Ok(frame) => {
                     let frame = frame?.ok_or(KvError::Closed)?;
+                    let bytes = u64::try_from(frame.len()).unwrap_or(u64::MAX);
+                    self.shared.came.fetch_add(bytes, Ordering::Relaxed);
                     return Ok(Some(wire::from_leader(frame)?));
                 }
                 Err(_) if begun.elapsed() >= limit => return Err(KvError::Silent { limit }),

@@ -12,7 +12,9 @@ mod keyspace;
 mod session;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -21,8 +23,9 @@ use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::kv::slot::Slot;
 use understudy_replication::kv::storage::Storage;
+use understudy_replication::kv::wire::Met;
 use understudy_replication::position::Position;
-use understudy_replication::rejoin::{Method, Rejoined, Salvaged, Salvaging};
+use understudy_replication::rejoin::{Foreseen, Method, Rejoined, Salvaged, Salvaging, Way};
 use understudy_replication::store::{
     BoxFuture, LOG_POSITION_BYTES, Progress, Received, Receiver, Stop, Stopper, StoreFailure,
     StoreId, StoreKind, StoreReport,
@@ -32,6 +35,9 @@ use understudy_replication::transport::PeerClient;
 pub use error::KvError;
 
 use error::why;
+
+/// The primary has so long to find where two logs part.
+const MEETING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the copy's threads and tasks share.
 struct Shared {
@@ -44,6 +50,8 @@ struct Shared {
     state: Mutex<State>,
     /// Changes whenever a position does.
     moves: watch::Sender<()>,
+    /// How much has come from the primary since this was opened, in bytes.
+    came: AtomicU64,
 }
 
 /// What is told of the copy.
@@ -120,6 +128,7 @@ impl KvReceiver {
             events,
             state: Mutex::default(),
             moves: watch::Sender::new(()),
+            came: AtomicU64::new(0),
         });
         shared.storage()?;
         Ok(Self { shared })
@@ -146,6 +155,41 @@ impl KvReceiver {
     }
 }
 
+/// Tells what becomes of the log here, by where it meets the primary's.
+fn foresee(storage: &Storage, met: &Met, epoch: &Epoch) -> Result<Foreseen, KvError> {
+    let (first, _) = storage.bounds();
+    let from = met.shared.unwrap_or(first).max(first);
+    let (mut operations, mut bytes) = (0_u64, 0_u64);
+    let mut reader = storage.reader(from)?;
+    while let Some(entry) = reader.next()? {
+        // See what is put aside in `follow`: what was made in the epoch that is followed was promised to nobody.
+        if entry.head.epoch == *epoch {
+            continue;
+        }
+        operations += entry.head.end.ahead_of(entry.head.start);
+        bytes += 4 + u64::try_from(entry.payload().len()).unwrap_or(u64::MAX);
+    }
+    let way = if met.needs_snapshot {
+        Way::Seeded
+    } else {
+        Way::Followed
+    };
+    Ok(Foreseen {
+        way,
+        salvaged_bytes: Some(bytes),
+        travelling_bytes: Some(met.bytes),
+        read_bytes: 0,
+        basis: match met.shared {
+            Some(shared) => format!(
+                "both logs have the first {shared} operations; this one has {operations} further ones"
+            ),
+            None => format!(
+                "the logs are not known to share anything; this one has {operations} operations"
+            ),
+        },
+    })
+}
+
 impl Receiver for KvReceiver {
     fn id(&self) -> &StoreId {
         &self.shared.id
@@ -166,7 +210,9 @@ impl Receiver for KvReceiver {
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
         Box::pin(async move {
+            let before = self.shared.came.load(Ordering::Relaxed);
             self.catch_up(primary, progress).await?;
+            let came = self.shared.came.load(Ordering::Relaxed);
             let mut state = self.shared.state();
             Ok(Rejoined {
                 method: if state.has_installed {
@@ -175,7 +221,26 @@ impl Receiver for KvReceiver {
                     Method::Followed
                 },
                 salvaged: state.salvaged.take(),
+                travelled: Some(came.saturating_sub(before)),
             })
+        })
+    }
+
+    fn foresee<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+    ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
+        Box::pin(async move {
+            let shared = self.shared.clone();
+            let storage = tokio::task::spawn_blocking(move || shared.storage());
+            let storage = storage.await.map_err(|_| KvError::Ended)??;
+            let path = format!("/store/{}/meet", self.shared.id.name);
+            let met: Met = primary
+                .call(&path, &storage.sketch(), MEETING_PATIENCE)
+                .await?;
+            let epoch = primary.epoch();
+            let foreseen = tokio::task::spawn_blocking(move || foresee(&storage, &met, &epoch));
+            Ok(Some(foreseen.await.map_err(|_| KvError::Ended)??))
         })
     }
 

@@ -3,6 +3,7 @@
 mod base_backup;
 mod beside;
 mod configuration;
+mod foresee;
 mod half;
 mod local_blocks;
 mod local_copy;
@@ -21,5 +22,6 @@ pub use configuration::LayoutError;
 pub use receiver::{PostgresReceiver, ReceiveError};
 pub use rejoin::RejoinError;
 pub use reseed::Saved;
-pub use salvage::SalvageError;
+pub use salvage::{POSTGRES_SUMMARY, POSTGRES_WAL, SalvageError, Summary};
 pub use seed::SeedError;
+pub use waldump::{Changes, Tally, Transaction};

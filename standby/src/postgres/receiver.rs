@@ -16,7 +16,7 @@ use understudy_replication::postgres::{
     Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SlotInfo, Upstream,
     connect, lsn, one_lsn,
 };
-use understudy_replication::rejoin::{Rejoined, Salvaging};
+use understudy_replication::rejoin::{Foreseen, Rejoined, Salvaging};
 use understudy_replication::stall::StallReason;
 use understudy_replication::store::{
     BoxFuture, Progress, Received, Receiver, Stop, StoreFailure, StoreId, StoreKind,
@@ -458,6 +458,13 @@ impl Receiver for PostgresReceiver {
         progress: &'a dyn Progress,
     ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
         Box::pin(self.rejoin_cluster(primary, salvaging, progress))
+    }
+
+    fn foresee<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+    ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
+        Box::pin(async move { Ok(Some(self.foresee_cluster(primary).await?)) })
     }
 
     fn hurry(&self) {

@@ -178,7 +178,7 @@ impl PostgresReceiver {
         self.cluster.stop().await?;
         let salvaged = salvage::keep_log(
             &self.cluster,
-            info.system_identifier,
+            &self.origin(primary, info.system_identifier, None),
             &self.salvage_folder(),
         )
         .await?;
@@ -188,7 +188,7 @@ impl PostgresReceiver {
             .await
     }
 
-    async fn history_of(&self, primary: &PeerClient) -> Result<History, StoreFailure> {
+    pub(super) async fn history_of(&self, primary: &PeerClient) -> Result<History, StoreFailure> {
         let path = format!("/store/{}/history", self.id.name);
         Ok(primary.get(&path).await?.json(HISTORY_BYTES_MAX).await?)
     }
@@ -207,7 +207,7 @@ impl PostgresReceiver {
         salvaging: Salvaging,
         progress: &dyn Progress,
     ) -> Result<Rejoined, StoreFailure> {
-        let salvaged = self.salvage(forked, salvaging, progress).await?;
+        let salvaged = self.salvage(primary, forked, salvaging, progress).await?;
         let slot = self.make_slot(primary).await?;
         self.check_beside(info)?;
         if !forked.is_seen_by_pg_rewind() {
@@ -241,6 +241,7 @@ impl PostgresReceiver {
                 Ok(Rejoined {
                     method: Method::Rewound { copied, total },
                     salvaged,
+                    travelled: copied,
                 })
             }
             Err(error) => {
@@ -257,8 +258,23 @@ impl PostgresReceiver {
         }
     }
 
+    fn origin(
+        &self,
+        primary: &PeerClient,
+        system_identifier: u64,
+        ours: Option<&History>,
+    ) -> salvage::Origin {
+        salvage::Origin {
+            node: self.me.clone(),
+            made_in: ours.and_then(|ours| ours.origins.get(&ours.timeline).cloned()),
+            superseded_by: primary.epoch(),
+            system_identifier,
+        }
+    }
+
     async fn salvage(
         &self,
+        primary: &PeerClient,
         forked: &Forked,
         salvaging: Salvaging,
         progress: &dyn Progress,
@@ -267,7 +283,7 @@ impl PostgresReceiver {
         let control = self.cluster.control_data().await?;
         let salvaged = salvage::keep(
             &self.cluster,
-            forked.ours.system_identifier,
+            &self.origin(primary, forked.ours.system_identifier, Some(&forked.ours)),
             &forked.ours.beyond(forked.at, forked.timeline),
             control.segment_bytes,
             &self.salvage_folder(),
@@ -355,6 +371,7 @@ impl PostgresReceiver {
                 copied: saved.copied,
             },
             salvaged,
+            travelled: Some(saved.copied),
         })
     }
 

@@ -9,10 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use understudy_config::NodeName;
 use understudy_replication::command::{Command, CommandError};
 use understudy_replication::durable;
+use understudy_replication::epoch::Epoch;
 use understudy_replication::postgres::{Cluster, WalRange, parse_segment};
 use understudy_replication::rejoin::Salvaged;
 use understudy_replication::wall_time::WallTime;
@@ -69,23 +71,77 @@ pub enum SalvageError {
     },
 }
 
-/// What a bundle says of itself, in `summary.json`.
-#[derive(Debug, Serialize)]
-struct Summary<'a> {
-    version: u32,
-    made: WallTime,
-    system_identifier: u64,
-    data_dir: &'a Path,
+/// The name of what a bundle says of itself.
+pub const POSTGRES_SUMMARY: &str = "summary.json";
+
+/// The folder of the log in a bundle.
+pub const POSTGRES_WAL: &str = "wal";
+
+/// What a bundle says of itself, in [`POSTGRES_SUMMARY`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// 1.
+    pub version: u32,
+    /// When it was made, by this node's clock.
+    pub made: WallTime,
+    /// The node that it was made on; unknown of older bundles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// The epoch that opened the timeline on which the log ends, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_in: Option<Epoch>,
+    /// The epoch of the primary that was followed instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<Epoch>,
+    /// The cluster.
+    pub system_identifier: u64,
+    /// Where it was.
+    pub data_dir: PathBuf,
     /// The parts of the log that only this node had.
-    ranges: &'a [WalRange],
-    /// Their files, in `wal/`.
-    files: &'a [String],
-    is_complete: bool,
+    pub ranges: Vec<WalRange>,
+    /// Their files, in [`POSTGRES_WAL`].
+    pub files: Vec<String>,
+    /// How long those are, in bytes; 0 in older bundles.
+    #[serde(default)]
+    pub bytes: u64,
+    /// It is all that only this node had.
+    pub is_complete: bool,
     /// Why it could not be told what they did, if so.
-    not_understood: Option<String>,
+    pub not_understood: Option<String>,
     /// What they did.
     #[serde(flatten)]
-    tally: &'a Tally,
+    pub tally: Tally,
+}
+
+impl Summary {
+    /// Returns it in a sentence.
+    pub fn sentence(&self) -> String {
+        let (Some(first), Some(last)) = (self.ranges.first(), self.ranges.last()) else {
+            return format!(
+                "all {} files of its write-ahead log, as they were; what in them the primary lacks could not be \
+                 told",
+                self.files.len()
+            );
+        };
+        let bytes: u64 = self.ranges.iter().map(WalRange::bytes).sum();
+        format!(
+            "{bytes} bytes of write-ahead log from {} on timeline {} to {} on timeline {}: {}",
+            first.from,
+            first.timeline,
+            last.to,
+            last.timeline,
+            self.tally.sentence()
+        )
+    }
+}
+
+/// Whose log it is, and what has superseded it.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) node: NodeName,
+    pub(super) made_in: Option<Epoch>,
+    pub(super) superseded_by: Epoch,
+    pub(super) system_identifier: u64,
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SalvageError {
@@ -98,16 +154,20 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SalvageE
 }
 
 /// What of the log is to be kept.
-struct Found {
+pub(super) struct Found {
     files: Vec<String>,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Segments of the ranges that have no file.
     missing: usize,
     segments: usize,
 }
 
 /// Finds the files of `ranges`, and the histories of the timelines beside them.
-fn find(folder: &Path, ranges: &[WalRange], segment_bytes: u64) -> Result<Found, SalvageError> {
+pub(super) fn find(
+    folder: &Path,
+    ranges: &[WalRange],
+    segment_bytes: u64,
+) -> Result<Found, SalvageError> {
     let mut wanted: BTreeSet<_> = ranges
         .iter()
         .flat_map(|range| range.segments(segment_bytes).map(|at| (range.timeline, at)))
@@ -151,7 +211,7 @@ fn find(folder: &Path, ranges: &[WalRange], segment_bytes: u64) -> Result<Found,
 /// When not all of it is there and `must_be_complete`, there is no room, or a file cannot be written.
 pub(super) async fn keep(
     cluster: &Cluster,
-    system_identifier: u64,
+    origin: &Origin,
     ranges: &[WalRange],
     segment_bytes: u64,
     folder: &Path,
@@ -170,6 +230,7 @@ pub(super) async fn keep(
         });
     }
     let place = |lsn: understudy_replication::position::Lsn| lsn.to_string().replace('/', "-");
+    let system_identifier = origin.system_identifier;
     let name = format!(
         "postgres-{system_identifier}-{}.{}-{}.{}",
         first.timeline,
@@ -178,32 +239,22 @@ pub(super) async fn keep(
         place(last.to)
     );
     let (tally, not_understood) = dump(cluster, ranges).await;
-    let range_bytes: u64 = ranges.iter().map(WalRange::bytes).sum();
     let summary = Summary {
         version: 1,
         made: WallTime::now(),
+        node: Some(origin.node.clone()),
+        made_in: origin.made_in.clone(),
+        superseded_by: Some(origin.superseded_by.clone()),
         system_identifier,
-        data_dir: &cluster.data_dir,
-        ranges,
-        files: &found.files,
+        data_dir: cluster.data_dir.clone(),
+        ranges: ranges.to_vec(),
+        files: found.files,
+        bytes: found.bytes,
         is_complete: found.missing == 0,
         not_understood,
-        tally: &tally,
+        tally,
     };
-    let path = put(folder, &name, &wal, &found.files, found.bytes, &summary).await?;
-    Ok(Some(Salvaged {
-        path,
-        bytes: found.bytes,
-        summary: format!(
-            "{range_bytes} bytes of write-ahead log from {} on timeline {} to {} on timeline {}: {}",
-            first.from,
-            first.timeline,
-            last.to,
-            last.timeline,
-            tally.sentence()
-        ),
-        is_complete: found.missing == 0,
-    }))
+    put(folder, &name, &wal, &summary).await.map(Some)
 }
 
 /// Keeps the whole log of a cluster of which nobody can tell where it parted from the primary.
@@ -212,9 +263,10 @@ pub(super) async fn keep(
 /// When there is no room, or a file cannot be written.
 pub(super) async fn keep_log(
     cluster: &Cluster,
-    system_identifier: u64,
+    origin: &Origin,
     folder: &Path,
 ) -> Result<Salvaged, SalvageError> {
+    let system_identifier = origin.system_identifier;
     let wal = cluster.data_dir.join("pg_wal");
     let mut files = Vec::new();
     let mut bytes = 0_u64;
@@ -229,49 +281,46 @@ pub(super) async fn keep_log(
     files.sort();
     let made = WallTime::now();
     let name = format!("postgres-{system_identifier}-log-{}", made.0);
-    let tally = Tally::default();
     let summary = Summary {
         version: 1,
         made,
+        node: Some(origin.node.clone()),
+        made_in: origin.made_in.clone(),
+        superseded_by: Some(origin.superseded_by.clone()),
         system_identifier,
-        data_dir: &cluster.data_dir,
-        ranges: &[],
-        files: &files,
+        data_dir: cluster.data_dir.clone(),
+        ranges: Vec::new(),
+        files,
+        bytes,
         is_complete: false,
         not_understood: Some("the server could not tell where its log ends".to_owned()),
-        tally: &tally,
+        tally: Tally::default(),
     };
-    let path = put(folder, &name, &wal, &files, bytes, &summary).await?;
-    Ok(Salvaged {
-        path,
-        bytes,
-        summary: format!(
-            "all {} files of its write-ahead log, as they were; what in them the primary lacks could not be \
-             told",
-            files.len()
-        ),
-        is_complete: false,
-    })
+    put(folder, &name, &wal, &summary).await
 }
 
-/// Checks that there is room for a bundle, and writes it.
+/// Checks that there is room for a bundle, and writes it. One that is there already is whole.
 async fn put(
     folder: &Path,
     name: &str,
     wal: &Path,
-    files: &[String],
-    bytes: u64,
-    summary: &Summary<'_>,
-) -> Result<PathBuf, SalvageError> {
+    summary: &Summary,
+) -> Result<Salvaged, SalvageError> {
     let (target, partial) = (folder.join(name), folder.join(format!(".{name}.partial")));
+    let salvaged = Salvaged {
+        path: target.clone(),
+        bytes: summary.bytes,
+        summary: summary.sentence(),
+        is_complete: summary.is_complete,
+    };
     if target.exists() {
-        return Ok(target);
+        return Ok(salvaged);
     }
     durable::create_directory(folder, 0o700).map_err(file("create", folder))?;
     let free = rustix::fs::statvfs(folder)
         .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
         .map_err(|error| file("ask the room in", folder)(error.into()))?;
-    let needed = bytes.saturating_add(FREE_BYTES_MIN);
+    let needed = summary.bytes.saturating_add(FREE_BYTES_MIN);
     if free < needed {
         return Err(SalvageError::NoSpace {
             needed,
@@ -286,19 +335,19 @@ async fn put(
         }
         Ok(()) | Err(_) => {}
     }
-    let summary = serde_json::to_vec_pretty(summary)
+    let text = serde_json::to_vec_pretty(summary)
         .map_err(|error| file("write", &partial)(error.into()))?;
-    let (wal, files, copied) = (wal.to_owned(), files.to_vec(), partial.clone());
-    tokio::task::spawn_blocking(move || copy(&wal, &files, &copied, &summary))
+    let (wal, files, copied) = (wal.to_owned(), summary.files.clone(), partial.clone());
+    tokio::task::spawn_blocking(move || copy(&wal, &files, &copied, &text))
         .await
         .map_err(|error| file("write", &partial)(io::Error::other(error)))??;
     fs::rename(&partial, &target).map_err(file("name", &target))?;
     durable::sync_directory_of(&target).map_err(file("sync", &target))?;
-    Ok(target)
+    Ok(salvaged)
 }
 
 fn copy(from: &Path, files: &[String], to: &Path, summary: &[u8]) -> Result<(), SalvageError> {
-    let wal = to.join("wal");
+    let wal = to.join(POSTGRES_WAL);
     durable::create_directory(&wal, 0o700).map_err(file("create", &wal))?;
     for name in files {
         let (source, target) = (from.join(name), wal.join(name));
@@ -307,7 +356,7 @@ fn copy(from: &Path, files: &[String], to: &Path, summary: &[u8]) -> Result<(), 
             .and_then(|copied| copied.sync_all())
             .map_err(file("sync", &target))?;
     }
-    let path = to.join("summary.json");
+    let path = to.join(POSTGRES_SUMMARY);
     durable::write(&path, summary, 0o600).map_err(file("write", &path))?;
     durable::sync_directory_of(&wal.join("all")).map_err(file("sync", &wal))
 }
@@ -333,14 +382,27 @@ async fn dump(cluster: &Cluster, ranges: &[WalRange]) -> (Tally, Option<String>)
 }
 
 async fn dump_range(cluster: &Cluster, range: &WalRange, tally: &mut Tally) -> Result<(), String> {
-    let argv = [
-        cluster.bin("pg_waldump"),
-        format!("--path={}", cluster.data_dir.join("pg_wal").display()),
+    let arguments = [
         format!("--timeline={}", range.timeline),
         format!("--start={}", range.from),
         format!("--end={}", range.to),
     ];
-    let mut child = Command::new(argv)
+    read_log(cluster, arguments, |line| tally.take(line)).await
+}
+
+/// Runs `pg_waldump` on the log of a cluster, and hands over each of its lines; the error is what the program
+/// said, which it does at the end of a log, too.
+pub(super) async fn read_log(
+    cluster: &Cluster,
+    arguments: impl IntoIterator<Item = String>,
+    mut each: impl FnMut(&str),
+) -> Result<(), String> {
+    let path = cluster.data_dir.join("pg_wal");
+    let argv = [
+        cluster.bin("pg_waldump"),
+        format!("--path={}", path.display()),
+    ];
+    let mut child = Command::new(argv.into_iter().chain(arguments))
         .user(&cluster.user)
         .spawn_piped()
         .map_err(|error: CommandError| error.to_string())?;
@@ -368,7 +430,7 @@ async fn dump_range(cluster: &Cluster, range: &WalRange, tally: &mut Tally) -> R
             if read == 0 {
                 break;
             }
-            tally.take(&String::from_utf8_lossy(&line));
+            each(&String::from_utf8_lossy(&line));
         }
     }
     let status = child.wait().await.map_err(|error| error.to_string())?;

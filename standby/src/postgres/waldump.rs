@@ -1,8 +1,9 @@
 //! What a part of the write-ahead log did, as far as `pg_waldump` can tell. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
+use understudy_replication::position::Lsn;
 
 /// So many transactions are listed; those beyond are counted only.
 const LISTED_MAX: usize = 10_000;
@@ -12,19 +13,22 @@ const FIRST_USER_OBJECT: u64 = 16_384;
 
 /// What a part of the log did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Tally {
+pub struct Tally {
     /// How many records there are.
-    pub(super) records: u64,
+    pub records: u64,
     /// How many transactions were committed.
-    pub(super) committed: u64,
+    pub committed: u64,
     /// When the first and the last of them were, by the server's clock.
-    pub(super) first_commit: Option<String>,
+    pub first_commit: Option<String>,
     /// See `first_commit`.
-    pub(super) last_commit: Option<String>,
+    pub last_commit: Option<String>,
     /// How many were rolled back.
-    pub(super) aborted: u64,
+    pub aborted: u64,
+    /// What the committed ones changed, all together; of at most ten thousand relations.
+    #[serde(default)]
+    pub relations: Changes,
     /// The committed ones, in order; at most ten thousand.
-    pub(super) transactions: Vec<Transaction>,
+    pub transactions: Vec<Transaction>,
     /// Those of which neither is told: they were open at the end.
     #[serde(skip)]
     open: BTreeMap<u32, Changes>,
@@ -32,24 +36,46 @@ pub(super) struct Tally {
 
 /// A committed transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Transaction {
+pub struct Transaction {
     /// Its number.
-    pub(super) xid: u32,
+    pub xid: u32,
     /// When it was committed, by the server's clock.
-    pub(super) committed: String,
+    pub committed: String,
     /// What it changed.
     #[serde(flatten)]
-    pub(super) changes: Changes,
+    pub changes: Changes,
 }
 
 /// Rows that were changed, by relation: `tablespace/database/filenode`, which
 /// `pg_filenode_relation(tablespace, filenode)` gives a name in that database. Large values count as rows of
 /// the relation that keeps them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Changes {
-    pub(super) inserted: BTreeMap<String, u64>,
-    pub(super) updated: BTreeMap<String, u64>,
-    pub(super) deleted: BTreeMap<String, u64>,
+pub struct Changes {
+    /// Rows that were inserted.
+    pub inserted: BTreeMap<String, u64>,
+    /// Rows that were updated.
+    pub updated: BTreeMap<String, u64>,
+    /// Rows that were deleted.
+    pub deleted: BTreeMap<String, u64>,
+}
+
+impl Changes {
+    fn add(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.inserted, &other.inserted),
+            (&mut self.updated, &other.updated),
+            (&mut self.deleted, &other.deleted),
+        ];
+        for (all, more) in pairs {
+            for (relation, rows) in more {
+                if all.len() >= LISTED_MAX && !all.contains_key(relation) {
+                    continue;
+                }
+                let sum = all.entry(relation.clone()).or_default();
+                *sum = sum.saturating_add(*rows);
+            }
+        }
+    }
 }
 
 impl Tally {
@@ -83,6 +109,7 @@ impl Tally {
                 let (_, time) = described.split_once(' ').unwrap_or_default();
                 let time = time.split(';').next().unwrap_or_default().trim().to_owned();
                 self.committed = self.committed.saturating_add(1);
+                self.relations.add(&changes);
                 self.first_commit.get_or_insert_with(|| time.clone());
                 self.last_commit = Some(time.clone());
                 if self.transactions.len() < LISTED_MAX {
@@ -134,29 +161,97 @@ impl Tally {
         *count = count.saturating_add(rows);
     }
 
+    /// Returns what the committed transactions changed, all together. Bundles of an older version have it of
+    /// each of those that they list only.
+    pub fn changes(&self) -> Changes {
+        let mut all = self.relations.clone();
+        if all == Changes::default() {
+            for transaction in &self.transactions {
+                all.add(&transaction.changes);
+            }
+        }
+        all
+    }
+
     /// Returns it in a sentence.
     pub(super) fn sentence(&self) -> String {
-        let total = |of: fn(&Changes) -> &BTreeMap<String, u64>| -> u64 {
-            let all = self.transactions.iter();
-            all.flat_map(|it| of(&it.changes).values()).sum()
-        };
+        let changes = self.changes();
+        let total =
+            |of: fn(&Changes) -> &BTreeMap<String, u64>| -> u64 { of(&changes).values().sum() };
         let when = match (&self.first_commit, &self.last_commit) {
             (Some(first), Some(last)) => format!(", the first at {first}, the last at {last}"),
             (_, _) => String::new(),
         };
-        let listed = u64::try_from(self.transactions.len()).unwrap_or(u64::MAX);
-        let at_least = if listed < self.committed {
-            "at least "
-        } else {
-            ""
-        };
         format!(
-            "{} committed transactions{when}; {at_least}{} rows inserted, {} updated, {} deleted",
+            "{} committed transactions{when}; {} rows inserted, {} updated, {} deleted",
             self.committed,
             total(|it| &it.inserted),
             total(|it| &it.updated),
             total(|it| &it.deleted)
         )
+    }
+}
+
+/// Returns where a record begins and how long it is.
+pub(super) fn place(line: &str) -> Option<(Lsn, u64)> {
+    let rest = line.strip_prefix("rmgr: ")?;
+    let (_, after) = rest.split_once("len (rec/tot):")?;
+    let (_, total) = after.split_once('/')?;
+    let total = total.split(',').next()?.trim().parse().ok()?;
+    let (_, lsn) = rest.split_once("lsn: ")?;
+    Some((lsn.split(',').next()?.trim().parse().ok()?, total))
+}
+
+/// Returns where a checkpoint began of which this line is the record.
+pub(super) fn redo(line: &str) -> Option<Lsn> {
+    let (_, described) = line.split_once("desc: CHECKPOINT_")?;
+    let (_, redo) = described.split_once("redo ")?;
+    redo.split(';').next()?.trim().parse().ok()
+}
+
+/// So many blocks are told apart; beyond it there are at least so many.
+const BLOCKS_MAX: usize = 4_000_000;
+
+/// The blocks of relations that a part of the log has touched.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    relations: BTreeMap<String, u32>,
+    blocks: HashSet<(u32, u32)>,
+    /// There are more than were counted.
+    pub(super) is_more: bool,
+}
+
+impl Touched {
+    /// Takes one line of `pg_waldump`.
+    pub(super) fn take(&mut self, line: &str) {
+        for reference in line.split("blkref #").skip(1) {
+            let Some((_, reference)) = reference.split_once("rel ") else {
+                continue;
+            };
+            let mut words = reference.split_whitespace();
+            let (Some(relation), Some(next)) = (words.next(), words.next()) else {
+                continue;
+            };
+            // Other forks are named here, and are copied whole in any case.
+            let block = (next == "blk").then(|| words.next()).flatten();
+            let block = block.and_then(|it| it.trim_end_matches([',', ';']).parse().ok());
+            let Some(block) = block else { continue };
+            if self.blocks.len() >= BLOCKS_MAX {
+                self.is_more = true;
+                return;
+            }
+            let next = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
+            let number = match self.relations.get(relation) {
+                Some(number) => *number,
+                None => *self.relations.entry(relation.to_owned()).or_insert(next),
+            };
+            self.blocks.insert((number, block));
+        }
+    }
+
+    /// Returns how many there are.
+    pub(super) fn count(&self) -> u64 {
+        u64::try_from(self.blocks.len()).unwrap_or(u64::MAX)
     }
 }
 
@@ -197,6 +292,25 @@ pg_waldump: error: error in WAL record at 0/1762DC8: invalid record length at 0/
             "1 committed transactions, the first at 2026-11-21 20:22:13.221604 UTC, the last at 2026-11-21 \
              20:22:13.221604 UTC; 7 rows inserted, 1 updated, 0 deleted"
         );
+    }
+
+    #[test]
+    fn blocks_that_are_touched_twice_count_once_and_places_are_understood() {
+        let mut touched = Touched::default();
+        for line in DUMP.lines() {
+            touched.take(line);
+        }
+        // The table's blocks 0 and 17, one of a system table, and one of the index.
+        assert_eq!((touched.count(), touched.is_more), (4, false));
+        let vm = "rmgr: Heap2 tx: 1, desc: VISIBLE, blkref #0: rel 1663/5/16384 fork vm blk 0, blkref #1: rel \
+             1663/5/16384 blk 3 FPW";
+        touched.take(vm);
+        assert_eq!(touched.count(), 5);
+        let places: Vec<_> = DUMP.lines().filter_map(place).collect();
+        assert_eq!(places.len(), 9);
+        assert_eq!(places[0], (Lsn(0x0176_2A48), 59));
+        let redos: Vec<_> = DUMP.lines().filter_map(redo).collect();
+        assert_eq!(redos, [Lsn(0x0176_2DC8)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use understudy_replication::command::CommandError;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
+use understudy_replication::rejoin::{Foreseen, Way};
 use understudy_replication::settings::{
     Digest, History, HistoryError, Origin, PathError, Scope, wait_until_due,
 };
@@ -254,6 +255,24 @@ impl Receiver for SettingsReceiver {
                     Err(error)
                 }
             }
+        })
+    }
+
+    fn foresee<'a>(
+        &'a self,
+        _: &'a PeerClient,
+    ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
+        Box::pin(async move {
+            let bytes = self.told().bytes;
+            Ok(Some(Foreseen {
+                way: Way::Seeded,
+                salvaged_bytes: Some(0),
+                travelling_bytes: Some(bytes),
+                read_bytes: bytes,
+                basis: "the settings here, which are about as long as the primary's; revisions and files that \
+                        only this node has stay in its history"
+                    .to_owned(),
+            }))
         })
     }
 

@@ -6,6 +6,7 @@ mod follow;
 mod hostile;
 mod mapping;
 mod pair;
+mod salvage;
 mod seed;
 mod several;
 mod traps_capture;

@@ -257,6 +257,23 @@ impl Storage {
         self.chain().points.at(position).cloned()
     }
 
+    /// Returns how many bytes of entries lie behind `position`, which is a point of the log.
+    ///
+    /// # Errors
+    /// When the log cannot be read there.
+    pub fn bytes_behind(&self, position: Position) -> Result<u64, StorageError> {
+        let ever = self.bytes_ever();
+        if position >= self.tail().position {
+            return Ok(0);
+        }
+        let Some(first) = self.reader(position)?.next()? else {
+            return Ok(0);
+        };
+        let own = u64::try_from(first.payload().len()).unwrap_or(u64::MAX);
+        let before = first.bytes_after().saturating_sub(own);
+        Ok(ever.saturating_sub(before))
+    }
+
     /// Appends entries, each of which follows the one before; durable only after [`Storage::sync`].
     ///
     /// # Errors

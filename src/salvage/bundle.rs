@@ -1,0 +1,427 @@
+//! What was kept aside, found where each store keeps it.
+//!
+//! ```text
+//! STATE/salvage/postgres-… files-… kv-…    bundles
+//! TOP/.understudy/kept/…                   files of a bundle; of an older version, without one
+//! STATE/settings/replaced/NUMBER/…         settings that a revision has replaced
+//! STATE/settings/history/….superseded      revisions that were made in an epoch that lost
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use indicatif::HumanBytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use understudy_config::{Config, Local, NodeName};
+use understudy_replication::durable;
+use understudy_replication::epoch::Epoch;
+use understudy_replication::kv::salvage::{self, Manifest};
+use understudy_replication::store::StoreKind;
+use understudy_replication::wall_time::WallTime;
+use understudy_standby::files::{KEPT_MANIFEST, KeptManifest};
+use understudy_standby::postgres::{POSTGRES_SUMMARY, Summary};
+
+use crate::failure::Failure;
+use crate::stores::Makings;
+
+/// What a bundle says of itself is no longer, in bytes.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
+
+/// So many files are counted to tell how much there is.
+const FILES_COUNTED_MAX: usize = 1_000_000;
+
+/// What was kept aside at once, of one store.
+#[derive(Debug, Serialize)]
+pub(super) struct Bundle {
+    /// Its name, by which it is shown.
+    pub(super) name: String,
+    /// The store.
+    pub(super) store: String,
+    /// Of which kind that is.
+    pub(super) kind: StoreKind,
+    /// When it was made, by the node's clock.
+    pub(super) made: Option<WallTime>,
+    /// The node that had it.
+    pub(super) node: Option<NodeName>,
+    /// The epoch in which it was written, where that is known.
+    pub(super) made_in: Option<Epoch>,
+    /// The epoch whose primary has something else in its place, where that is known.
+    pub(super) superseded_by: Option<Epoch>,
+    /// How much is in it.
+    pub(super) bytes: u64,
+    /// It is all that only this node had.
+    pub(super) is_complete: bool,
+    /// What it is, in a sentence.
+    pub(super) summary: String,
+    /// The folder, or the file.
+    pub(super) path: PathBuf,
+    #[serde(skip)]
+    pub(super) held: Held,
+}
+
+/// What a bundle says of itself, by its kind.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Write-ahead log.
+    Postgres(Box<Summary>),
+    /// Files, and the list of what differed.
+    Files(Box<KeptManifest>),
+    /// Files without a list.
+    Tree,
+    /// Entries of the key-value log.
+    Kv(Box<Manifest>),
+    /// Settings: files, or a revision.
+    Settings,
+    /// It cannot be read.
+    Unreadable,
+}
+
+impl Bundle {
+    /// Returns it for people, in two lines.
+    pub(super) fn text(&self) -> String {
+        let made = match self.made {
+            Some(made) => made.to_string(),
+            None => "at an unknown time".to_owned(),
+        };
+        let part = if self.is_complete { "" } else { ", NOT all" };
+        format!(
+            "{}  {}, {made}, {}{part}{}\n    {}\n",
+            self.name,
+            self.store,
+            HumanBytes(self.bytes),
+            self.why(),
+            self.summary
+        )
+    }
+
+    /// Returns which epoch has superseded which.
+    pub(super) fn why(&self) -> String {
+        match (&self.made_in, &self.superseded_by) {
+            (Some(was), Some(is)) => format!("; epoch {was} was superseded by {is}"),
+            (None, Some(is)) => format!("; superseded by epoch {is}"),
+            (Some(was), None) => format!("; of epoch {was}"),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// Returns where the files of a bundle of a tree are.
+    pub(super) fn tree(&self) -> Option<&Path> {
+        match &self.held {
+            Held::Files(manifest) => Some(&manifest.kept),
+            Held::Tree => Some(&self.path),
+            Held::Postgres(_) | Held::Kv(_) | Held::Settings | Held::Unreadable => None,
+        }
+    }
+
+    /// Deletes it.
+    pub(super) fn remove(&self) -> Result<(), Failure> {
+        let mut paths = vec![self.path.as_path()];
+        if let Some(tree) = self.tree().filter(|tree| *tree != self.path) {
+            // Its place is read from a file.
+            let is_kept = tree
+                .parent()
+                .is_some_and(|parent| parent.ends_with(".understudy/kept"));
+            if !is_kept {
+                return Err(Failure::failed(format!(
+                    "{} is not where files are kept, so it is not deleted",
+                    tree.display()
+                )));
+            }
+            // What names it goes last.
+            paths.insert(0, tree);
+        }
+        for path in paths {
+            let removed = match fs::symlink_metadata(path) {
+                Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+                Ok(_) => fs::remove_file(path),
+                Err(error) => Err(error),
+            };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::failed(format!(
+                        "cannot remove {}: {error}",
+                        path.display()
+                    )));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        durable::sync_directory_of(&self.path)?;
+        Ok(())
+    }
+}
+
+/// Finds a bundle by its name.
+pub(super) fn find(local: &Local, config: Option<&Config>, name: &str) -> Result<Bundle, Failure> {
+    let bundles = list(local, config)?;
+    let found = bundles.into_iter().find(|bundle| bundle.name == name);
+    found.ok_or_else(|| {
+        Failure::usage(format!(
+            "there is no bundle `{name}` on node {}",
+            local.name
+        ))
+        .hint("`understudy salvage list` lists them")
+    })
+}
+
+/// Returns all bundles, oldest first.
+pub(super) fn list(local: &Local, config: Option<&Config>) -> Result<Vec<Bundle>, Failure> {
+    let folder = Makings::salvage(local);
+    let mut bundles = Vec::new();
+    for name in names(&folder)? {
+        let path = folder.join(&name);
+        if name.starts_with('.') {
+            continue;
+        }
+        bundles.push(match name.split_once('-') {
+            Some(("postgres", _)) => postgres(name, path),
+            Some(("files", _)) => files(name, path),
+            Some(("kv", _)) => kv(name, path),
+            Some(_) | None => unreadable(
+                name,
+                path,
+                StoreKind::Files,
+                "it is of a kind that this program does not know".to_owned(),
+            ),
+        });
+    }
+    for files in config.iter().flat_map(|config| &config.files) {
+        let kept = local.resolve(&files.path).join(".understudy/kept");
+        for name in names(&kept)? {
+            let path = kept.join(&name);
+            let known = bundles.iter().any(|bundle| bundle.tree() == Some(&path));
+            if !known {
+                let mut bundle = format!("files-{}-{name}", files.name);
+                if bundles.iter().any(|it| it.name == bundle) {
+                    // One of that name says that it has its files elsewhere.
+                    bundle += "-tree";
+                }
+                let is_being_made = folder.join(format!(".{bundle}.partial")).exists();
+                bundles.push(tree(
+                    bundle,
+                    files.name.as_str(),
+                    path,
+                    &name,
+                    is_being_made,
+                ));
+            }
+        }
+    }
+    let settings = local.state_dir.join("settings");
+    for name in names(&settings.join("replaced"))? {
+        let path = settings.join("replaced").join(&name);
+        let summary = format!("files of this node that revision {name} of the settings replaced");
+        bundles.push(of_settings(
+            format!("settings-replaced-{name}"),
+            path,
+            summary,
+        ));
+    }
+    for name in names(&settings.join("history"))? {
+        if let Some(revision) = name.strip_suffix(".superseded") {
+            let path = settings.join("history").join(&name);
+            let summary = format!(
+                "revision {revision} of the settings, made in an epoch that lost; `understudy settings show` \
+                 knows the others"
+            );
+            bundles.push(of_settings(format!("settings-{revision}"), path, summary));
+        }
+    }
+    bundles.sort_by(|a, b| (a.made, &a.name).cmp(&(b.made, &b.name)));
+    Ok(bundles)
+}
+
+/// Returns the names in a folder, which may not be there.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, Failure> {
+    let failed = |error: io::Error| {
+        Failure::failed(format!("cannot read {}: {error}", folder.display()))
+            .hint("run it as the user that the daemon runs as")
+    };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+    let length = fs::metadata(path).map_err(|error| failed(&error))?.len();
+    if length > TEXT_BYTES_MAX {
+        return Err(failed(&"it is too long"));
+    }
+    let text = fs::read(path).map_err(|error| failed(&error))?;
+    serde_json::from_slice(&text).map_err(|error| failed(&error))
+}
+
+fn unreadable(name: String, path: PathBuf, kind: StoreKind, reason: String) -> Bundle {
+    Bundle {
+        store: kind.as_str().to_owned(),
+        kind,
+        made: None,
+        node: None,
+        made_in: None,
+        superseded_by: None,
+        bytes: weigh(&path).1,
+        is_complete: false,
+        summary: reason,
+        path,
+        held: Held::Unreadable,
+        name,
+    }
+}
+
+fn postgres(name: String, path: PathBuf) -> Bundle {
+    let summary: Summary = match read(&path.join(POSTGRES_SUMMARY)) {
+        Ok(summary) => summary,
+        Err(reason) => return unreadable(name, path, StoreKind::Postgres, reason),
+    };
+    Bundle {
+        store: StoreKind::Postgres.as_str().to_owned(),
+        kind: StoreKind::Postgres,
+        made: Some(summary.made),
+        node: summary.node.clone(),
+        made_in: summary.made_in.clone(),
+        superseded_by: summary.superseded_by.clone(),
+        bytes: weigh(&path).1,
+        is_complete: summary.is_complete,
+        summary: summary.sentence(),
+        held: Held::Postgres(Box::new(summary)),
+        name,
+        path,
+    }
+}
+
+fn files(name: String, path: PathBuf) -> Bundle {
+    let manifest: KeptManifest = match read(&path.join(KEPT_MANIFEST)) {
+        Ok(manifest) => manifest,
+        Err(reason) => return unreadable(name, path, StoreKind::Files, reason),
+    };
+    Bundle {
+        store: manifest.store.to_string(),
+        kind: StoreKind::Files,
+        made: Some(manifest.made),
+        node: Some(manifest.made_in.node.clone()),
+        made_in: Some(manifest.made_in.clone()),
+        superseded_by: Some(manifest.superseded_by.clone()),
+        bytes: manifest.bytes,
+        is_complete: true,
+        summary: manifest.counts.sentence(),
+        held: Held::Files(Box::new(manifest)),
+        name,
+        path,
+    }
+}
+
+fn tree(name: String, store: &str, path: PathBuf, kept: &str, is_being_made: bool) -> Bundle {
+    let (files, bytes) = weigh(&path);
+    let made_in = kept
+        .rsplit_once('-')
+        .and_then(|(epoch, _)| epoch.parse().ok());
+    let what = if is_being_made {
+        "so far; the rejoin that sets them aside has not ended"
+    } else {
+        "without a list of what became of them"
+    };
+    Bundle {
+        store: store.to_owned(),
+        kind: StoreKind::Files,
+        made: fs::metadata(&path)
+            .and_then(|found| found.modified())
+            .ok()
+            .map(WallTime::from),
+        node: None,
+        made_in,
+        superseded_by: None,
+        bytes,
+        is_complete: !is_being_made,
+        summary: format!("{files} files that the new primary lacked, {what}"),
+        held: Held::Tree,
+        name,
+        path,
+    }
+}
+
+fn kv(name: String, path: PathBuf) -> Bundle {
+    let manifest: Manifest = match read(&path.join("manifest.json")) {
+        Ok(manifest) => manifest,
+        Err(reason) => return unreadable(name, path, StoreKind::Kv, reason),
+    };
+    Bundle {
+        store: manifest.store.to_string(),
+        kind: StoreKind::Kv,
+        made: Some(manifest.made),
+        node: Some(manifest.node.clone()),
+        made_in: manifest.end.epoch.clone(),
+        superseded_by: manifest.superseded_by.clone(),
+        bytes: weigh(&path).1,
+        is_complete: true,
+        summary: format!(
+            "{} operations from operation {} on; clients were told that they are kept: {}",
+            manifest.operations,
+            manifest.cut_to.position,
+            acknowledged(&manifest)
+        ),
+        held: Held::Kv(Box::new(manifest)),
+        name,
+        path,
+    }
+}
+
+fn acknowledged(manifest: &Manifest) -> &'static str {
+    match manifest.acknowledged {
+        salvage::Acknowledged::Yes => "some of them at least",
+        salvage::Acknowledged::No => "no",
+        salvage::Acknowledged::Unknown => "not known",
+    }
+}
+
+fn of_settings(name: String, path: PathBuf, summary: String) -> Bundle {
+    let made = fs::metadata(&path).and_then(|found| found.modified());
+    Bundle {
+        store: StoreKind::Settings.as_str().to_owned(),
+        kind: StoreKind::Settings,
+        made: made.ok().map(WallTime::from),
+        node: None,
+        made_in: None,
+        superseded_by: None,
+        bytes: weigh(&path).1,
+        is_complete: true,
+        summary,
+        held: Held::Settings,
+        name,
+        path,
+    }
+}
+
+/// Returns how many files and bytes are at a path and beneath it, links counted as they are.
+pub(super) fn weigh(path: &Path) -> (u64, u64) {
+    let (mut files, mut bytes) = (0_u64, 0_u64);
+    let mut waiting = vec![path.to_owned()];
+    let mut left = FILES_COUNTED_MAX;
+    while let Some(path) = waiting.pop() {
+        let Ok(found) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        if found.is_dir() {
+            let entries = fs::read_dir(&path).into_iter().flatten();
+            waiting.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            continue;
+        }
+        files += 1;
+        bytes = bytes.saturating_add(found.len());
+        left = left.saturating_sub(1);
+        if left == 0 {
+            break;
+        }
+    }
+    (files, bytes)
+}
