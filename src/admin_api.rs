@@ -29,7 +29,9 @@ use crate::invites::Invites;
 use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
-use crate::{check, kv_api, returning, services, status_source, switchover, sync, wait};
+use crate::{
+    check, clone, drill, kv_api, returning, services, status_source, switchover, sync, wait,
+};
 
 /// How much news may wait for a slow terminal.
 pub(crate) const NEWS_WAITING_MAX: usize = 256;
@@ -121,6 +123,9 @@ pub(crate) async fn serve(
         .route("/switchover", post(switchover))
         .route("/rejoin", post(rejoin))
         .route("/rejoin/foresee", post(foresee))
+        .route("/drill/rehearsal", post(rehearse))
+        .route("/drill/cancel", post(cancel_drill))
+        .route("/clone", post(clone_to))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
         .route("/settings/rollback", post(rollback))
@@ -285,6 +290,18 @@ async fn rejoin(State(node): State<Arc<Node>>, Json(order): Json<returning::Orde
 
 async fn foresee(State(node): State<Arc<Node>>) -> Response {
     stream(move |progress| async move { crate::foresight::foresee(&node, &progress).await })
+}
+
+async fn rehearse(State(node): State<Arc<Node>>) -> Response {
+    stream(move |progress| async move { drill::rehearse(&node, "operator", &progress).await })
+}
+
+async fn cancel_drill(State(node): State<Arc<Node>>) -> Response {
+    stream(move |_| async move { Ok::<_, Failure>(node.drills.cancel().await) })
+}
+
+async fn clone_to(State(node): State<Arc<Node>>, Json(order): Json<clone::Order>) -> Response {
+    stream(move |progress| async move { clone::make(&node, order, &progress).await })
 }
 
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {

@@ -11,13 +11,14 @@ use understudy_primary::services::Placement;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::role::Role;
+use understudy_replication::status::AddressState;
 use understudy_replication::store::{NoProgress, Progress, Stop};
 use understudy_standby::promote::Front;
 
 use crate::failure::Failure;
 use crate::node::Node;
 
-/// How often it is looked whether the front is still up, or could be.
+/// How often it is looked whether the address can be taken, where services have kept it from that.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Returns how far the front is up here.
@@ -25,22 +26,71 @@ pub(crate) fn observe(node: &Node) -> Front {
     let has_services = !node.config().services.is_empty();
     Front {
         services: has_services.then(|| node.services.are_up()),
-        address: None,
+        address: node.address.as_ref().map(|_| has_address(node)),
     }
+}
+
+fn has_address(node: &Node) -> bool {
+    let is_held = |state| matches!(state, AddressState::Held);
+    node.address
+        .as_ref()
+        .is_none_or(|address| is_held(address.status().state))
 }
 
 /// Starts the services in order.
 pub(crate) async fn start_services(node: &Node, progress: &dyn Progress) -> Result<(), Failure> {
-    node.services.start_all(Placement::Primary, progress).await.map_err(|error| {
+    let started = node.services.start_all(Placement::Primary, progress).await;
+    started.map_err(|error| {
         Failure::failed(error_chain(&error)).hint(
-            "mend the service, then start it with its own command: the address follows by itself; or run \
-             `understudy promote` again",
+            "mend the service, then run `understudy services start` with its name: the address follows by \
+             itself",
         )
     })
 }
 
-/// Keeps the front up for as long as this node leads: once every store is open, and whenever nobody else has
-/// it in hand.
+/// Takes the address, as long as this node is primary.
+pub(crate) async fn take_address(node: &Node) -> Result<(), Failure> {
+    let Some(address) = &node.address else {
+        return Ok(());
+    };
+    let taken = address.take().await;
+    // A fence may have given it up in the very moment in which it was about to be taken.
+    if !matches!(node.role(), Role::Primary { .. }) {
+        give_up_address(node).await;
+        return Err(Failure::refused(format!(
+            "node {} has been superseded meanwhile",
+            node.me()
+        )));
+    }
+    match taken {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let hint = error.hint();
+            Err(Failure::failed(error_chain(&error)).hint(hint))
+        }
+    }
+}
+
+/// Gives the address up, whoever has taken it here; returns whether this node is without it now.
+pub(crate) async fn give_up_address(node: &Node) -> bool {
+    let Some(address) = &node.address else {
+        return true;
+    };
+    match address.give_up().await {
+        Ok(_) => true,
+        Err(error) => {
+            let message = format!(
+                "cannot give up the address that clients use: {}; {}",
+                error_chain(&error),
+                error.hint()
+            );
+            node.events.record(Severity::Error, "fence_failed", message);
+            false
+        }
+    }
+}
+
+/// Brings the front up for as long as this node leads: once every store is open, unless a promotion does it.
 pub(crate) async fn keep(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, stop: Stop) {
     for mut open in opened {
         let is_open = async { open.wait_for(|is_open| *is_open).await.is_ok() };
@@ -49,27 +99,46 @@ pub(crate) async fn keep(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, st
             () = stop.wait() => return,
         }
     }
-    let mut has_started = false;
+    let mut is_first = true;
     loop {
         let bring_up = async {
             let _front = node.front.lock().await;
-            // A fence may have come while somebody else had it.
-            if !matches!(node.role(), Role::Primary { .. }) {
-                return;
-            }
-            if !has_started && let Err(failure) = start_services(&node, &NoProgress).await {
-                node.events
-                    .record(Severity::Error, "service_failed", failure.message);
+            // A fence may have come while a promotion had it in hand.
+            if matches!(node.role(), Role::Primary { .. }) {
+                bring_up(&node, is_first).await;
             }
         };
         tokio::select! {
-            () = bring_up => has_started = true,
+            () = bring_up => is_first = false,
             // A fence stops the services next; a start under way is cut off.
             () = stop.wait() => return,
+        }
+        if has_address(&node) {
+            // It is kept from now on, and put back where somebody removes it, by its own watch.
+            return;
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             () = stop.wait() => return,
         }
+    }
+}
+
+/// Starts what is not up, the first time, and takes the address once all that it needs is up: by then the
+/// services start again what goes down, as often as they may.
+async fn bring_up(node: &Node, is_first: bool) {
+    if is_first && let Err(failure) = start_services(node, &NoProgress).await {
+        node.events
+            .record(Severity::Error, "service_failed", failure.message);
+    }
+    if !node.services.are_up() || has_address(node) {
+        return;
+    }
+    // Why it cannot be taken is an event, and part of the status, of the address itself.
+    if let Err(failure) = take_address(node).await {
+        tracing::warn!(
+            failure = failure.message,
+            "the address is not taken, which is tried again"
+        );
     }
 }

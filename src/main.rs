@@ -9,8 +9,10 @@ mod admin_api;
 mod adopt;
 mod check;
 mod check_report;
+mod clone;
 mod config_check;
 mod demo;
+mod drill;
 mod events;
 mod failure;
 mod foresight;
@@ -43,6 +45,7 @@ mod returning;
 mod role_file;
 mod salvage;
 mod scrub;
+mod sealed;
 mod selection;
 mod serve;
 mod services;
@@ -133,6 +136,13 @@ enum Verb {
     Rejoin(rejoin::Rejoin),
     /// Look at what was kept aside on this node before it was made equal to another's
     Salvage(salvage::Salvage),
+    /// Prove that this standby could take over, and how long that takes
+    Drill(drill::Drill),
+    /// Make a copy of this standby that is a cluster of its own, to try things on
+    Clone(clone::Clone),
+    /// Be a process of the sealed room in which copies are tried
+    #[command(hide = true)]
+    Sealed(sealed::Sealed),
     /// Show settings by revision, and roll them back
     Settings(settings::Settings),
     /// Read and change the key-value store; look at what a failover has set aside
@@ -162,6 +172,10 @@ fn main() -> ExitCode {
         || matches!(&arguments.verb, Verb::Init(init) if init.serve)
         || matches!(&arguments.verb, Verb::Join(join) if join.serve);
     log(is_daemon);
+    if let Verb::Sealed(verb) = &arguments.verb {
+        // Before there is a second thread: its processes change what they are.
+        return verb.run();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -200,6 +214,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Verb::Switchover(verb) => verb.run(place).await,
         Verb::Rejoin(verb) => verb.run(place).await,
         Verb::Salvage(verb) => verb.run(place),
+        Verb::Drill(verb) => verb.run(place).await,
+        Verb::Clone(verb) => verb.run(place).await,
+        Verb::Sealed(_) => Err(Failure::usage("this verb is understudy's own")),
         Verb::Settings(verb) => verb.run(place).await,
         Verb::Kv(verb) => verb.run(place).await,
         Verb::Index(verb) => verb.run(place).await,

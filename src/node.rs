@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use understudy_config::{Config, Local, NodeName, StoreName};
+use understudy_primary::address::Address;
 use understudy_primary::jobs::Jobs;
 use understudy_primary::kv::Others;
 use understudy_primary::services::{Hooks, Services};
@@ -15,6 +16,7 @@ use understudy_replication::event::Events;
 use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::kv::protocol::Tail;
 use understudy_replication::kv::slot::Slot;
+use understudy_replication::kv::storage::Storage;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::preflight::Preflight;
 use understudy_replication::role::{Event, Role};
@@ -23,6 +25,7 @@ use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRou
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
 
+use crate::drill::Drills;
 use crate::links::Links;
 use crate::primary_run::PrimaryRun;
 use crate::role_file::RoleRecord;
@@ -52,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) services: Arc<Services>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) hooks: Arc<Hooks>,
+    /// The address that clients use, if understudy moves one.
+    pub(crate) address: Option<Arc<Address>>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) started: WallTime,
@@ -87,6 +92,8 @@ pub(crate) struct Node {
     pub(crate) checking: Mutex<BTreeMap<StoreName, &'static str>>,
     /// Where the key-value store is kept open: what is in memory survives a change of roles.
     kv: Slot,
+    /// What is tried on copies of the stores, and what that has proved.
+    pub(crate) drills: Drills,
     shell: mpsc::Sender<Asked>,
 }
 
@@ -101,6 +108,7 @@ pub(crate) struct Parts {
     pub(crate) services: Arc<Services>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) hooks: Arc<Hooks>,
+    pub(crate) address: Option<Arc<Address>>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) role: RoleRecord,
@@ -111,6 +119,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             kv: Makings::kv_slot(&parts.local),
+            drills: Drills::load(&parts.local.state_dir),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,
@@ -119,6 +128,7 @@ impl Node {
             services: parts.services,
             jobs: parts.jobs,
             hooks: parts.hooks,
+            address: parts.address,
             indexes: parts.indexes,
             cluster: parts.cluster,
             started: WallTime::now(),
@@ -237,6 +247,11 @@ impl Node {
     /// Returns where the log of the key-value store ends here; `None` while it is not open.
     pub(crate) fn kv_end(&self) -> Option<Tail> {
         self.kv.held().map(|storage| storage.end())
+    }
+
+    /// Returns the key-value store with its files; `None` while it is not open.
+    pub(crate) fn kv_storage(&self) -> Option<Arc<Storage>> {
+        self.kv.held()
     }
 
     /// Returns whether the copy of the key-value store waits for the rest of what it is made of.

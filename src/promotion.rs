@@ -104,6 +104,11 @@ pub(crate) async fn promote(
         );
     };
     wait_for_stores(node).await;
+    // A rehearsal gives way; a plan alone disturbs none.
+    let _no_drills = match order.dry_run {
+        true => None,
+        false => Some(node.drills.bar().await),
+    };
     let seen = observe(node, order).await;
     let plan = plan(&seen);
     if order.dry_run {
@@ -180,7 +185,10 @@ pub(crate) async fn promote(
         front.contains(&step.name).then_some((&step.name, failure))
     });
     match failed {
-        None => Ok(Outcome::Promoted(report)),
+        None => {
+            node.hooks.online().await;
+            Ok(Outcome::Promoted(report))
+        }
         Some((step, failure)) => Err(Failure::failed(format!(
             "node {} is primary in epoch {}, but clients do not reach all of it: {step}: {failure}",
             node.me(),
@@ -369,6 +377,8 @@ async fn execute(
     // Whoever keeps the front up waits: the steps do it, and tell how far they are.
     let _front = node.front.lock().await;
     let known = node.role().epoch().clone();
+    let is_rising = !matches!(node.role(), Role::Primary { .. });
+    let mut asking = None;
     crate::others::confirm(node, order.force).await?;
     for step in &plan.steps {
         let name = step.to_string();
@@ -447,10 +457,21 @@ async fn execute(
                 }
             },
             Step::Services => {
+                if !order.planned && is_rising {
+                    // Whoever asked for it decides what runs after a failure, and when.
+                    node.services.hold_after_failover();
+                    node.jobs.hold_after_failover();
+                }
                 let started = crate::front::start_services(node, progress).await;
                 started.err().map(|failure| failure.message)
             }
-            Step::Address => None,
+            Step::Address if !node.services.are_up() => {
+                Some("it is not taken before the critical services are up".to_owned())
+            }
+            Step::Address => {
+                let taken = crate::front::take_address(node).await;
+                taken.err().map(|failure| failure.message)
+            }
             Step::Serve => {
                 node.happen(Event::Risen).await?;
                 let is_open = match node.stage() {
@@ -466,12 +487,20 @@ async fn execute(
             None => format!("{name} ({seconds:.3} s)"),
             Some(failure) => format!("{name} ({seconds:.3} s): {failure}"),
         });
-        let step = StepTime {
+        let time = StepTime {
             name: name.clone(),
             seconds,
             failure,
         };
-        report.add(node, step);
+        report.add(node, time);
+        // The old primary has given the address up, or is off: who has it now should not.
+        if let (Step::Open(_), Some(address), None) = (step, &node.address, &asking) {
+            let address = address.clone();
+            asking = Some(tokio::spawn(async move {
+                // What is found is found again, and told, where it is taken.
+                let _found = address.prepare().await.is_err();
+            }));
+        }
         crash_point(&name);
     }
     Ok(())

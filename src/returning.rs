@@ -89,6 +89,7 @@ pub(crate) async fn rejoin(
                 .hint("watch it with `understudy status`"),
         );
     };
+    let _no_drills = node.drills.bar().await;
     let begun = Instant::now();
     match node.role() {
         Role::Fenced { .. } | Role::Standby { .. } => {}

@@ -12,10 +12,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use understudy_config::{Config, LoadError, Loaded, Local};
+use understudy_primary::address::Address;
 use understudy_primary::jobs::Jobs;
 use understudy_primary::services::{Hooks, Services, ServicesError};
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::postgres::Cluster;
+use understudy_replication::role::Role;
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::transport::{Identity, PeerServer};
 use understudy_replication::{durable, error_chain};
@@ -159,6 +161,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let jobs = Arc::new(jobs.map_err(no_services)?);
     let hooks = Hooks::new(config.hooks.as_ref(), environment.clone(), events.clone());
     let hooks = Arc::new(hooks.map_err(no_services)?);
+    let address = client_address(&config, &local, &events)?;
     let sql_cluster = cluster.clone();
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
@@ -187,11 +190,13 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         services,
         jobs,
         hooks,
+        address,
         indexes: indexes.clone(),
         cluster,
         role,
         shell: shell_sender,
     });
+    crate::drill::clear_leftovers(&node);
     crate::peer_api::refresh(&node);
     crate::promotion::remember(&node);
     events.record(
@@ -204,6 +209,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         ),
     );
 
+    // A former primary that died with the address gives it up before it does anything else. One that was
+    // primary and may still be waits for a word, and leaves all as it is meanwhile.
+    if !matches!(node.role(), Role::Primary { .. } | Role::Returning { .. }) {
+        crate::front::give_up_address(&node).await;
+    }
     let (stopper, stop) = Stopper::new();
     let mut tasks: JoinSet<io::Result<()>> = JoinSet::new();
     for listener in peers {
@@ -266,6 +276,18 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         jobs.run(place, jobs_stop).await;
         Ok(())
     });
+    let (drilling, drill_stop) = (node.clone(), stop.clone());
+    tasks.spawn(async move {
+        crate::drill::by_schedule(drilling, drill_stop).await;
+        Ok(())
+    });
+    if let Some(address) = &node.address {
+        let (address, stop) = (address.clone(), stop.clone());
+        tasks.spawn(async move {
+            address.watch(stop).await;
+            Ok(())
+        });
+    }
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;
@@ -277,6 +299,8 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     stopper.stop();
     let ended = async {
+        // What it has made goes while there is somebody to remove it.
+        let _no_drills = node.drills.bar().await;
         match node.set_stage(Stage::Idle) {
             Stage::Primary(run) => run.stop().await,
             Stage::Standby(run) => run.stop().await,
@@ -397,6 +421,22 @@ async fn reload(node: &Arc<Node>) {
         }
     }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Returns the address that clients use, if understudy moves one.
+fn client_address(
+    config: &Config,
+    local: &Local,
+    events: &Events,
+) -> Result<Option<Arc<Address>>, Failure> {
+    let Some(address) = &config.address else {
+        return Ok(None);
+    };
+    let address = Address::new(address, local, events.clone()).map_err(|error| {
+        let hint = error.hint();
+        Failure::failed(error_chain(&error)).hint(hint)
+    })?;
+    Ok(Some(Arc::new(address)))
 }
 
 pub(crate) async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener, Failure> {

@@ -202,6 +202,10 @@ async fn fence(node: &Arc<Node>) {
     if let Stage::Primary(run) = node.stage() {
         run.stop_leading().await;
     }
+    // Taken last, given up first: from here on no client comes.
+    if !crate::front::give_up_address(node).await {
+        is_done = false;
+    }
     if let Err(error) = node.services.stop_all().await {
         let error = understudy_replication::error_chain(&error);
         node.events.record(

@@ -20,6 +20,7 @@ use understudy_replication::status::UpstreamStatus;
 use understudy_replication::store::{Observed, Receiver, Stop, Stopper};
 use understudy_replication::transport::{PeerClient, PeerError};
 use understudy_replication::wall_time::WallTime;
+use understudy_standby::files::FilesReceiver;
 
 use crate::node::Node;
 use crate::supervise::supervise;
@@ -43,6 +44,8 @@ const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct StandbyRun {
     pub(crate) receivers: Vec<Arc<dyn Receiver>>,
     pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
+    /// The trees of files, to be copied.
+    pub(crate) files: Vec<Arc<FilesReceiver>>,
     primary: Arc<PeerClient>,
     link: Mutex<Link>,
     started: Instant,
@@ -74,6 +77,7 @@ impl StandbyRun {
         Ok(Arc::new(Self {
             receivers: receivers.all,
             keyspace: receivers.keyspace,
+            files: receivers.files,
             primary: Arc::new(primary),
             link: Mutex::new(Link::default()),
             started: Instant::now(),

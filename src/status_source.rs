@@ -1,6 +1,7 @@
 //! Tells a node's status, from what its parts know.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use understudy_config::StoreName;
 use understudy_monitor::KvSource;
@@ -10,10 +11,12 @@ use understudy_replication::lag::Now;
 use understudy_replication::position::{Lsn, Position};
 use understudy_replication::role::Role;
 use understudy_replication::status::{
-    CopyStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status, StatusSource,
-    StoreDetail, StoreLag, StoreStatus,
+    CopyStatus, ProofStatus, ReplicationMode, STATUS_VERSION, STORE_DETAIL_VERSION, Status,
+    StatusSource, StoreDetail, StoreLag, StoreStatus,
 };
 use understudy_replication::store::{Received, Receiver, Shipper, StoreId, StoreKind, StoreReport};
+
+use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
@@ -107,6 +110,12 @@ impl StatusSource for Node {
                     .map(|problem| format!("{name}: {problem}")),
             );
         }
+        let is_standby = matches!(record.role, Role::Standby { .. });
+        let proof = node_proof(self, is_standby, now);
+        if let (true, Some(proof)) = (is_standby, &proof) {
+            let max_age = config.drill.max_age;
+            problems.extend(proof_problem(proof, record.since, max_age, now.wall));
+        }
         Status {
             version: STATUS_VERSION,
             software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -126,7 +135,7 @@ impl StatusSource for Node {
             jobs: self.jobs.status(),
             indexes: self.indexes.status(),
             promotion,
-            address: None,
+            address: self.address.as_ref().map(|address| address.status()),
             checks: Vec::new(),
             links: self.links.status(),
             pause: None,
@@ -135,10 +144,50 @@ impl StatusSource for Node {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
-            proof: None,
+            proof,
             problems,
             events: self.events.newest(EVENTS_SHOWN),
         }
+    }
+}
+
+/// Returns what rehearsals have proved of this node; `None` on a node that is no standby and never rehearsed.
+fn node_proof(node: &Node, is_standby: bool, now: Now) -> Option<ProofStatus> {
+    let proof = node.drills.proof(node.config().drill.max_age, now.wall);
+    (is_standby || proof.tried.is_some()).then_some(proof)
+}
+
+/// Returns what is to be done about a proof that is none any more. A standby has as long for its first one as
+/// a proof may be old.
+fn proof_problem(
+    proof: &ProofStatus,
+    standby_since: WallTime,
+    max_age: Duration,
+    now: WallTime,
+) -> Option<String> {
+    if let Some(failure) = &proof.failure {
+        return Some(format!(
+            "the newest rehearsal of a promotion failed: {failure}; see `understudy drill show last`, mend \
+             the cause, and run `understudy drill`"
+        ));
+    }
+    if !proof.is_old {
+        return None;
+    }
+    let days = |from: WallTime| now.0.saturating_sub(from.0) / 86_400_000;
+    let limit = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
+    match proof.proven {
+        Some(proven) => Some(format!(
+            "that this node could take over was last proven {} days ago, which [drill] max_age calls too long; \
+             run `understudy drill`",
+            days(proven)
+        )),
+        None if now.0.saturating_sub(standby_since.0) > limit => Some(format!(
+            "that this node could take over has never been proven in the {} days that it is a standby; run \
+             `understudy drill`",
+            days(standby_since)
+        )),
+        None => None,
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Receivers {
     pub(crate) all: Vec<Arc<dyn Receiver>>,
     /// The key-value store once more, for its clients.
     pub(crate) keyspace: Option<Arc<dyn Keyspace>>,
+    /// The trees of files once more, to be copied.
+    pub(crate) files: Vec<Arc<FilesReceiver>>,
 }
 
 /// The primary's ends.
@@ -156,6 +158,7 @@ impl Makings {
     /// Makes the standby's ends. Blocks: tables are loaded.
     pub(crate) fn receivers(&self, me: &NodeName) -> Result<Receivers, String> {
         let mut all: Vec<Arc<dyn Receiver>> = Vec::new();
+        let mut trees: Vec<Arc<FilesReceiver>> = Vec::new();
         if let Some(cluster) = &self.cluster {
             all.push(Arc::new(PostgresReceiver::new(
                 name_of(StoreKind::Postgres),
@@ -172,7 +175,9 @@ impl Makings {
                 &self.files_state(&files.name),
                 self.events.clone(),
             );
-            all.push(Arc::new(receiver.map_err(|error| told(&error))?));
+            let receiver = Arc::new(receiver.map_err(|error| told(&error))?);
+            all.push(receiver.clone());
+            trees.push(receiver);
         }
         let mut keyspace: Option<Arc<dyn Keyspace>> = None;
         if let Some(config) = &self.config.kv {
@@ -197,7 +202,11 @@ impl Makings {
             );
             all.push(Arc::new(receiver.map_err(|error| told(&error))?));
         }
-        Ok(Receivers { all, keyspace })
+        Ok(Receivers {
+            all,
+            keyspace,
+            files: trees,
+        })
     }
 }
 

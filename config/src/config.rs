@@ -40,6 +40,8 @@ pub struct Config {
     pub address: Option<Address>,
     /// What is looked at on every machine.
     pub checks: Vec<Check>,
+    /// How it is proved that a standby could take over.
+    pub drill: Drill,
 }
 
 impl Config {
@@ -336,6 +338,8 @@ pub struct Service {
     pub status_timeout: Duration,
     /// What becomes of it when the primary has failed and this node is promoted.
     pub after_failover: AfterFailover,
+    /// Its commands may be run in a rehearsal.
+    pub rehearse: bool,
 }
 
 impl Service {
@@ -361,6 +365,7 @@ impl Service {
             timeout: Duration::from_secs(30),
             status_timeout: Duration::from_secs(10),
             after_failover: AfterFailover::Start,
+            rehearse: false,
         }
     }
 }
@@ -395,6 +400,19 @@ pub struct Hooks {
     pub user: Option<String>,
     /// How long each may take.
     pub timeout: Duration,
+}
+
+/// How it is proved that a standby could take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drill {
+    /// When a standby rehearses by itself; `None` for never.
+    pub schedule: Option<Schedule>,
+    /// How old a proof may be.
+    pub max_age: Duration,
+    /// How long a rehearsal may take.
+    pub timeout: Duration,
+    /// How many bytes per second it copies at most.
+    pub bandwidth: Option<u64>,
 }
 
 /// The address that clients use, which the primary has.

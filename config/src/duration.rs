@@ -7,6 +7,9 @@ use crate::problem::Mistake;
 /// The longest time that anything is given: longer is a slip of the pen.
 const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// The highest age: a proof that is older than a year proves nothing.
+const AGE_MAX: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
 /// Reads a duration that is longer than nothing.
 ///
 /// # Errors
@@ -47,7 +50,23 @@ pub(crate) fn parse_from_zero(text: &str) -> Result<Duration, Mistake> {
     read(text).ok_or_else(mistake)
 }
 
+/// Reads an age that something may reach: longer than other durations may be.
+pub(crate) fn parse_age(text: &str) -> Result<Duration, Mistake> {
+    read_up_to(text, AGE_MAX)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| {
+            Mistake::new(
+                format!("`{text}` is not an age"),
+                "a whole number from 1 and a unit (ms, s, m, h or d), at most 400d, such as \"35d\"",
+            )
+        })
+}
+
 fn read(text: &str) -> Option<Duration> {
+    read_up_to(text, DURATION_MAX)
+}
+
+fn read_up_to(text: &str, most: Duration) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {
@@ -62,7 +81,7 @@ fn read(text: &str) -> Option<Duration> {
         .parse()
         .ok()
         .and_then(|number: u32| unit.checked_mul(number))
-        .filter(|duration| *duration <= DURATION_MAX)
+        .filter(|duration| *duration <= most)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 
 mod check;
 mod config;
+pub mod detached;
 pub mod duration;
 pub mod edit;
 mod globs;
@@ -33,7 +34,7 @@ mod value;
 
 pub use check::{Amount, Check, CheckKind, CheckOn, CheckSeverity, ProcessName};
 pub use config::{
-    Address, AfterFailover, Cluster, Config, Engine, Fence, Files, Hooks, Index, Job, Kv,
+    Address, AfterFailover, Cluster, Config, Drill, Engine, Fence, Files, Hooks, Index, Job, Kv,
     KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,
     Settings,
 };

@@ -41,6 +41,8 @@ section! {
         address: Address as "table" = optional, r#"{ ip = "10.0.0.100/24", interface = "eth0" }"#;
         /// What is looked at on every machine.
         check: Vec<Placed<Check>> as "tables" = "[]", r#"[{ name = "gateway", kind = "gateway" }]"#;
+        /// Proving that a standby could take over.
+        drill: Drill as "table" = "{}", r#"{ schedule = "0 3 * * 0" }"#;
         /// Not available in this version.
         witness: Unavailable as "table" = unavailable, "{}";
     }
@@ -269,6 +271,9 @@ section! {
         /// What becomes of it on a node that is promoted because the primary has failed: `"start"`; or
         /// `"hold"`, nothing until an operator types `understudy services start NAME`.
         after_failover: String as "string" = r#""start""#, r#""hold""#;
+        /// Whether its start, status and stop may be run in a rehearsal: on a standby, on a copy of the
+        /// stores, without a network. See [drills](drills.md#services) for what it must not do there.
+        rehearse: bool as "boolean" = "false", "true";
     }
 }
 
@@ -394,6 +399,22 @@ section! {
         query: String as "SQL" = optional, r#""SELECT count(*) FROM article""#;
         /// With `postgres`: the database to ask. Without it, that of `[postgres]`.
         database: String as "string" = optional, r#""catalog""#;
+    }
+}
+
+section! {
+    /// Rehearsals, which prove that a standby could take over and how long that takes.
+    Drill "[drill]" {
+        /// When a standby rehearses by itself, in UTC. Without it, only when `understudy drill` is typed.
+        schedule: String as "schedule" = optional, r#""0 3 * * 0""#;
+        /// How old the newest rehearsal that succeeded may be before a standby says that it is too old, at
+        /// most 400d.
+        max_age: String as "duration" = r#""35d""#, r#""8d""#;
+        /// How long a rehearsal may take before it is given up as failed.
+        timeout: String as "duration" = r#""2h""#, r#""6h""#;
+        /// How many bytes a rehearsal, or `understudy clone`, copies or reads again in a second at most.
+        /// `"0"` is no limit.
+        bandwidth: String as "size" = r#""0""#, r#""50MB""#;
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) const CLUSTER_SECTIONS: &[Section] = &[
     raw::Hooks::SECTION,
     raw::Address::SECTION,
     raw::Check::SECTION,
+    raw::Drill::SECTION,
 ];
 
 const INTRODUCTION: &str = "\
@@ -155,6 +156,7 @@ mod tests {
             read::<raw::AddressLocal>(0, &local, &mut findings).unwrap();
             read::<raw::Job>(0, &table(&raw::Job::SECTION, value), &mut findings).unwrap();
             read::<raw::Hooks>(0, &table(&raw::Hooks::SECTION, value), &mut findings).unwrap();
+            read::<raw::Drill>(0, &table(&raw::Drill::SECTION, value), &mut findings).unwrap();
             read::<raw::NodeFile>(0, &table(&raw::NodeFile::SECTION, value), &mut findings)
                 .unwrap();
             read::<raw::Monitor>(0, &table(&raw::Monitor::SECTION, value), &mut findings).unwrap();

@@ -146,6 +146,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #timeout = "30s"             # how long it may take to start, and to stop
 #status_timeout = "10s"      # how long `status` may take
 #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+#rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
 # What runs on a schedule where the role of a node allows it.
 #[[job]]
@@ -221,6 +222,13 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #name = "articles"
 #kind = "postgres"
 #query = "SELECT 1 FROM article LIMIT 1"
+
+# Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+#[drill]
+#schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+#max_age = "35d"             # an older proof is told as a problem
+#timeout = "2h"
+#bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
 "#,
     );
     text
@@ -505,6 +513,12 @@ mod tests {
             hooks: None,
             address: None,
             checks: [],
+            drill: Drill {
+                schedule: None,
+                max_age: 3024000s,
+                timeout: 7200s,
+                bandwidth: None,
+            },
         }
         "#);
     }
@@ -625,6 +639,7 @@ mod tests {
         #timeout = "30s"             # how long it may take to start, and to stop
         #status_timeout = "10s"      # how long `status` may take
         #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+        #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
         # What runs on a schedule where the role of a node allows it.
         #[[job]]
@@ -700,6 +715,13 @@ mod tests {
         #name = "articles"
         #kind = "postgres"
         #query = "SELECT 1 FROM article LIMIT 1"
+
+        # Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
+        #[drill]
+        #schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
+        #max_age = "35d"             # an older proof is told as a problem
+        #timeout = "2h"
+        #bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
         "#);
         let config = parsed(&text);
         assert_eq!(

@@ -5,6 +5,7 @@
 
 mod check;
 mod client_address;
+mod drill;
 mod index;
 mod kv;
 mod local;
@@ -77,6 +78,10 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         .address
         .as_ref()
         .map(|it| client_address::address(&it.value, file.node.as_ref(), findings));
+    let drill = file
+        .drill
+        .as_ref()
+        .and_then(|it| drill::drill(&it.value, findings));
 
     unique(
         elements(&file.files).filter_map(|it| it.value.name.as_ref()),
@@ -136,6 +141,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             checks: checks?,
             jobs: jobs?,
             hooks: whole(hooks)?,
+            drill: drill?,
         })
     };
     Checked {

@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
       |
       = help: did you mean `node`?
 
@@ -1084,6 +1084,41 @@ fn a_file_that_cannot_be_read_is_named() {
     assert_eq!(error.to_string(), "cannot read /nowhere/understudy.toml");
 }
 
+#[test]
+fn a_drill_has_an_age_a_schedule_and_a_limit() {
+    assert_snapshot!(problems_with("[drill]\nschedule = \"0 25 * * *\"\nmax_age = \"401d\"\ntimeout = \"31d\"\nbandwidth = \"fast\"\nrehearse = true\n"), @r#"
+    error: `25` is not valid for the hour
+     --> understudy.toml:7:15
+      |
+    7 | schedule = "0 25 * * *"
+      |               ^^ expected `*`, or 0-23, with lists `a,b`, ranges `a-b` and steps `*/n`
+
+    error: `401d` is not an age
+     --> understudy.toml:8:11
+      |
+    8 | max_age = "401d"
+      |           ^^^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 400d, such as "35d"
+
+    error: `31d` is not a duration
+     --> understudy.toml:9:11
+      |
+    9 | timeout = "31d"
+      |           ^^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+
+    error: `fast` is not a size
+      --> understudy.toml:10:13
+       |
+    10 | bandwidth = "fast"
+       |             ^^^^^^ expected a whole number and a unit (kB, MB, GB or TB), such as "50MB", or "0" for no limit
+
+    error: unknown key `rehearse` in `[drill]`
+      --> understudy.toml:11:1
+       |
+    11 | rehearse = true
+       | ^^^^^^^^ expected one of `schedule`, `max_age`, `timeout`, `bandwidth`
+    "#);
+}
+
 /// Pieces of files, valid and not, to be joined at random.
 const PIECES: &[&str] = &[
     "[cluster]\n",
@@ -1126,6 +1161,8 @@ const PIECES: &[&str] = &[
     "bandwidth = \"0\"\n",
     "start = [\"a\"]\n",
     "timeout = \"1h\"\n",
+    "[drill]\n",
+    "max_age = \"1m\"\n",
     "port = 0x10000\n",
     "port = -1\n",
     "é = \n",
@@ -1227,7 +1264,7 @@ lease = "5s"
       --> understudy.toml:12:2
        |
     12 | [addres]
-       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`
+       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
        |
        = help: did you mean `address`?
     "#);

@@ -216,6 +216,7 @@ fn the_sample_is_read_whole() {
                 timeout: 30s,
                 status_timeout: 10s,
                 after_failover: Start,
+                rehearse: false,
             },
         ],
         jobs: [],
@@ -234,6 +235,12 @@ fn the_sample_is_read_whole() {
             },
         ),
         checks: [],
+        drill: Drill {
+            schedule: None,
+            max_age: 3024000s,
+            timeout: 7200s,
+            bandwidth: None,
+        },
     }
     "#);
 }

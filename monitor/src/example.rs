@@ -203,7 +203,20 @@ pub(crate) fn standby() -> Status {
             documents_total: Some(400),
             ..index(IndexState::Rebuilding)
         }],
+        proof: Some(proof()),
         ..primary()
+    }
+}
+
+/// Three days ago a promotion took 41 seconds.
+fn proof() -> ProofStatus {
+    ProofStatus {
+        proven: Some(at(-3 * 86_400_000)),
+        seconds: Some(41.2),
+        is_old: false,
+        tried: Some(at(-3 * 86_400_000)),
+        failure: None,
+        report: Some("reports/drill-2023-11-11T22-12-39.000Z.json".to_owned()),
     }
 }
 
@@ -220,6 +233,10 @@ pub(crate) fn standby_link_down() -> Status {
 
 pub(crate) fn standby_must_reseed() -> Status {
     let mut status = standby();
+    let proof = status.proof.as_mut().unwrap();
+    proof.is_old = true;
+    proof.tried = Some(at(-7_200_000));
+    proof.failure = Some("postgres: a page of index article_pkey is damaged".to_owned());
     let upstream = status.upstream.as_mut().unwrap();
     upstream.stores[1].must_reseed = true;
     upstream.stores[2].stalled = Some("no space left on device".to_owned());
@@ -230,7 +247,16 @@ pub(crate) fn standby_must_reseed() -> Status {
 }
 
 pub(crate) fn standby_of_nobody() -> Status {
+    let never = ProofStatus {
+        proven: None,
+        seconds: None,
+        is_old: true,
+        tried: None,
+        failure: None,
+        report: None,
+    };
     Status {
+        proof: Some(never),
         primary: None,
         upstream: None,
         ..standby()

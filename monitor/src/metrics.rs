@@ -8,7 +8,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use understudy_replication::status::{
-    AddressState, CheckState, IndexState, JobOutcome, JobState, RoleName, ServiceState, Status,
+    AddressState, CheckState, IndexState, JobOutcome, JobState, ProofStatus, RoleName,
+    ServiceState, Status,
 };
 use understudy_replication::store::Durability;
 use understudy_replication::wall_time::WallTime;
@@ -434,6 +435,47 @@ pub const TABLE: &[Metric] = &[
         samples: |status| {
             let problems = u64::try_from(status.problems.len()).unwrap_or(u64::MAX);
             vec![Sample::new([""; 0], Value::Count(problems))]
+        },
+    },
+    Metric {
+        name: "proven_recovery_seconds",
+        labels: &[],
+        help: "how long a promotion of this node took in the newest rehearsal that succeeded; absent if none has",
+        samples: |status| {
+            let seconds = status.proof.as_ref().and_then(|proof| proof.seconds);
+            let sample = |seconds| Sample::new([""; 0], Value::Seconds(seconds));
+            seconds.map(sample).into_iter().collect()
+        },
+    },
+    Metric {
+        name: "proof_age_seconds",
+        labels: &[],
+        help: "the age of the newest rehearsal that succeeded; absent if none has",
+        samples: |status| {
+            let proven = status.proof.as_ref().and_then(|proof| proof.proven);
+            let age =
+                |proven: WallTime| Duration::from_millis(status.time.0.saturating_sub(proven.0));
+            let sample = |proven| Sample::new([""; 0], Value::Seconds(age(proven).as_secs_f64()));
+            proven.map(sample).into_iter().collect()
+        },
+    },
+    Metric {
+        name: "proof_old",
+        labels: &[],
+        help: "1 when the newest rehearsal that succeeded is older than the configuration allows, or none has; absent where none is asked for",
+        samples: |status| {
+            let sample = |proof: &ProofStatus| Sample::new([""; 0], proof.is_old.into());
+            status.proof.as_ref().map(sample).into_iter().collect()
+        },
+    },
+    Metric {
+        name: "rehearsal_failed",
+        labels: &[],
+        help: "1 when the newest rehearsal failed, 0 when it succeeded; absent if there was none",
+        samples: |status| {
+            let tried = status.proof.as_ref().filter(|proof| proof.tried.is_some());
+            let sample = |proof: &ProofStatus| Sample::new([""; 0], proof.failure.is_some().into());
+            tried.map(sample).into_iter().collect()
         },
     },
     Metric {

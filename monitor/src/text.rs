@@ -3,7 +3,7 @@
 
 use understudy_replication::preflight::Preflight;
 use understudy_replication::status::{
-    Hold, IndexState, JobOutcome, JobState, JobStatus, LinkStatus, PromotionStatus,
+    Hold, IndexState, JobOutcome, JobState, JobStatus, LinkStatus, PromotionStatus, ProofStatus,
     ReplicationMode, RoleName, ServiceState, Status,
 };
 use understudy_replication::store::StoreId;
@@ -58,6 +58,9 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
     };
     page.line(format!("  well     {well}"));
     page.line(format!("  promote  {}", could_promote(status, peers)));
+    if let Some(proof) = &status.proof {
+        page.line(format!("  proven   {}", proven(proof, now)));
+    }
     page.line(format!("  do       {}", next_step(status, peers)));
     page.line(format!(
         "  since    {} ({}); daemon {} for {}",
@@ -68,6 +71,29 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
     ));
     surroundings::show_address(page, status, now);
     surroundings::show_check_count(page, status);
+}
+
+/// Returns when it was last shown that a promotion of the node would work.
+fn proven(proof: &ProofStatus, now: WallTime) -> String {
+    let last = match (proof.proven, proof.seconds) {
+        (None, _) => "never; `understudy drill` rehearses a promotion".to_owned(),
+        (Some(proven), seconds) => {
+            let took = seconds.map_or_else(String::new, |it| format!("recovery in {}, ", span(it)));
+            let is_old = if proof.is_old {
+                ", which is too long"
+            } else {
+                ""
+            };
+            format!("{took}{} ago{is_old}", age(proven, now))
+        }
+    };
+    match (&proof.failure, proof.tried) {
+        (Some(failure), Some(tried)) => {
+            let tried = age(tried, now);
+            format!("{last}; the newest rehearsal, {tried} ago, FAILED: {failure}")
+        }
+        (None, _) | (Some(_), None) => last,
+    }
 }
 
 /// Returns what is not as it should be, each in a few words.

@@ -6,9 +6,11 @@
 //! promote   plan ─▶ execute
 //! ```
 
+pub mod copy;
 pub mod files;
 pub mod index;
 pub mod kv;
 pub mod postgres;
 pub mod promote;
+pub mod rehearsal;
 pub mod settings;

@@ -17,6 +17,7 @@ mod crashes;
 mod daemon;
 mod demo;
 mod disk_full;
+mod drill;
 mod fencing;
 mod files_verbs;
 mod kv;

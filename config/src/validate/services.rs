@@ -77,6 +77,7 @@ fn service(raw: &raw::Service, findings: &mut Findings) -> Option<Service> {
         timeout: timeout?,
         status_timeout: status_timeout?,
         after_failover: after_failover?,
+        rehearse: raw.rehearse.as_ref()?.value,
     })
 }
 

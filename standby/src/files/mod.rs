@@ -13,6 +13,7 @@ mod attributes;
 mod awaiting;
 mod check;
 mod content;
+mod copied;
 mod doubt;
 mod error;
 mod fetch;
@@ -59,6 +60,7 @@ use understudy_replication::store::{
 };
 use understudy_replication::transport::PeerClient;
 
+pub use copied::FilesCopy;
 pub use error::FilesError;
 pub use kept::{
     Counts, Finding, Had, KEPT_MANIFEST, KEPT_PATHS, KEPT_VERSION, KeptManifest, What, findings,

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) index: bool,
     /// Names of services, in start order.
     pub(crate) services: Vec<&'static str>,
+    /// Further sections, as TOML.
+    pub(crate) more: String,
 }
 
 impl Plan {
@@ -110,7 +112,7 @@ impl Plan {
                 command("status"),
             );
         }
-        text
+        text + &self.more
     }
 }
 
