@@ -125,6 +125,7 @@ pub(crate) async fn serve(
         .route("/rejoin/foresee", post(foresee))
         .route("/drill/rehearsal", post(rehearse))
         .route("/drill/cancel", post(cancel_drill))
+        .route("/drill/switchover", post(drill_switchover))
         .route("/clone", post(clone_to))
         .route("/index/rebuild", post(rebuild))
         .route("/index/search", post(search))
@@ -294,6 +295,13 @@ async fn foresee(State(node): State<Arc<Node>>) -> Response {
 
 async fn rehearse(State(node): State<Arc<Node>>) -> Response {
     stream(move |progress| async move { drill::rehearse(&node, "operator", &progress).await })
+}
+
+async fn drill_switchover(
+    State(node): State<Arc<Node>>,
+    Json(to): Json<Option<NodeName>>,
+) -> Response {
+    stream(move |progress| async move { drill::there_and_back(&node, to, &progress).await })
 }
 
 async fn cancel_drill(State(node): State<Arc<Node>>) -> Response {

@@ -1,10 +1,11 @@
 //! `understudy config check`.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::SystemTime;
 
 use serde_json::json;
-use understudy_config::LoadError;
+use understudy_config::{LoadError, Schedule};
 use understudy_replication::wall_time::WallTime;
 
 use crate::Place;
@@ -51,14 +52,19 @@ impl Config {
             }
         };
         let config = &loaded.config;
-        let next: Vec<String> = config
-            .settings
+        let times = |schedule: &Schedule| -> Vec<String> {
+            let next = schedule.next(SystemTime::now(), 3).into_iter();
+            next.map(|time| WallTime::from(time).to_string()).collect()
+        };
+        let settings = config.settings.as_ref();
+        let next = settings.map_or_else(Vec::new, |settings| times(&settings.schedule));
+        let jobs: BTreeMap<&str, Vec<String>> = config
+            .jobs
             .iter()
-            .flat_map(|settings| settings.schedule.next(SystemTime::now(), 3))
-            .map(|time| WallTime::from(time).to_string())
+            .map(|job| (job.name.as_str(), times(&job.schedule)))
             .collect();
         if json {
-            return print_json(&json!({"valid": true, "settings_next": next}));
+            return print_json(&json!({"valid": true, "settings_next": next, "jobs_next": jobs}));
         }
         let mut text = format!(
             "The configuration is valid: cluster {}, {} node(s), this is node {}.\n",
@@ -71,6 +77,16 @@ impl Config {
         }
         if !next.is_empty() {
             text += &format!("settings are taken next at {}\n", next.join(", "));
+        }
+        let started: Vec<&str> = config.services.iter().map(|it| it.name.as_str()).collect();
+        if !started.is_empty() {
+            text += &format!(
+                "services are started in this order: {}\n",
+                started.join(", ")
+            );
+        }
+        for (name, next) in jobs {
+            text += &format!("job {name} runs next at {}\n", next.join(", "));
         }
         print(&text);
         Ok(())

@@ -71,7 +71,10 @@ async fn ask(node: &Arc<Node>) {
     };
     let outlook = Outlook {
         preflight: Some(preflight),
-        proof: None,
+        proof: Some(
+            node.drills
+                .proof(node.config().drill.max_age, WallTime::now()),
+        ),
     };
     let told: Result<(), _> = run
         .client()

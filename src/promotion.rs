@@ -20,6 +20,7 @@ use understudy_replication::role::{Event, Role};
 use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 use understudy_replication::transport::PeerClient;
+use understudy_replication::wall_time::WallTime;
 use understudy_standby::postgres::PostgresReceiver;
 use understudy_standby::promote::{Basis, Elsewhere, Observation, Plan, Step, StoreSeen, plan};
 
@@ -150,7 +151,9 @@ pub(crate) async fn promote(
                 | Step::Address => None,
             });
             let epoch = epoch.unwrap_or_else(|| node.role().epoch().clone());
-            Report::new(node, epoch, &plan)
+            let mut report = Report::new(node, epoch, &plan);
+            report.inherit(node, seen.role.epoch());
+            report
         }
     };
     node.events.record(
@@ -217,7 +220,10 @@ async fn wait_for_stores(node: &Arc<Node>) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    if tokio::time::timeout(STORES_PATIENCE, told).await.is_err() {
+    // One that has run for long has told what it can.
+    let since = WallTime::now().0.saturating_sub(node.started.0);
+    let patience = STORES_PATIENCE.saturating_sub(Duration::from_millis(since));
+    if tokio::time::timeout(patience, told).await.is_err() {
         tracing::warn!("not every store has told where its copy is");
     }
 }

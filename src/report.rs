@@ -62,6 +62,9 @@ pub(crate) struct Report {
     pub(crate) switched_off: Option<NodeName>,
     /// What stood against it, and was overridden by the operator.
     pub(crate) overridden: Vec<Condition>,
+    /// The epoch of the promotion here that this one goes on from: `lost` is what that one lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<Epoch>,
     /// What the plan said before anything was done: the loss statement.
     #[serde(default)]
     pub(crate) expected: Vec<Loss>,
@@ -84,6 +87,7 @@ impl Report {
             fenced: None,
             switched_off: None,
             overridden: plan.overridden.clone(),
+            after: None,
             expected: plan.loss.clone(),
         }
     }
@@ -102,6 +106,17 @@ impl Report {
     pub(crate) fn finished(node: &Node, epoch: &Epoch) -> Option<Self> {
         let text = fs::read(Self::kept(node, epoch)).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    /// Takes in what the promotion lost that opened `epoch` here, whose end a crash has prevented: this one
+    /// goes on from there, and an operator reads the newest report.
+    pub(crate) fn inherit(&mut self, node: &Node, epoch: &Epoch) {
+        let Some(earlier) = Self::finished(node, epoch).filter(|_| self.lost.is_empty()) else {
+            return;
+        };
+        self.lost = earlier.lost;
+        self.cut = self.cut.or(earlier.cut);
+        self.after = Some(epoch.clone());
     }
 
     fn kept(node: &Node, epoch: &Epoch) -> PathBuf {

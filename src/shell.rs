@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use understudy_replication::event::Severity;
 use understudy_replication::role::{Action, Event, Impossible, Role};
-use understudy_replication::store::Stop;
+use understudy_replication::store::{Receiver, Stop};
 
 use crate::node::{Node, Stage};
 use crate::primary_run::PrimaryRun;
@@ -19,6 +19,9 @@ pub(crate) const EVENTS_WAITING_MAX: usize = 64;
 
 /// How often what has failed is tried again: a fence, or opening the stores.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The stores of a standby have this long to tell where they are, before what runs beside them is started.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a restarted primary leaves running what it found while no peer answers.
 const RETURNING_GRACE: Duration = Duration::from_secs(10);
@@ -288,6 +291,7 @@ async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
     let Role::Standby { primary, .. } = role else {
         return Ok(());
     };
+    node.services.arrive();
     match node.stage() {
         Stage::Standby(run) if run.primary() == primary => return Ok(()),
         Stage::Standby(run) => run.stop().await,
@@ -304,8 +308,22 @@ async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
         .await
         .map_err(not_opened(node))?;
     node.set_stores_problem(None);
-    node.set_stage(Stage::Standby(run));
-    node.services.follow();
+    node.set_stage(Stage::Standby(run.clone()));
+    // What reads the stores is started when they can be read, and anyway after a while.
+    node.services.follow(async move {
+        let have_told = async {
+            let has_told = |it: &Arc<dyn Receiver>| it.received().applied.is_some();
+            while !run.receivers.iter().all(has_told) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        if tokio::time::timeout(READY_PATIENCE, have_told)
+            .await
+            .is_err()
+        {
+            tracing::warn!("services of a standby are started beside stores that are not ready");
+        }
+    });
     Ok(())
 }
 

@@ -38,8 +38,8 @@ pub(crate) struct Switchover {
 /// What the daemon is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
-    to: Option<NodeName>,
-    dry_run: bool,
+    pub(crate) to: Option<NodeName>,
+    pub(crate) dry_run: bool,
 }
 
 impl Switchover {

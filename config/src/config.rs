@@ -411,6 +411,8 @@ pub struct Drill {
     pub max_age: Duration,
     /// How long a rehearsal may take.
     pub timeout: Duration,
+    /// Whether things may be broken on purpose.
+    pub faults: bool,
     /// How many bytes per second it copies at most.
     pub bandwidth: Option<u64>,
 }

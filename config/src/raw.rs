@@ -412,6 +412,8 @@ section! {
         max_age: String as "duration" = r#""35d""#, r#""8d""#;
         /// How long a rehearsal may take before it is given up as failed.
         timeout: String as "duration" = r#""2h""#, r#""6h""#;
+        /// Whether `understudy drill fault` may break things on purpose. Never where people work.
+        faults: bool as "boolean" = "false", "true";
         /// How many bytes a rehearsal, or `understudy clone`, copies or reads again in a second at most.
         /// `"0"` is no limit.
         bandwidth: String as "size" = r#""0""#, r#""50MB""#;

@@ -228,6 +228,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
 #max_age = "35d"             # an older proof is told as a problem
 #timeout = "2h"
+#faults = false              # true: `understudy drill fault` may break things; never where people work
 #bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
 "#,
     );
@@ -517,6 +518,7 @@ mod tests {
                 schedule: None,
                 max_age: 3024000s,
                 timeout: 7200s,
+                faults: false,
                 bandwidth: None,
             },
         }
@@ -721,6 +723,7 @@ mod tests {
         #schedule = "0 3 * * 0"      # without it, only `understudy drill` rehearses
         #max_age = "35d"             # an older proof is told as a problem
         #timeout = "2h"
+        #faults = false              # true: `understudy drill fault` may break things; never where people work
         #bandwidth = "0"             # bytes per second of the copy, such as "50MB"; 0 is no limit
         "#);
         let config = parsed(&text);

@@ -239,6 +239,7 @@ fn the_sample_is_read_whole() {
             schedule: None,
             max_age: 3024000s,
             timeout: 7200s,
+            faults: false,
             bandwidth: None,
         },
     }

@@ -47,7 +47,7 @@ pub enum CommandError {
         source: io::Error,
     },
     /// It did not end in time, and was killed with its process group.
-    #[error("`{program}` did not end within {} s and was killed{}", limit.as_secs_f64(), said(output))]
+    #[error("`{program}` did not end within {} s and was killed{}", tenths(*limit), said(output))]
     TimedOut {
         /// The program.
         program: String,
@@ -66,6 +66,11 @@ pub enum CommandError {
         /// What it printed.
         output: String,
     },
+}
+
+/// Returns a time in seconds, with a fraction only where there is one.
+fn tenths(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
 fn said(output: &str) -> String {

@@ -2,26 +2,30 @@
 //!
 //! A file per kind of drill; `running` keeps them apart from each other and from promotions.
 
+mod fault;
 mod rehearsal;
 mod running;
 mod schedule;
+mod there_and_back;
 
 use clap::Subcommand;
 use hyper::Method;
 use indicatif::HumanBytes;
+use understudy_config::NodeName;
 use understudy_standby::copy::CheckOutcome;
 use understudy_standby::rehearsal::{Report, Verdict, reports};
 
 use crate::Place;
 use crate::failure::{Failure, Kind};
 use crate::output::{print, print_json};
-use crate::serve::load_local;
+use crate::serve::{load, load_local};
 
 pub(crate) use rehearsal::{
     MYSELF, clear_leftovers, originals, pass_on, rehearse, stop_with_the_role,
 };
 pub(crate) use running::Drills;
 pub(crate) use schedule::by_schedule;
+pub(crate) use there_and_back::{ThereAndBack, run as there_and_back};
 
 /// Prove that this standby could take over, and how long that takes
 #[derive(clap::Args, Debug)]
@@ -45,6 +49,16 @@ struct Printed {
 enum Verb {
     /// Rehearse a promotion on a copy of this standby; replication goes on (the default)
     Rehearsal(Printed),
+    /// Swap the roles, and swap them back as soon as all is well: clients live through both
+    Switchover {
+        /// The standby that is to be primary in between (default: the only one)
+        #[arg(long, value_name = "NODE")]
+        to: Option<NodeName>,
+        #[command(flatten)]
+        printed: Printed,
+    },
+    /// Break something on this node on purpose, and report what followed: for pairs made to be tested
+    Fault(fault::Inject),
     /// Break off the drill, or the clone, that runs on this node
     Cancel,
     /// List the reports of rehearsals that are kept on this node
@@ -68,6 +82,28 @@ impl Drill {
                     crate::admin::ask(&socket, Method::POST, "/drill/rehearsal", &()).await?;
                 show(&report, json)?;
                 verdict(&report)
+            }
+            Verb::Switchover {
+                to,
+                printed: Printed { json },
+            } => {
+                let report: ThereAndBack =
+                    crate::admin::ask(&local.socket(), Method::POST, "/drill/switchover", &to)
+                        .await?;
+                if json {
+                    return print_json(&report);
+                }
+                print(&there_and_back::text(&report));
+                Ok(())
+            }
+            Verb::Fault(inject) => {
+                let loaded = load(place)?;
+                let report = inject.run(&loaded.config, &loaded.local).await?;
+                if inject.json {
+                    return print_json(&report);
+                }
+                print(&fault::text(&report));
+                Ok(())
             }
             Verb::Cancel => {
                 let what: Option<String> =

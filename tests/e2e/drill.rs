@@ -18,8 +18,12 @@ const STRAY: &str = "100777";
 /// A service that tells what it sees, and leaves something running that is nobody's child.
 const SERVICE: &str = r#"#!/bin/sh
 evidence=$(dirname "$0")/evidence
+up=$UNDERSTUDY_ROOT/app-is-up
 case $1 in
 start)
+    touch "$up"
+    # On a primary it is a service like any other.
+    [ -n "$UNDERSTUDY_REHEARSAL" ] || exit 0
     {
         echo "rehearsal $UNDERSTUDY_REHEARSAL"
         echo "links $(ls /sys/class/net 2>/dev/null | wc -l) $(grep -c : /proc/net/dev)"
@@ -33,8 +37,8 @@ start)
     setsid setsid sleep @STRAY@ </dev/null >/dev/null 2>&1 &
     [ ! -f "$(dirname "$0")/hang" ] || sleep @STRAY@
     ;;
-stop) echo stopped >> "$evidence" ;;
-status) echo "it runs" ;;
+stop) rm -f "$up"; echo stopped >> "$evidence" ;;
+status) test -f "$up" && echo "it runs" ;;
 esac
 "#;
 
@@ -142,8 +146,11 @@ fn a_rehearsal_proves_the_standby_while_it_replicates_and_leaves_nothing() {
             }
             number
         });
-        let report = pair.b.json(&["drill"]);
+        let rehearsed = pair.b.try_understudy(&["drill", "--json"]);
+        // Whatever it was: who writes has to end.
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(rehearsed.status, Some(0), "{rehearsed:?}");
+        let report: Value = serde_json::from_str(&rehearsed.stdout).unwrap();
         assert!(writing.join().unwrap() > 1001);
         report
     });

@@ -18,6 +18,7 @@ pub(super) fn drill(raw: &raw::Drill, findings: &mut Findings) -> Option<Drill> 
         schedule: super::whole(due)?,
         max_age: max_age?,
         timeout: timeout?,
+        faults: raw.faults.as_ref()?.value,
         bandwidth: bandwidth?,
     })
 }

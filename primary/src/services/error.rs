@@ -21,7 +21,7 @@ pub enum ServicesError {
         /// The user.
         user: String,
         /// Why not.
-        source: CommandError,
+        source: Box<CommandError>,
     },
     /// What operators have asked for cannot be read.
     #[error(transparent)]

@@ -26,16 +26,18 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{RwLock, watch as channel};
+use tokio::sync::{Notify, RwLock, watch as channel};
 use understudy_config::{AfterFailover, On, StoreName};
 use understudy_replication::command::OsUser;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::status::{Hold, ServiceState, ServiceStatus};
-use understudy_replication::store::{Progress, Unit};
+use understudy_replication::store::{NoProgress, Progress, Unit};
 
 pub(crate) use error::nodes;
 pub use error::{OperatorError, ServiceError, ServicesError, StopError};
@@ -57,8 +59,9 @@ const START_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub struct Services {
     services: Vec<Service>,
     wish: channel::Sender<Wish>,
-    /// A placement that the watch is to carry out.
-    pending: channel::Sender<Option<Wish>>,
+    /// What a node that follows a primary waits for before its services are started.
+    pending: Mutex<Option<Ready>>,
+    pended: Notify,
     /// The placement in which the services have been started.
     settled: channel::Sender<Option<Placement>>,
     changing: RwLock<()>,
@@ -67,6 +70,9 @@ pub struct Services {
     changed: channel::Sender<()>,
     events: Events,
 }
+
+/// Ends when the services of a standby may be started.
+type Ready = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What operators and failovers have asked for: `services.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +97,7 @@ pub(crate) fn user(
         section,
         name: name.to_owned(),
         user: user.to_owned(),
-        source,
+        source: Box::new(source),
     })?;
     Ok(Some(found))
 }
@@ -117,12 +123,14 @@ impl Services {
         let services: Result<_, ServicesError> = configs.iter().map(service).collect();
         let wish = Wish {
             place: Where::Undecided,
+            is_open: false,
             generation: 0,
         };
         Ok(Self {
             services: services?,
             wish: channel::Sender::new(wish),
-            pending: channel::Sender::new(None),
+            pending: Mutex::new(None),
+            pended: Notify::new(),
             settled: channel::Sender::new(None),
             changing: RwLock::new(()),
             is_paused: AtomicBool::new(false),
@@ -132,15 +140,18 @@ impl Services {
         })
     }
 
-    /// Sets what is asked; what was begun for something else is broken off.
-    fn wish_for(&self, place: Where) -> Wish {
+    /// Sets what is asked; what was begun for something else is broken off. Where that `is_open`, what belongs
+    /// there may be started.
+    fn wish_for(&self, place: Where, is_open: bool) -> Wish {
         self.wish.send_if_modified(|wish| {
-            let is_new = wish.place != place;
-            if is_new {
+            let before = *wish;
+            if wish.place != place {
                 wish.place = place;
+                wish.is_open = false;
                 wish.generation = wish.generation.wrapping_add(1);
             }
-            is_new
+            wish.is_open |= is_open;
+            *wish != before
         });
         // Jobs end at once where they may not run any more, and begin only beside the services.
         self.settled.send_if_modified(|settled| {
@@ -168,14 +179,59 @@ impl Services {
         place: Placement,
         progress: &dyn Progress,
     ) -> Result<(), ServiceError> {
-        let wish = self.wish_for(Where::At(place));
+        let wish = self.wish_for(Where::At(place), true);
         self.carry_out(wish, place, progress).await
     }
 
-    /// Asks that the services of a node that follows a primary run here. [`watch`](Self::watch) carries it out.
-    pub fn follow(&self) {
-        let wish = self.wish_for(Where::At(Placement::Standby));
-        self.pending.send_replace(Some(wish));
+    /// Takes in that this node follows a primary: [`watch`](Self::watch) stops what runs on the primary only.
+    /// Nothing is started before [`follow`](Self::follow).
+    pub fn arrive(&self) {
+        self.wish_for(Where::At(Placement::Standby), false);
+    }
+
+    /// Asks that the services of a node that follows a primary run here, once `ready` has ended, unless something
+    /// else is asked meanwhile. [`watch`](Self::watch) carries it out.
+    pub fn follow(&self, ready: impl Future<Output = ()> + Send + 'static) {
+        let wish = self.wish_for(Where::At(Placement::Standby), false);
+        // They run already: the node has only found another primary.
+        if !wish.is_open {
+            let ready: Ready = Box::pin(ready);
+            *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready);
+            self.pended.notify_one();
+        }
+    }
+
+    /// Starts the services of a standby whenever it is asked and ready.
+    async fn follow_always(&self) {
+        loop {
+            let ready = self
+                .pending
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let Some(ready) = ready else {
+                self.pended.notified().await;
+                continue;
+            };
+            let mut wishes = self.wish.subscribe();
+            let wish = *wishes.borrow_and_update();
+            if wish.place != Where::At(Placement::Standby) {
+                continue;
+            }
+            tokio::select! {
+                () = ready => {}
+                // The sender is `self`.
+                _ = wishes.wait_for(|now| now.generation != wish.generation) => continue,
+                // Somebody asks anew, with something else to wait for.
+                () = self.pended.notified() => continue,
+            }
+            let place = Placement::Standby;
+            if let Err(error) = self.carry_out(wish, place, &NoProgress).await {
+                // Its service has told it as an event.
+                let error = understudy_replication::error_chain(&error);
+                tracing::warn!(error, "not every service is in place");
+            }
+        }
     }
 
     async fn carry_out(
@@ -185,12 +241,16 @@ impl Services {
         progress: &dyn Progress,
     ) -> Result<(), ServiceError> {
         let _changing = self.changing.write().await;
+        if !self.is_asked(wish) {
+            return Ok(());
+        }
+        let wish = self.wish_for(wish.place, true);
         if place == Placement::Standby {
             self.release();
         }
         let strays = self.stop_strays(wish, place).await;
         for service in &self.services {
-            if !self.is_wanted(service, wish.place) {
+            if !self.is_wanted(service, wish) {
                 continue;
             }
             let name = service.name();
@@ -324,10 +384,10 @@ impl Services {
     /// When services are still up; the error names each.
     pub async fn stop_all(&self) -> Result<(), StopError> {
         // Before the lock: a start that has it breaks off, since who is fenced must not wait.
-        self.wish_for(Where::Nowhere);
+        self.wish_for(Where::Nowhere, false);
         let _changing = self.changing.write().await;
         // A start that waits for the lock may have asked for something else meanwhile.
-        self.wish_for(Where::Nowhere);
+        self.wish_for(Where::Nowhere, false);
         self.stop_those(|_| true).await
     }
 
@@ -336,7 +396,7 @@ impl Services {
     /// # Errors
     /// When services are still up; the error names each.
     pub async fn stop_primary(&self) -> Result<(), StopError> {
-        self.wish_for(Where::At(Placement::Standby));
+        self.wish_for(Where::At(Placement::Standby), false);
         let _changing = self.changing.write().await;
         self.stop_those(|service| service.config.on == On::Primary)
             .await
@@ -423,23 +483,22 @@ impl Services {
         })
     }
 
-    /// Returns whether a service should run where that is asked.
-    fn is_wanted(&self, service: &Service, place: Where) -> bool {
-        let is_allowed = place
-            .placement()
-            .is_some_and(|place| place.allows(service.config.on));
+    /// Returns whether a service should run, by what is asked.
+    fn is_wanted(&self, service: &Service, wish: Wish) -> bool {
+        let place = wish.place.placement().filter(|_| wish.is_open);
+        let is_allowed = place.is_some_and(|place| place.allows(service.config.on));
         is_allowed && self.hold(service).is_none()
     }
 
     /// Returns whether every critical service that should run here is up. Those that are held back, or that an
     /// operator has stopped, should not.
     pub fn are_up(&self) -> bool {
-        let place = self.wish.borrow().place;
-        place.placement().is_some()
+        let wish = *self.wish.borrow();
+        wish.is_open
             && self
                 .services
                 .iter()
-                .filter(|service| service.config.is_critical && self.is_wanted(service, place))
+                .filter(|service| service.config.is_critical && self.is_wanted(service, wish))
                 .all(|service| service.state() == ServiceState::Online)
     }
 
@@ -463,10 +522,10 @@ impl Services {
 
     /// Returns how each service was when it was last asked.
     pub fn status(&self) -> Vec<ServiceStatus> {
-        let place = self.wish.borrow().place;
+        let wish = *self.wish.borrow();
         self.services
             .iter()
-            .map(|service| service.status(self.is_wanted(service, place), self.hold(service)))
+            .map(|service| service.status(self.is_wanted(service, wish), self.hold(service)))
             .collect()
     }
 }

@@ -47,6 +47,8 @@ impl Where {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     pub(super) place: Where,
+    /// What belongs there may be started. Until then what does not belong there is stopped, and no more.
+    pub(super) is_open: bool,
     pub(super) generation: u64,
 }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
 use understudy_replication::status::ServiceState;
-use understudy_replication::store::{NoProgress, Stop};
+use understudy_replication::store::Stop;
 
 use super::Services;
 use super::error::ServiceError;
@@ -24,26 +24,8 @@ impl Services {
         for number in 0..self.services.len() {
             tasks.spawn(self.clone().attend(number));
         }
-        let mut pending = self.pending.subscribe();
-        // What was asked before anybody watched is asked still.
-        pending.mark_changed();
-        let following = async {
-            while pending.changed().await.is_ok() {
-                let wish = *pending.borrow_and_update();
-                let Some(wish) = wish.filter(|wish| self.is_asked(*wish)) else {
-                    continue;
-                };
-                let Some(place) = wish.place.placement() else {
-                    continue;
-                };
-                if let Err(error) = self.carry_out(wish, place, &NoProgress).await {
-                    // Its service has told it as an event.
-                    tracing::warn!(error = error_chain(&error), "not every service is in place");
-                }
-            }
-        };
         tokio::select! {
-            () = following => {}
+            () = self.follow_always() => {}
             () = stop.wait() => {}
         }
         tasks.shutdown().await;
@@ -122,7 +104,7 @@ impl Services {
         };
         judge(Seen {
             is_up: answer.is_up(),
-            is_wanted: self.is_wanted(service, wish.place),
+            is_wanted: self.is_wanted(service, wish),
             is_forbidden,
             is_paused: self.is_paused.load(Ordering::SeqCst),
             has_given_up: service.has_given_up(),
@@ -138,7 +120,7 @@ impl Services {
             befores.filter_map(|name| self.services.iter().find(|it| it.name() == name));
         befores.find(|before| {
             before.config.is_critical
-                && self.is_wanted(before, wish.place)
+                && self.is_wanted(before, wish)
                 && before.state() != ServiceState::Online
         })
     }

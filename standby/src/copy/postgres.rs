@@ -182,7 +182,9 @@ fn copy_data(
 ) -> Result<(), CopyError> {
     make_parent(target)?;
     copy_tree(source, target, pace, &|within| {
-        is_left_out(within) || within == Path::new(CONTROL) || within.starts_with("pg_tblspc/")
+        is_left_out(within)
+            || within == Path::new(CONTROL)
+            || within.parent() == Some(Path::new("pg_tblspc"))
     })?;
     for name in EMPTY {
         if source.join(name).is_dir() {

@@ -117,13 +117,14 @@ impl Plan {
 }
 
 /// A service that writes down what is done to it, in `journal` beneath the root; it does not stop while
-/// `stuck` is there.
+/// `stuck` is there, nor start while `broken` is.
 const SERVICE: &str = r#"#!/bin/sh
 pid=$UNDERSTUDY_ROOT/run/$2.pid
 mkdir -p "$UNDERSTUDY_ROOT/run"
 is_up() { [ -f "$pid" ] && grep -q sleep "/proc/$(cat "$pid")/cmdline" 2>/dev/null; }
 case $1 in
 start)
+    [ ! -f "$UNDERSTUDY_ROOT/broken" ] || exit 1
     echo "start $2" >> "$UNDERSTUDY_ROOT/journal"
     setsid sleep 100000 </dev/null >/dev/null 2>&1 &
     echo $! > "$pid" ;;

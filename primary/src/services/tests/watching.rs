@@ -174,7 +174,7 @@ async fn what_a_standby_runs_is_started_when_the_node_follows_and_ends_with_a_fe
         place.service_on("web", On::Primary),
     ]);
     watched(&services, async {
-        services.follow();
+        services.follow(async {});
         let mut settled = services.settled();
         settled
             .wait_for(|place| *place == Some(Placement::Standby))
@@ -189,10 +189,37 @@ async fn what_a_standby_runs_is_started_when_the_node_follows_and_ends_with_a_fe
 }
 
 #[tokio::test]
+async fn l17_what_may_not_run_on_a_standby_is_stopped_before_its_stores_are_ready() {
+    let place = Place::new();
+    fs::write(place.path("web"), "").unwrap();
+    let services = place.services(&[
+        place.service_on("report", On::Standby),
+        place.service_on("web", On::Primary),
+    ]);
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    watched(&services, async {
+        services.arrive();
+        services.follow(async move { is_ready.await.unwrap() });
+        until("it is stopped", || {
+            place.diary() == ["stop web"] && states(&services)[1] == ServiceState::Offline
+        })
+        .await;
+        assert!(!services.status()[0].is_wanted);
+        ready.send(()).unwrap();
+        until("it is started", || {
+            states(&services)[0] == ServiceState::Online
+        })
+        .await;
+    })
+    .await;
+    assert_eq!(place.diary(), ["stop web", "start report a"]);
+}
+
+#[tokio::test]
 async fn to_follow_that_comes_late_does_not_stop_what_a_promotion_has_started() {
     let place = Place::new();
     let services = place.services(&[place.service("web")]);
-    services.follow();
+    services.follow(async {});
     services.primary().await.unwrap();
     watched(&services, async {
         until("it was looked at", || services.status()[0].probed.is_some()).await;

@@ -1,0 +1,183 @@
+//! The switchover drill: the roles are swapped, and swapped back, as clients would live through it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use understudy_config::NodeName;
+use understudy_replication::durable;
+use understudy_replication::event::Severity;
+use understudy_replication::role::Role;
+use understudy_replication::wall_time::WallTime;
+
+use crate::failure::Failure;
+use crate::node::Node;
+use crate::progress::Sender;
+use crate::promotion::Outcome;
+use crate::report::Report;
+use crate::switchover::{Order, switchover};
+
+/// The version of the report.
+const VERSION: u32 = 1;
+
+/// The former primary has this long to follow well enough that the roles can be swapped back.
+const RETURN_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often it is looked whether it does.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The evidence of a switchover drill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ThereAndBack {
+    version: u32,
+    /// When it began, by the clock of the node that was asked.
+    pub(crate) started: WallTime,
+    /// The node that was primary before, and is again.
+    pub(crate) home: NodeName,
+    /// The first swap.
+    pub(crate) there: Report,
+    /// How long it took until the roles could be swapped back, in seconds.
+    pub(crate) between_seconds: f64,
+    /// The second swap.
+    pub(crate) back: Report,
+}
+
+/// Swaps the roles, waits until all is well, and swaps them back. Where the second swap is not possible, the
+/// roles stay swapped, and the failure says so.
+pub(crate) async fn run(
+    node: &Arc<Node>,
+    to: Option<NodeName>,
+    progress: &Sender,
+) -> Result<ThereAndBack, Failure> {
+    let started = WallTime::now();
+    let role = node.role();
+    let Some(home) = role.primary(node.me()) else {
+        return Err(Failure::refused(format!(
+            "node {} is {}: a switchover drill begins on the primary or on a standby that follows it",
+            node.me(),
+            role.name().as_str()
+        )));
+    };
+    let is_home = home == *node.me();
+    let order = Order { to, dry_run: false };
+    let there = promoted(switchover(node, order, progress).await?)?;
+    let away = there.node.clone();
+    let swapped = Instant::now();
+    // Asked here, either side's next primary is the one that was primary before.
+    let back = Order {
+        to: (!is_home).then(|| home.clone()),
+        dry_run: false,
+    };
+    let stays = |failure: Failure| Failure {
+        message: format!(
+            "the roles were swapped, and could not be swapped back: {}; node {away} is primary",
+            failure.message
+        ),
+        ..failure
+    };
+    wait_until_ready(node, &back, progress)
+        .await
+        .map_err(stays)?;
+    let between_seconds = swapped.elapsed().as_secs_f64();
+    let back = switchover(node, back, progress).await.map_err(stays)?;
+    let report = ThereAndBack {
+        version: VERSION,
+        started,
+        home,
+        there,
+        between_seconds,
+        back: promoted(back)?,
+    };
+    keep(&node.local.state_dir, &report)?;
+    node.events.record(
+        Severity::Info,
+        "drill_switchover",
+        format!(
+            "the roles were swapped in {:.2} s, and back in {:.2} s",
+            report.there.seconds, report.back.seconds
+        ),
+    );
+    Ok(report)
+}
+
+/// Waits until the plan for the way back has nothing against it.
+async fn wait_until_ready(
+    node: &Arc<Node>,
+    back: &Order,
+    progress: &Sender,
+) -> Result<(), Failure> {
+    let order = Order {
+        dry_run: true,
+        ..back.clone()
+    };
+    let until = Instant::now() + RETURN_PATIENCE;
+    loop {
+        // A node on its way to another role has no plan yet.
+        let is_settled = matches!(node.role(), Role::Primary { .. } | Role::Standby { .. });
+        let failure = match switchover(node, order.clone(), progress).await {
+            Ok(Outcome::Plan(plan)) if plan.unmet.is_empty() && is_settled => return Ok(()),
+            Ok(Outcome::Plan(plan)) => {
+                let reasons: Vec<String> = plan.unmet.into_iter().map(|it| it.what).collect();
+                Failure::refused(reasons.join("; "))
+            }
+            Ok(Outcome::AlreadyPrimary(_) | Outcome::Promoted(_)) => {
+                Failure::refused("the roles have changed meanwhile")
+            }
+            Err(failure) => failure,
+        };
+        if Instant::now() >= until {
+            return Err(failure);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn promoted(outcome: Outcome) -> Result<Report, Failure> {
+    match outcome {
+        Outcome::Promoted(report) => Ok(report),
+        Outcome::Plan(_) | Outcome::AlreadyPrimary(_) => Err(Failure::failed(
+            "the roles were not swapped, since they have changed meanwhile",
+        )),
+    }
+}
+
+fn keep(state_dir: &Path, report: &ThereAndBack) -> Result<(), Failure> {
+    let folder = state_dir.join("reports");
+    let keep = || {
+        durable::create_directory(&folder, 0o755)?;
+        let path = folder.join(format!("switchover-drill-{}.json", report.started.0));
+        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o640)
+    };
+    keep().map_err(|error: std::io::Error| {
+        Failure::failed(format!(
+            "the drill went well, but its report cannot be kept in {}: {error}",
+            folder.display()
+        ))
+    })
+}
+
+/// Returns what the report tells people.
+pub(crate) fn text(report: &ThereAndBack) -> String {
+    let lost = |report: &Report| {
+        let has_lost = report.lost.iter().any(|loss| loss.amount != Some(0));
+        if has_lost {
+            "LOST SOMETHING"
+        } else {
+            "nothing was lost"
+        }
+    };
+    format!(
+        "Node {} took over in {:.2} s ({}), and was followed by node {} after {:.1} s.\n\
+         Node {} is primary again after {:.2} s ({}), in epoch {}.",
+        report.there.node,
+        report.there.seconds,
+        lost(&report.there),
+        report.home,
+        report.between_seconds,
+        report.back.node,
+        report.back.seconds,
+        lost(&report.back),
+        report.back.epoch,
+    )
+}
