@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use understudy_config::{Config, Local, NodeName, StoreName};
+use understudy_monitor::checks::Checks;
 use understudy_primary::address::Address;
 use understudy_primary::jobs::Jobs;
 use understudy_primary::kv::Others;
@@ -58,6 +59,7 @@ pub(crate) struct Node {
     pub(crate) hooks: Arc<Hooks>,
     /// The address that clients use, if understudy moves one.
     pub(crate) address: Option<Arc<Address>>,
+    pub(crate) checks: Arc<Checks>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) started: WallTime,
@@ -114,6 +116,7 @@ pub(crate) struct Parts {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) hooks: Arc<Hooks>,
     pub(crate) address: Option<Arc<Address>>,
+    pub(crate) checks: Arc<Checks>,
     pub(crate) indexes: Arc<Indexes>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) role: RoleRecord,
@@ -135,6 +138,7 @@ impl Node {
             jobs: parts.jobs,
             hooks: parts.hooks,
             address: parts.address,
+            checks: parts.checks,
             indexes: parts.indexes,
             cluster: parts.cluster,
             started: WallTime::now(),

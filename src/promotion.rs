@@ -288,7 +288,7 @@ pub(crate) async fn observe(node: &Arc<Node>, order: Order) -> Observation {
             .collect(),
         front: crate::front::observe(node),
         can_power_off: config.fence.is_some(),
-        failing: Vec::new(),
+        failing: node.checks.blocking(),
         broken: broken_copies(node),
         elsewhere: kv_elsewhere(node, old.as_ref()).await,
         is_forced: order.force,

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use understudy_config::{Config, LoadError, Loaded, Local};
+use understudy_monitor::checks::Checks;
 use understudy_primary::address::Address;
 use understudy_primary::jobs::Jobs;
 use understudy_primary::services::{Hooks, Services, ServicesError};
@@ -162,6 +163,17 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let hooks = Hooks::new(config.hooks.as_ref(), environment.clone(), events.clone());
     let hooks = Arc::new(hooks.map_err(no_services)?);
     let address = client_address(&config, &local, &events)?;
+    let checked = cluster.clone();
+    let checks = Checks::new(
+        &config,
+        &local,
+        environment.clone(),
+        events.clone(),
+        Arc::new(move |database| {
+            let cluster = checked.clone();
+            Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
+        }),
+    );
     let sql_cluster = cluster.clone();
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
@@ -191,6 +203,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
         jobs,
         hooks,
         address,
+        checks,
         indexes: indexes.clone(),
         cluster,
         role,
@@ -279,6 +292,12 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let (drilling, drill_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         crate::drill::by_schedule(drilling, drill_stop).await;
+        Ok(())
+    });
+    let (checking, checks, checks_stop) = (node.clone(), node.checks.clone(), stop.clone());
+    tasks.spawn(async move {
+        let role = Arc::new(move || checking.role().name());
+        checks.run(role, checks_stop).await;
         Ok(())
     });
     if let Some(address) = &node.address {

@@ -139,7 +139,7 @@ impl StatusSource for Node {
             indexes: self.indexes.status(),
             promotion,
             address: self.address.as_ref().map(|address| address.status()),
-            checks: Vec::new(),
+            checks: self.checks.status(),
             links: self.links.status(),
             pause: pause.map(PauseStatus::from),
             preflight: self

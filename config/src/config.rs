@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
+use crate::{Check, Globs, IpPrefix, NodeName, Schedule, Share, StoreName};
 
 /// A valid `understudy.toml`: the same on every node.
 ///
@@ -38,6 +38,8 @@ pub struct Config {
     pub hooks: Option<Hooks>,
     /// The address that clients use, if understudy moves one.
     pub address: Option<Address>,
+    /// What is looked at on every machine.
+    pub checks: Vec<Check>,
     /// How it is proved that a standby could take over.
     pub drill: Drill,
 }

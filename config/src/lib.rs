@@ -10,6 +10,7 @@
 //! Read first: [`Config`] and [`Local`], which hold what was written, and [`Problems`], which holds
 //! what was wrong with it. `raw` mirrors the files; its documentation is the operator's reference.
 
+mod check;
 mod config;
 pub mod detached;
 pub mod duration;
@@ -31,6 +32,7 @@ pub mod template;
 mod validate;
 mod value;
 
+pub use check::{Amount, Check, CheckKind, CheckOn, CheckSeverity, ProcessName};
 pub use config::{
     Address, AfterFailover, Cluster, Config, Drill, Engine, Fence, Files, Hooks, Index, Job, Kv,
     KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,

@@ -39,6 +39,8 @@ section! {
         hooks: Hooks as "table" = optional, r#"{ online = ["true"] }"#;
         /// The address that clients use.
         address: Address as "table" = optional, r#"{ ip = "10.0.0.100/24", interface = "eth0" }"#;
+        /// What is looked at on every machine.
+        check: Vec<Placed<Check>> as "tables" = "[]", r#"[{ name = "gateway", kind = "gateway" }]"#;
         /// Proving that a standby could take over.
         drill: Drill as "table" = "{}", r#"{ schedule = "0 3 * * 0" }"#;
         /// Not available in this version.
@@ -332,6 +334,71 @@ section! {
         /// `"never"`: they stay until they are given up. With a lease, a primary whose daemon is down for
         /// longer loses its clients, though all else is well.
         lease: String as "duration or never" = r#""never""#, r#""2m""#;
+    }
+}
+
+section! {
+    /// Something that is looked at on every machine besides its stores and services. The section is repeated for
+    /// each. What is told of checks is in `docs/checks.md`.
+    Check "[[check]]" {
+        /// Names the check. No two checks have the same name.
+        name: String as "name" = required, r#""gateway""#;
+        /// What is looked at: `"disk"`, `"memory"`, `"load"`, `"link"`, `"gateway"`, `"process"`, `"tcp"`,
+        /// `"http"`, `"command"`, `"mount"` or `"postgres"`.
+        kind: String as "string" = required, r#""gateway""#;
+        /// How long between two looks, at least `"1s"`.
+        interval: String as "duration" = r#""10s""#, r#""1m""#;
+        /// How long a look may take; one that takes longer is bad.
+        timeout: String as "duration" = r#""5s""#, r#""2s""#;
+        /// How many looks in a row have to be bad before the check fails.
+        fail_after: u16 as "whole number from 1" = "3", "5";
+        /// How many looks in a row have to be good before it is well again.
+        recover_after: u16 as "whole number from 1" = "2", "5";
+        /// What its failure asks for: `"info"`, to be read the next day; `"warning"`, that somebody looks;
+        /// `"error"`, that somebody comes, and `/health` fails.
+        severity: String as "string" = r#""warning""#, r#""error""#;
+        /// On which nodes it is looked at: `"any"`; `"primary"`; or `"standby"`.
+        on: String as "string" = r#""any""#, r#""standby""#;
+        /// Whether a node where it fails is promoted only with `--force`.
+        blocks_promotion: bool as "boolean" = "false", "true";
+        /// With `disk`: a path on the file system. With `mount`: where it is mounted.
+        path: String as "absolute path" = optional, r#""/srv""#;
+        /// With `disk` and `memory`: how much has to be free.
+        min_free: String as "share or size" = optional, r#""10%""#;
+        /// With `disk`, `memory` and `load`: how much has to be free again, or how much load there may be again,
+        /// before a failure is over. Without it, the same as before it.
+        recover: String as "as the other limit" = optional, r#""15%""#;
+        /// With `disk`: how much of the inodes has to be free.
+        min_inodes: String as "share" = optional, r#""5%""#;
+        /// With `load`: how many threads may want to run, for each processor, as the average of a minute.
+        max_load: String as "number" = optional, r#""4""#;
+        /// With `link`: the network interface that is up and has a carrier.
+        interface: String as "interface" = optional, r#""eth0""#;
+        /// With `gateway`: the machine that answers an ICMP echo; without it, the gateway of the default
+        /// route. With `tcp`, which needs it: the host and the port that take a connection.
+        address: String as "IP, or HOST:PORT" = optional, r#""10.0.0.254""#;
+        /// With `process`: the name of the program that runs.
+        process: String as "string" = optional, r#""nginx""#;
+        /// With `process`: a file with the number of the process, instead of its name.
+        pidfile: String as "absolute path" = optional, r#""/run/nginx.pid""#;
+        /// With `http`: the page.
+        url: String as "http URL" = optional, r#""http://127.0.0.1:8080/health""#;
+        /// With `http`: the status that is expected. Without it, any that is no error (200 to 399).
+        status: u16 as "HTTP status" = optional, "204";
+        /// With `http`: a text that is in the first 64 kB of the page.
+        contains: String as "string" = optional, r#""ready""#;
+        /// With `command`: the command that succeeds.
+        command: Command as "command" = optional, r#"["catalogctl", "check"]"#;
+        /// With `command`: the user of the operating system who runs it. Without it, the daemon's.
+        user: String as "string" = optional, r#""catalog""#;
+        /// With `mount`: what kind of file system is mounted there.
+        fstype: String as "string" = optional, r#""ext4""#;
+        /// With `mount`: whether a file is written there and removed again (the default). Not within a store.
+        write: bool as "boolean" = optional, "false";
+        /// With `postgres`: a query that is answered. Without it, `SELECT 1`.
+        query: String as "SQL" = optional, r#""SELECT count(*) FROM article""#;
+        /// With `postgres`: the database to ask. Without it, that of `[postgres]`.
+        database: String as "string" = optional, r#""catalog""#;
     }
 }
 

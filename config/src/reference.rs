@@ -19,6 +19,7 @@ pub(crate) const CLUSTER_SECTIONS: &[Section] = &[
     raw::Job::SECTION,
     raw::Hooks::SECTION,
     raw::Address::SECTION,
+    raw::Check::SECTION,
     raw::Drill::SECTION,
 ];
 
@@ -149,6 +150,7 @@ mod tests {
                 .unwrap();
             read::<raw::Index>(0, &table(&raw::Index::SECTION, value), &mut findings).unwrap();
             read::<raw::Service>(0, &table(&raw::Service::SECTION, value), &mut findings).unwrap();
+            read::<raw::Check>(0, &table(&raw::Check::SECTION, value), &mut findings).unwrap();
             read::<raw::Address>(0, &table(&raw::Address::SECTION, value), &mut findings).unwrap();
             let local = table(&raw::AddressLocal::SECTION, value);
             read::<raw::AddressLocal>(0, &local, &mut findings).unwrap();

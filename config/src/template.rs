@@ -146,6 +146,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #timeout = "30s"             # how long it may take to start, and to stop
 #status_timeout = "10s"      # how long `status` may take
 #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+#rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
 # What runs on a schedule where the role of a node allows it.
 #[[job]]
@@ -163,7 +164,6 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #offline = ["catalogctl", "announce", "offline"]
 #user = "catalog"
 #timeout = "30s"
-#rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
 # The address that clients use: the primary has it.
 #[address]
@@ -172,6 +172,56 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #also = ["fd00::100/64"]     # further addresses, which move with it
 #probe = "300ms"             # how long others have to answer that they have it
 #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+# What is looked at besides: kinds disk, memory, load, link, gateway, process, tcp, http, command, mount and
+# postgres. The room on the disks of the stores is looked at in any case.
+#[[check]]
+#name = "gateway"
+#kind = "gateway"
+#address = "10.0.0.254"      # without it, the gateway of the default route
+#interval = "10s"
+#timeout = "5s"
+#fail_after = 3              # so many bad looks in a row, and it has failed
+#recover_after = 2           # so many good ones, and it is well again
+#severity = "warning"        # "info", or "error"
+#on = "any"                  # "primary", or "standby"
+#blocks_promotion = false    # true: a node where it fails is promoted only by force
+#[[check]]
+#name = "room"
+#kind = "disk"
+#path = "/srv"
+#min_free = "10%"            # or a size, such as "20GB"
+#recover = "15%"
+#min_inodes = "5%"
+#[[check]]
+#name = "load"
+#kind = "load"
+#max_load = "4"
+#[[check]]
+#name = "nginx"
+#kind = "process"
+#process = "nginx"
+#[[check]]
+#name = "worker"
+#kind = "process"
+#pidfile = "/run/worker.pid"
+#[[check]]
+#name = "page"
+#kind = "http"
+#url = "http://127.0.0.1:8080/health"
+#status = 200
+#contains = "ready"
+#on = "primary"
+#[[check]]
+#name = "srv"
+#kind = "mount"
+#path = "/srv"
+#fstype = "ext4"
+#write = true
+#[[check]]
+#name = "articles"
+#kind = "postgres"
+#query = "SELECT 1 FROM article LIMIT 1"
 
 # Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
 #[drill]
@@ -463,6 +513,7 @@ mod tests {
             jobs: [],
             hooks: None,
             address: None,
+            checks: [],
             drill: Drill {
                 schedule: None,
                 max_age: 3024000s,
@@ -590,6 +641,7 @@ mod tests {
         #timeout = "30s"             # how long it may take to start, and to stop
         #status_timeout = "10s"      # how long `status` may take
         #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+        #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
         # What runs on a schedule where the role of a node allows it.
         #[[job]]
@@ -607,7 +659,6 @@ mod tests {
         #offline = ["catalogctl", "announce", "offline"]
         #user = "catalog"
         #timeout = "30s"
-        #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
         # The address that clients use: the primary has it.
         #[address]
@@ -616,6 +667,56 @@ mod tests {
         #also = ["fd00::100/64"]     # further addresses, which move with it
         #probe = "300ms"             # how long others have to answer that they have it
         #lease = "never"             # "2m": without a running daemon, the kernel keeps it so long
+
+        # What is looked at besides: kinds disk, memory, load, link, gateway, process, tcp, http, command, mount and
+        # postgres. The room on the disks of the stores is looked at in any case.
+        #[[check]]
+        #name = "gateway"
+        #kind = "gateway"
+        #address = "10.0.0.254"      # without it, the gateway of the default route
+        #interval = "10s"
+        #timeout = "5s"
+        #fail_after = 3              # so many bad looks in a row, and it has failed
+        #recover_after = 2           # so many good ones, and it is well again
+        #severity = "warning"        # "info", or "error"
+        #on = "any"                  # "primary", or "standby"
+        #blocks_promotion = false    # true: a node where it fails is promoted only by force
+        #[[check]]
+        #name = "room"
+        #kind = "disk"
+        #path = "/srv"
+        #min_free = "10%"            # or a size, such as "20GB"
+        #recover = "15%"
+        #min_inodes = "5%"
+        #[[check]]
+        #name = "load"
+        #kind = "load"
+        #max_load = "4"
+        #[[check]]
+        #name = "nginx"
+        #kind = "process"
+        #process = "nginx"
+        #[[check]]
+        #name = "worker"
+        #kind = "process"
+        #pidfile = "/run/worker.pid"
+        #[[check]]
+        #name = "page"
+        #kind = "http"
+        #url = "http://127.0.0.1:8080/health"
+        #status = 200
+        #contains = "ready"
+        #on = "primary"
+        #[[check]]
+        #name = "srv"
+        #kind = "mount"
+        #path = "/srv"
+        #fstype = "ext4"
+        #write = true
+        #[[check]]
+        #name = "articles"
+        #kind = "postgres"
+        #query = "SELECT 1 FROM article LIMIT 1"
 
         # Rehearsals: a standby proves on a copy of itself that it could take over, and how long that takes.
         #[drill]

@@ -3,6 +3,7 @@
 //! What could not be read is reported already: it is `None` here, and nothing is said about it
 //! again. A function looks at all of its section before it gives up.
 
+mod check;
 mod client_address;
 mod drill;
 mod index;
@@ -98,6 +99,11 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
         findings,
     );
     unique(
+        elements(&file.check).filter_map(|it| it.value.name.as_ref()),
+        "check",
+        findings,
+    );
+    unique(
         elements(&file.job).filter_map(|it| it.value.name.as_ref()),
         "job",
         findings,
@@ -105,6 +111,11 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
     services::distinct(file, findings);
     let stores = paths::stores(file);
     paths::report_overlaps(&stores, findings);
+    let around = check::Around {
+        has_postgres,
+        stores: &stores,
+    };
+    let checks = all(elements(&file.check).map(|it| check::check(it, &around, findings)));
 
     let names = nodes.as_ref().and_then(|nodes| {
         all(nodes.iter().zip(elements(&file.node)).map(|(node, raw)| {
@@ -127,6 +138,7 @@ pub(crate) fn cluster(file: &raw::ClusterFile, findings: &mut Findings) -> Check
             fence: whole(fence)?,
             services: services?,
             address: whole(client_address)?,
+            checks: checks?,
             jobs: jobs?,
             hooks: whole(hooks)?,
             drill: drill?,

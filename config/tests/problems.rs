@@ -56,7 +56,7 @@ fn an_unknown_key_is_named_with_the_one_that_was_meant() {
      --> understudy.toml:9:2
       |
     9 | [postgre]
-      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`
+      |  ^^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
       |
       = help: did you mean `postgres`?
     "#);
@@ -80,7 +80,7 @@ fn a_value_of_the_wrong_type_is_refused() {
      --> understudy.toml:6:2
       |
     6 | [node_]
-      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`
+      |  ^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
       |
       = help: did you mean `node`?
 
@@ -1264,7 +1264,7 @@ lease = "5s"
       --> understudy.toml:12:2
        |
     12 | [addres]
-       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`
+       |  ^^^^^^ expected one of `cluster`, `node`, `postgres`, `files`, `kv`, `settings`, `index`, `fence`, `service`, `job`, `hooks`, `address`, `check`, `drill`
        |
        = help: did you mean `address`?
     "#);
@@ -1297,5 +1297,164 @@ fn an_address_needs_an_interface_that_others_can_reach() {
       |
     3 | interface = "eth0:1"
       |             ^^^^^^^^ expected the name of a network interface as `ip link` shows it, such as "eth0"
+    "#);
+}
+
+#[test]
+fn a_check_has_what_its_kind_asks_for_and_nothing_else() {
+    assert_snapshot!(problems_with(r#"[postgres]
+data_dir = "/pg"
+[[files]]
+name = "u"
+path = "/srv/u"
+[[check]]
+name = "c"
+kind = "disc"
+[[check]]
+name = "c"
+kind = "disk"
+min_free = "ten"
+url = "http://x/"
+[[check]]
+name = "d"
+kind = "http"
+url = "https://x/"
+status = 7
+severity = "bad"
+on = "all"
+interval = "10ms"
+fail_after = 0
+[[check]]
+name = "e"
+kind = "process"
+process = "a"
+pidfile = "/a"
+[[check]]
+name = "f"
+kind = "mount"
+path = "/srv/u/below"
+[[check]]
+name = "g"
+kind = "tcp"
+address = "nowhere"
+[[check]]
+name = "h"
+kind = "command"
+"#), @r#"
+    error: `disc` is not a kind of check
+      --> understudy.toml:13:8
+       |
+    13 | kind = "disc"
+       |        ^^^^^^ expected one of "disk", "memory", "load", "link", "gateway", "process", "tcp", "http", "command", "mount", "postgres"
+       |
+       = help: did you mean `disk`?
+
+    error: a check of kind `disk` lacks the key `path`
+      --> understudy.toml:14:1
+       |
+    14 | [[check]]
+       | ^^^^^^^^^ expected the key `path`
+
+    error: check `c` is named twice
+      --> understudy.toml:15:8
+       |
+    12 | name = "c"
+       |        --- it is named here first
+    ...
+    15 | name = "c"
+       |        ^^^ expected a name that no other check has
+
+    error: `ten` is neither a share nor a size
+      --> understudy.toml:17:12
+       |
+    17 | min_free = "ten"
+       |            ^^^^^ expected a share such as "5%", or a size such as "10GB"
+
+    error: a check of kind `disk` has no `url`
+      --> understudy.toml:18:7
+       |
+    16 | kind = "disk"
+       |        ------ the kind is chosen here
+    17 | min_free = "ten"
+    18 | url = "http://x/"
+       |       ^^^^^^^^^^^ expected `path`, `min_free`, `recover`, `min_inodes`
+
+    error: `https://x/` is encrypted, which a check of kind `http` does not do
+      --> understudy.toml:22:7
+       |
+    22 | url = "https://x/"
+       |       ^^^^^^^^^^^^ expected an `http` URL, or kind "command" with `curl`
+
+    error: `7` is not a status of HTTP
+      --> understudy.toml:23:10
+       |
+    23 | status = 7
+       |          ^ expected a number from 100 to 599
+
+    error: `bad` is not a severity
+      --> understudy.toml:24:12
+       |
+    24 | severity = "bad"
+       |            ^^^^^ expected one of "info", "warning", "error"
+
+    error: `all` is not a place to look
+      --> understudy.toml:25:6
+       |
+    25 | on = "all"
+       |      ^^^^^ expected one of "any", "primary", "standby"
+
+    error: `10ms` is too short between two looks
+      --> understudy.toml:26:12
+       |
+    26 | interval = "10ms"
+       |            ^^^^^^ expected at least "1s"
+
+    error: `fail_after` is 0
+      --> understudy.toml:27:14
+       |
+    27 | fail_after = 0
+       |              ^ expected at least 1
+
+    error: a process is found by `process` or by `pidfile`, not by both
+      --> understudy.toml:32:11
+       |
+    31 | process = "a"
+       |           --- the other is here
+    32 | pidfile = "/a"
+       |           ^^^^ expected one of the two
+
+    error: the file that the check writes to `/srv/u/below` would be in store `u`
+      --> understudy.toml:36:8
+       |
+    10 | path = "/srv/u"
+       |        -------- store `u` is here
+    ...
+    36 | path = "/srv/u/below"
+       |        ^^^^^^^^^^^^^^ expected write = false, which only asks whether it could be written
+
+    error: `nowhere` is not a host and a port
+      --> understudy.toml:40:11
+       |
+    40 | address = "nowhere"
+       |           ^^^^^^^^^ expected a host and a port, such as "127.0.0.1:8080" or "[fd00::1]:8080"
+
+    error: a check of kind `command` lacks the key `command`
+      --> understudy.toml:41:1
+       |
+    41 | [[check]]
+       | ^^^^^^^^^ expected the key `command`
+    "#);
+    assert_snapshot!(problems_with("[[check]]\nname = \"p\"\nkind = \"postgres\"\nquery = \" \"\n"), @r#"
+    error: a check of kind `postgres` asks Postgres, and there is no section `[postgres]`
+     --> understudy.toml:8:8
+      |
+    8 | kind = "postgres"
+      |        ^^^^^^^^^^ expected a section `[postgres]`, or kind "command"
+
+    error: the query is empty
+     --> understudy.toml:9:9
+      |
+    9 | query = " "
+      |         ^^^ expected a query, such as "SELECT 1"
     "#);
 }

@@ -234,6 +234,7 @@ fn the_sample_is_read_whole() {
                 lease: None,
             },
         ),
+        checks: [],
         drill: Drill {
             schedule: None,
             max_age: 3024000s,
@@ -502,4 +503,153 @@ fn an_address_moves_with_what_is_said_beside_it() {
 fn a_machine_may_call_the_interface_of_the_address_otherwise() {
     let local = loaded_with_kv("", "[address]\ninterface = \"ens3\"\n");
     assert_eq!(local.address_interface.as_deref(), Some("ens3"));
+}
+
+#[test]
+fn every_kind_of_check_is_read() {
+    let text = r#"
+[cluster]
+name = "c"
+[[node]]
+name = "a"
+address = "10.0.0.1:1"
+[postgres]
+data_dir = "/pg"
+[[check]]
+name = "a"
+kind = "disk"
+path = "/"
+min_free = "10GB"
+recover = "15%"
+[[check]]
+name = "b"
+kind = "memory"
+min_free = "5%"
+[[check]]
+name = "c"
+kind = "load"
+max_load = "2.5"
+[[check]]
+name = "d"
+kind = "link"
+interface = "eth0"
+[[check]]
+name = "e"
+kind = "gateway"
+[[check]]
+name = "f"
+kind = "tcp"
+address = "[fd00::1]:80"
+[[check]]
+name = "g"
+kind = "http"
+url = "http://[fd00::1]:80/x?y"
+[[check]]
+name = "h"
+kind = "command"
+command = ["true"]
+[[check]]
+name = "i"
+kind = "mount"
+path = "/srv"
+[[check]]
+name = "j"
+kind = "postgres"
+[[check]]
+name = "k"
+kind = "process"
+pidfile = "/run/k.pid"
+interval = "1m"
+severity = "error"
+on = "standby"
+blocks_promotion = true
+"#;
+    let checks = parse_cluster("understudy.toml", text).unwrap().checks;
+    let kinds: Vec<_> = checks.iter().map(|check| &check.kind).collect();
+    assert_debug_snapshot!(kinds, @r#"
+    [
+        Disk {
+            path: "/",
+            least: Bytes(
+                10737418240,
+            ),
+            recover: Some(
+                Share(
+                    Share(
+                        15,
+                    ),
+                ),
+            ),
+            inodes: None,
+        },
+        Memory {
+            least: Share(
+                Share(
+                    5,
+                ),
+            ),
+            recover: None,
+        },
+        Load {
+            most: 2.5,
+            recover: None,
+        },
+        Link {
+            interface: "eth0",
+        },
+        Gateway {
+            address: None,
+        },
+        Tcp {
+            host: "fd00::1",
+            port: 80,
+        },
+        Http {
+            url: "http://[fd00::1]:80/x?y",
+            status: None,
+            contains: "",
+        },
+        Command {
+            command: [
+                "true",
+            ],
+            user: None,
+        },
+        Mount {
+            path: "/srv",
+            fstype: None,
+            write: true,
+        },
+        Postgres {
+            query: "SELECT 1",
+            database: None,
+        },
+        Process {
+            process: PidFile(
+                "/run/k.pid",
+            ),
+        },
+    ]
+    "#);
+    assert_debug_snapshot!(checks.last(), @r#"
+    Some(
+        Check {
+            name: StoreName(
+                "k",
+            ),
+            kind: Process {
+                process: PidFile(
+                    "/run/k.pid",
+                ),
+            },
+            interval: 60s,
+            timeout: 5s,
+            fail_after: 3,
+            recover_after: 2,
+            severity: Error,
+            on: Standby,
+            blocks_promotion: true,
+        },
+    )
+    "#);
 }

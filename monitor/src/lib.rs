@@ -10,9 +10,11 @@
 //! KvSource ──────────── kv           /kv /kv/keys /kv/key/KEY
 //! ```
 //! Everything here is a rendering of one [`Status`](understudy_replication::status::Status):
-//! nothing is measured, remembered or changed. But for keys and values, which are looked at in the store. Read first: [`router`], [`metrics::TABLE`] and
+//! nothing is measured, remembered or changed. But for keys and values, which are looked at in the store;
+//! and for [`checks`], which looks at the machine and puts what it finds into the status. Read first: [`router`], [`metrics::TABLE`] and
 //! [`text()`](fn@text).
 
+pub mod checks;
 #[cfg(test)]
 mod docs;
 #[cfg(test)]

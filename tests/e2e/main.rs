@@ -9,6 +9,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod address;
 mod adoption;
 mod bad_input;
 mod balancer;

@@ -34,6 +34,11 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, Mistake> {
     ))
 }
 
+/// Reads a path of a machine that may be its root.
+pub(super) fn store_or_root(text: &str) -> Result<PathBuf, Mistake> {
+    absolute(text)
+}
+
 /// Reads the path of a store.
 pub(super) fn store(text: &str) -> Result<PathBuf, Mistake> {
     let path = absolute(text)?;

@@ -87,15 +87,18 @@ impl Address {
         }
     }
 
-    /// Tells how it is, while nobody has said how it should be.
+    /// Tells how it is, while nobody has said how it should be: nobody may rely on it.
     fn tell_what_is(&self, seen: &Seen) {
         let there = seen.anywhere(&self.all_ips());
-        let state = if there.is_empty() {
-            AddressState::Absent
+        let message = if there.is_empty() {
+            "it is not on this machine".to_owned()
         } else {
-            AddressState::Held
+            format!(
+                "{} is on this machine, as somebody has left it",
+                names(&there)
+            )
         };
-        self.set(state, "whether this node is to have it is not known yet");
+        self.set(AddressState::Unknown, &message);
     }
 
     async fn keep_away(&self, seen: &Seen) {
@@ -127,11 +130,14 @@ impl Address {
             Ok(link) => link,
             Err(error) => {
                 memory.had_carrier = false;
+                memory.wire = None;
                 return self.fault("address_lost", &error);
             }
         };
         let missing = self.missing(seen, link);
         if !missing.is_empty() {
+            // Who answers meanwhile has it instead of this node, not as well.
+            memory.wire = None;
             let is_early = memory.tried.is_some_and(|at| at.elapsed() < RETRY_INTERVAL);
             if is_early {
                 return;
