@@ -14,11 +14,12 @@ use tokio::task::JoinSet;
 use understudy_config::{Config, LoadError, Loaded, Local};
 use understudy_primary::services::Services;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::postgres::Cluster;
+use understudy_replication::position::Lsn;
+use understudy_replication::postgres::{Cluster, History};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::transport::{Identity, PeerServer};
 use understudy_replication::{durable, error_chain};
-use understudy_standby::index::Indexes;
+use understudy_standby::index::{Ancestry, Database, Indexes};
 
 use crate::failure::{Failure, Kind};
 use crate::kv_clients::Clients;
@@ -104,6 +105,23 @@ pub(crate) fn cluster(
     Ok(Some(cluster))
 }
 
+/// Tells the indexes which timelines this node's Postgres has been on.
+pub(crate) fn ancestry(cluster: Option<Cluster>) -> Ancestry {
+    Arc::new(move || {
+        let Some(cluster) = &cluster else {
+            return Err("no [postgres] is configured".into());
+        };
+        let timeline = cluster.newest_timeline();
+        Ok(History {
+            system_identifier: 0,
+            ended: cluster.ended_timelines(timeline)?,
+            timeline,
+            end: Lsn::default(),
+            origins: cluster.origins()?,
+        })
+    })
+}
+
 /// Returns what commands of the configuration find in their environment.
 pub(crate) fn environment(config: &Config, local: &Local) -> Vec<(String, String)> {
     let mut environment = vec![
@@ -156,10 +174,13 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
         local.state_dir.join("index"),
-        Arc::new(move |database| {
-            let cluster = sql_cluster.clone();
-            Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
-        }),
+        Database {
+            connect: Arc::new(move |database| {
+                let cluster = sql_cluster.clone();
+                Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
+            }),
+            ancestry: ancestry(cluster.clone()),
+        },
         environment,
         events.clone(),
     ));
@@ -239,6 +260,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let (services, services_stop) = (node.services.clone(), stop.clone());
     tasks.spawn(async move {
         services.watch(services_stop).await;
+        Ok(())
+    });
+    let (indexes, indexes_stop) = (node.indexes.clone(), stop.clone());
+    tasks.spawn(async move {
+        indexes.keep_warm(indexes_stop).await;
         Ok(())
     });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());

@@ -30,8 +30,8 @@ mod validate;
 mod value;
 
 pub use config::{
-    Cluster, Config, Engine, Files, Index, Kv, KvDurability, Node, Postgres, PostgresDurability,
-    Rejoin, ServerCommands, Service, Settings,
+    Cluster, Config, Elasticsearch, Engine, Files, Index, Kv, KvDurability, Node, Postgres,
+    PostgresDurability, Rejoin, Rows, ServerCommands, Service, Settings, Warm,
 };
 pub use globs::{GlobError, Globs};
 pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};

@@ -168,6 +168,9 @@ pub(crate) fn standby() -> Status {
         indexes: vec![IndexStatus {
             documents: 120,
             documents_total: Some(400),
+            percent: Some(30),
+            is_warm: false,
+            behind_seconds: None,
             ..index(IndexState::Rebuilding)
         }],
         ..primary()
@@ -358,8 +361,12 @@ fn index(state: IndexState) -> IndexStatus {
         state,
         documents: 400,
         documents_total: None,
+        percent: None,
         built: Some(at(-6_000_000)),
         message: None,
+        engine: "tantivy".to_owned(),
+        is_warm: true,
+        behind_seconds: Some(3),
     }
 }
 

@@ -7,7 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use understudy_replication::status::{IndexState, RoleName, ServiceState, Status};
+use understudy_replication::status::{IndexState, IndexStatus, RoleName, ServiceState, Status};
 use understudy_replication::store::Durability;
 use understudy_replication::wall_time::WallTime;
 
@@ -291,6 +291,28 @@ pub const TABLE: &[Metric] = &[
             indexes
                 .map(|index| Sample::new([index.name.as_str()], Value::Count(index.documents)))
                 .collect()
+        },
+    },
+    Metric {
+        name: "index_warm",
+        labels: &["index"],
+        help: "1 while the index follows its rows, so that a promotion only catches up, 0 while it does not",
+        samples: |status| {
+            let warm =
+                |index: &IndexStatus| Sample::new([index.name.as_str()], index.is_warm.into());
+            status.indexes.iter().map(warm).collect()
+        },
+    },
+    Metric {
+        name: "index_behind_seconds",
+        labels: &["index"],
+        help: "how long ago a warm index was equal to the rows of this node's Postgres",
+        samples: |status| {
+            let behind = |index: &IndexStatus| {
+                let seconds = index.behind_seconds?;
+                Some(Sample::new([index.name.as_str()], Value::Count(seconds)))
+            };
+            status.indexes.iter().filter_map(behind).collect()
         },
     },
     Metric {
