@@ -349,17 +349,21 @@ impl Index {
             }));
         }
         let (shelf, rows) = (self.shelf.clone(), rows.clone());
-        let work = move || {
-            let path = shelf.half()?;
-            // What cannot be opened is built anew.
-            let searchable = std::sync::Arc::new(Searchable::open(&path).ok()?);
-            let state = Written::state(&searchable).ok()??;
-            let payload = Payload::parse(&state, &rows)?;
-            let written = Written::open(searchable).ok()?;
+        let work = move || -> Result<Option<Kept>, RebuildError> {
+            let found = shelf.half().and_then(|path| {
+                // What cannot be understood is built anew.
+                let searchable = std::sync::Arc::new(Searchable::open(&path).ok()?);
+                let state = Written::state(&searchable).ok()??;
+                Some((path, Payload::parse(&state, &rows)?, searchable))
+            });
+            let Some((path, payload, searchable)) = found else {
+                return Ok(None);
+            };
+            let written = Written::open(searchable)?;
             let target = Target::Tantivy { written, path };
-            Some(Kept { target, payload })
+            Ok(Some(Kept { target, payload }))
         };
-        Ok(tokio::task::spawn_blocking(work).await?)
+        tokio::task::spawn_blocking(work).await?
     }
 
     /// Makes a whole build the one that is searched.

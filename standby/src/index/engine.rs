@@ -45,6 +45,16 @@ pub enum EngineError {
     },
 }
 
+impl EngineError {
+    /// Returns whether the next attempt may do better: who wrote before is still closing the index.
+    pub(super) fn is_passing(&self) -> bool {
+        let Self::Tantivy { source } = self else {
+            return false;
+        };
+        matches!(source, tantivy::TantivyError::LockFailure(..))
+    }
+}
+
 /// An index that can be searched.
 pub(super) struct Searchable {
     index: Index,

@@ -102,11 +102,11 @@ impl RebuildError {
         match self {
             Self::Source { source } => source.is_passing(),
             Self::Elastic { source } => source.is_passing(),
+            Self::Engine { source } => source.is_passing(),
             Self::Behind { .. } | Self::NotPrimary { .. } => true,
             Self::Unknown { .. }
             | Self::AlreadyRunning { .. }
             | Self::TimedOut { .. }
-            | Self::Engine { .. }
             | Self::Shelf { .. }
             | Self::Command { .. }
             | Self::Broken => false,

@@ -75,6 +75,18 @@ impl Indexes {
         self.indexes.iter().find(|index| index.name() == name)
     }
 
+    /// Returns an index, to look into it.
+    #[cfg(test)]
+    pub(super) fn index(&self, name: &str) -> &Arc<Index> {
+        self.find(name).unwrap()
+    }
+
+    /// Breaks off what was begun, as the end of the program does.
+    #[cfg(test)]
+    pub(super) fn abort(&self) {
+        self.background.lock().unwrap().abort_all();
+    }
+
     fn known(&self, name: &str) -> Result<&Arc<Index>, RebuildError> {
         self.find(name).ok_or_else(|| RebuildError::Unknown {
             name: name.to_owned(),

@@ -92,7 +92,7 @@ mod tests {
                 .map(|(number, lasts)| (number, i64::from(number) * 2 + lasts))
                 .collect();
             let mut marks = Marks { safe: Some("0".to_owned()), pending: None };
-            let mut found = std::collections::BTreeSet::new();
+            let mut found = std::collections::BTreeSet::<u32>::new();
             let mut clock = 0;
             for pause in pauses.iter().cycle() {
                 clock += pause;
