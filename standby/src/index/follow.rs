@@ -228,6 +228,7 @@ impl Index {
         keeper.is_counted = is_swept || care == Care::Equal;
         keeper.seen = Some(moment.snapshot);
         if applied != Applied::default() {
+            kept.target.settle().await?;
             let documents = kept.target.documents().await?;
             self.face().documents = documents;
             tracing::debug!(

@@ -517,7 +517,8 @@ impl Reading<'_> {
         Ok(Pending(by(self.deadline, binding).await?))
     }
 
-    /// Begins to read the rows beyond a key, in the order of their keys.
+    /// Begins to read the rows beyond a key, in the order of their keys: not of the texts of these, which
+    /// have the same name in the output.
     pub(super) async fn rows_after(&self, key: Option<&str>) -> Result<Pending, SourceError> {
         let shape = self.shape;
         let column = shape.key();
@@ -525,7 +526,7 @@ impl Reading<'_> {
             format!(" AND \"{column}\" > $1::text::{}", shape.key_type)
         });
         let sql = format!(
-            "{} WHERE {}{beyond} ORDER BY \"{column}\"",
+            "{} WHERE {}{beyond} ORDER BY source.\"{column}\"",
             shape.rows(),
             shape.is_kept()
         );
@@ -541,7 +542,7 @@ impl Reading<'_> {
         };
         let column = &watermark.column;
         let sql = format!(
-            "{} WHERE \"{}\" IS NOT NULL AND \"{column}\" > $1::text::{} ORDER BY \"{column}\"",
+            "{} WHERE \"{}\" IS NOT NULL AND \"{column}\" > $1::text::{} ORDER BY source.\"{column}\"",
             shape.rows(),
             shape.key(),
             watermark.sql_type

@@ -111,11 +111,13 @@ async fn what_a_crash_takes_from_the_server_it_takes_from_the_index() {
     let indexes = place.open(&config(), a.database());
     assert_eq!(catch_up(&indexes).await, 100);
     // Committed, visible, and not durable.
-    a.execute(
-        "ALTER SYSTEM SET synchronous_commit = off; ALTER SYSTEM SET wal_writer_delay = '10s';
-         ALTER SYSTEM SET wal_writer_flush_after = '1GB'",
-    )
-    .await;
+    for setting in [
+        "synchronous_commit = off",
+        "wal_writer_delay = '10s'",
+        "wal_writer_flush_after = '1GB'",
+    ] {
+        a.execute(&format!("ALTER SYSTEM SET {setting}")).await;
+    }
     a.stop("fast").await;
     a.run().await;
     a.execute("INSERT INTO article VALUES (101, 'Lost', 101)")

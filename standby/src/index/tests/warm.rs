@@ -193,12 +193,12 @@ async fn whatever_happens_an_index_that_caught_up_equals_a_cold_one() {
     ] {
         let (postgres, place) = (articles(30).await, Place::new());
         let mut indexes = place.open(&configs, postgres.database());
-        let mut random = seed;
-        let mut next = |below: u64| {
-            // A linear congruence is random enough to mix happenings, and the same on every machine.
-            random = (random * 6_364_136_223_846_793_005_u64.wrapping_add(seed))
-                .wrapping_add(1_442_695_040_888_963_407)
-                % (1 << 61);
+        let mut random: u64 = seed;
+        // A linear congruence mixes happenings well enough, and the same on every machine.
+        let mut next = move |below: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
         let slow = (postgres.database().connect)(None).await.unwrap();
@@ -274,7 +274,7 @@ async fn a_row_whose_watermark_is_of_the_future_hides_no_changes() {
     postgres
         .execute(
             "CREATE TABLE article (id int PRIMARY KEY, title text, mark timestamptz DEFAULT now());
-             INSERT INTO article VALUES (1, 'Now'), (2, 'Far', '2999-01-01')",
+             INSERT INTO article VALUES (1, 'Now', now()), (2, 'Far', '2999-01-01')",
         )
         .await;
     let rows = Rows {
@@ -324,7 +324,15 @@ async fn what_is_no_watermark_is_refused() {
 
 #[tokio::test]
 async fn l11_a_build_goes_on_from_its_last_key_and_searches_say_how_far_it_is() {
-    let (postgres, place) = (articles(25_000).await, Place::new());
+    let (postgres, place) = (Postgres::start().await, Place::new());
+    // Numbers: their order is not that of their texts.
+    postgres
+        .execute(
+            "CREATE SEQUENCE mark; CREATE TABLE article (id int PRIMARY KEY, title text,
+               is_gone boolean, mark bigint NOT NULL DEFAULT nextval('mark'));
+             INSERT INTO article SELECT n, 'Number ' || n FROM generate_series(1, 25000) n",
+        )
+        .await;
     for configs in [following(LONG), [tantivy_index("search", SOURCE)]] {
         // Killed in the middle, wherever that is.
         let indexes = place.open(&configs, postgres.database());
@@ -333,14 +341,14 @@ async fn l11_a_build_goes_on_from_its_last_key_and_searches_say_how_far_it_is() 
         let waiting = async {
             loop {
                 let status = indexes.status().remove(0);
-                if status.documents >= 10_000 {
+                let is_half = status.state == IndexState::Rebuilding;
+                if is_half && status.documents >= 10_000 {
                     return status;
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         let status = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
-        assert_eq!(status.state, IndexState::Rebuilding);
         if !place.path("index/search/current").exists() {
             let percent = status.percent.unwrap();
             assert!((40..100).contains(&percent), "{percent}");
@@ -388,7 +396,7 @@ async fn l11_a_build_goes_on_from_its_last_key_and_searches_say_how_far_it_is() 
         assert_eq!(found.to_string(), count);
         assert_eq!(
             indexes.search("search", "turtle", 0).await.unwrap().total,
-            1 + u64::from(configs[0].engine.rows().unwrap().warm.is_none())
+            1
         );
     }
 }
