@@ -19,6 +19,7 @@ mod demo;
 mod disk_full;
 mod fencing;
 mod files_verbs;
+mod index;
 mod kv;
 mod named_states;
 mod parted;

@@ -23,9 +23,10 @@ use super::standing::{Standing, standing};
 use super::sweep::{Depth, sweep};
 use super::target::{Kept, Target};
 
-/// A batch is committed with so many rows, or so many bytes.
+/// A batch is committed with so many rows, or so many bytes, or after so long.
 const BATCH_ROWS: usize = 10_000;
 const BATCH_BYTES: usize = 16 << 20;
+const BATCH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a snapshot is held, if another may follow.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
@@ -161,6 +162,7 @@ impl Build<'_> {
             snapshots: snapshots.saturating_add(1),
             changes: Vec::new(),
             bytes: 0,
+            begun: Instant::now(),
         };
         let portal = reading.rows_after(position.as_deref()).await?;
         let enough = Instant::now() + SNAPSHOT_PATIENCE;
@@ -270,6 +272,7 @@ struct Batch<'a> {
     snapshots: u32,
     changes: Vec<Change>,
     bytes: usize,
+    begun: Instant,
 }
 
 impl Batch<'_> {
@@ -290,12 +293,15 @@ impl Batch<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.changes.len() >= BATCH_ROWS || self.bytes >= BATCH_BYTES
+        self.changes.len() >= BATCH_ROWS
+            || self.bytes >= BATCH_BYTES
+            || self.begun.elapsed() >= BATCH_PATIENCE
     }
 
     async fn commit(&mut self, index: &Index) -> Result<(), RebuildError> {
         let changes = std::mem::take(&mut self.changes);
         self.bytes = 0;
+        self.begun = Instant::now();
         if let Some(change) = changes.last() {
             self.position = Some(change.key().to_owned());
         }

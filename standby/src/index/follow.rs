@@ -101,6 +101,8 @@ impl Index {
         };
         drop(turn);
         self.note_build(&outcome);
+        // Who waits because of a failure has no reason to any more.
+        self.wake.notify_one();
         outcome
     }
 
@@ -305,11 +307,14 @@ impl Index {
                     let mut keeper = self.take().await;
                     self.tend(&mut keeper, Care::Usual).await
                 }
-                None if self.shelf.half().is_some() => {
+                None => {
+                    // Whoever builds it now holds it, and leaves half of it only if he fails.
                     let mut keeper = self.take().await;
-                    self.build(&mut keeper, false).await
+                    match self.shelf.half() {
+                        Some(_) => self.build(&mut keeper, false).await,
+                        None => Ok(0),
+                    }
                 }
-                None => Ok(0),
             };
             let wait = match outcome {
                 Ok(_) => {
