@@ -13,8 +13,9 @@ use understudy_replication::status::{IndexState, IndexStatus};
 use super::elastic::Elastic;
 use super::engine::{Searchable, Written};
 use super::error::RebuildError;
+use super::session::{Moment, Session};
 use super::shelf::{Record, Shelf};
-use super::source::{Database, Moment, Session};
+use super::source::Database;
 use super::target::{Kept, Target};
 
 /// An index.

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use super::engine::Manner;
 use super::error::RebuildError;
 use super::payload::Payload;
+use super::reading::Reading;
 use super::row::{Applied, Change, Entry, Row, mark_hash};
-use super::source::Reading;
 use super::target::{ENTRIES, Target};
 
 /// How many rows are asked for by their keys at once, and written at once.
