@@ -78,8 +78,10 @@ impl Build<'_> {
                         failures = 0;
                     }
                     failures = failures.saturating_add(1);
-                    // Where nothing has begun, the caller knows better whether to wait.
-                    if half.is_none() || !error.is_passing() || failures > FAILURES_MAX {
+                    // Where nothing has begun, the caller knows better whether to wait; but whoever wrote
+                    // before is about to let go.
+                    let may_wait = half.is_some() || matches!(error, RebuildError::Engine { .. });
+                    if !may_wait || !error.is_passing() || failures > FAILURES_MAX {
                         return Err(error);
                     }
                     tracing::info!(
