@@ -63,6 +63,9 @@ pub(crate) struct Invite {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Rebuild {
     pub(crate) index: StoreName,
+    /// From the first row, even if half a build is there.
+    #[serde(default)]
+    pub(crate) fresh: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -333,10 +336,13 @@ async fn clone_to(State(node): State<Arc<Node>>, Json(order): Json<clone::Order>
 
 async fn rebuild(State(node): State<Arc<Node>>, Json(asked): Json<Rebuild>) -> Response {
     stream(move |progress| async move {
-        acting_primary(&node).map_err(Failure::refused)?;
-        node.indexes
-            .rebuild(asked.index.as_str(), &progress)
-            .await?;
+        // In every role: each node keeps its own.
+        let name = asked.index.as_str();
+        let rebuilt = match asked.fresh {
+            false => node.indexes.rebuild(name, &progress).await,
+            true => node.indexes.rebuild_fresh(name, &progress).await,
+        };
+        rebuilt?;
         Ok(())
     })
 }

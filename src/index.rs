@@ -2,7 +2,7 @@
 
 use hyper::Method;
 use understudy_config::StoreName;
-use understudy_replication::status::Status;
+use understudy_replication::status::{IndexStatus, Status};
 
 use crate::Place;
 use crate::admin_api;
@@ -25,10 +25,16 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Rebuild an index from its source
+    /// Rebuild an index from its source, on this node
     Rebuild {
         /// The index
         name: StoreName,
+        /// Go on with a build that was cut short, if there is one (the default)
+        #[arg(long, conflicts_with = "fresh")]
+        resume: bool,
+        /// Begin with the first row, even if a build was cut short
+        #[arg(long)]
+        fresh: bool,
     },
     /// Search an index
     Search {
@@ -55,22 +61,13 @@ impl Index {
                 if json {
                     return print_json(&status.indexes);
                 }
-                for index in status.indexes {
-                    let built = index
-                        .built
-                        .map_or_else(|| "never".to_owned(), |at| at.to_string());
-                    print(&format!(
-                        "{:20} {:10} {} documents, built {built}  {}",
-                        index.name,
-                        index.state.as_str(),
-                        index.documents,
-                        index.message.unwrap_or_default()
-                    ));
+                for index in &status.indexes {
+                    print(&line(index));
                 }
                 Ok(())
             }
-            Verb::Rebuild { name } => {
-                let asked = admin_api::Rebuild { index: name };
+            Verb::Rebuild { name, fresh, .. } => {
+                let asked = admin_api::Rebuild { index: name, fresh };
                 crate::admin::ask(&socket, Method::POST, "/index/rebuild", &asked).await
             }
             Verb::Search {
@@ -107,6 +104,34 @@ impl Index {
             }
         }
     }
+}
+
+/// Returns what there is to say of an index.
+fn line(index: &IndexStatus) -> String {
+    let documents = match (index.documents_total, index.percent) {
+        (Some(total), Some(percent)) => {
+            format!("{} of {total} documents, {percent} %", index.documents)
+        }
+        (Some(total), None) => format!("{} of {total} documents", index.documents),
+        (None, _) => format!("{} documents", index.documents),
+    };
+    let built = index
+        .built
+        .map_or_else(|| "never".to_owned(), |at| at.to_string());
+    let kept = match index.behind_seconds {
+        Some(seconds) if index.is_warm => format!("warm, {seconds} s behind"),
+        Some(_) | None => "cold".to_owned(),
+    };
+    let message = index
+        .message
+        .as_ref()
+        .map_or_else(String::new, |message| format!("  {message}"));
+    format!(
+        "{:20} {:13} {:10} {documents}, built {built}, {kept}{message}",
+        index.name.as_str(),
+        index.engine,
+        index.state.as_str(),
+    )
 }
 
 /// Returns the beginning of a text, on one line.

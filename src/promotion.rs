@@ -21,6 +21,7 @@ use understudy_replication::status::{RoleName, StatusSource};
 use understudy_replication::store::{Progress, StoreId, StoreKind, Unit};
 use understudy_replication::transport::PeerClient;
 use understudy_replication::wall_time::WallTime;
+use understudy_standby::index::CaughtUp;
 use understudy_standby::postgres::PostgresReceiver;
 use understudy_standby::promote::{Basis, Elsewhere, Observation, Plan, Step, StoreSeen, plan};
 
@@ -44,6 +45,9 @@ const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// The stores have this long to serve before a promotion is told to be done.
 const OPEN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// An index has this long to catch up before the promotion goes on without it.
+const INDEX_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a fenced primary still had must arrive within this long.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -457,19 +461,29 @@ async fn execute(
                 take_over(node, store, &report.epoch, progress).await?;
                 None
             }
-            Step::Index(index) => match node.indexes.rebuild(index.as_str(), progress).await {
-                Ok(_) => None,
-                // What can be rebuilt at any time must not keep the appliance down.
-                Err(error) => {
-                    let failure = format!(
-                        "{}; run `understudy index rebuild {index}`",
-                        error_chain(&error)
-                    );
-                    node.events
-                        .record(Severity::Error, "index_failed", failure.clone());
-                    Some(failure)
+            Step::Index(index) => {
+                match node
+                    .indexes
+                    .catch_up(index.as_str(), INDEX_PATIENCE, progress)
+                    .await
+                {
+                    Ok(CaughtUp::Ready { .. }) => None,
+                    // What can be built at any time must not keep the appliance down.
+                    Ok(CaughtUp::RebuildingInBackground { percent }) => Some(format!(
+                        "it is built anew while the rest serves, {percent} % is done; see `understudy index \
+                         status`"
+                    )),
+                    Err(error) => {
+                        let failure = format!(
+                            "{}; run `understudy index rebuild {index}`",
+                            error_chain(&error)
+                        );
+                        node.events
+                            .record(Severity::Error, "index_failed", failure.clone());
+                        Some(failure)
+                    }
                 }
-            },
+            }
             Step::Services => {
                 if !order.planned && is_rising {
                     // Whoever asked for it decides what runs after a failure, and when.

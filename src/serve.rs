@@ -17,12 +17,13 @@ use understudy_primary::address::Address;
 use understudy_primary::jobs::Jobs;
 use understudy_primary::services::{Hooks, Services, ServicesError};
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::postgres::Cluster;
+use understudy_replication::position::Lsn;
+use understudy_replication::postgres::{Cluster, History};
 use understudy_replication::role::{Event, Role};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::transport::{Identity, PeerServer};
 use understudy_replication::{durable, error_chain};
-use understudy_standby::index::Indexes;
+use understudy_standby::index::{Ancestry, Database, Indexes};
 
 use crate::failure::{Failure, Kind};
 use crate::kv_clients::Clients;
@@ -108,6 +109,23 @@ pub(crate) fn cluster(
     Ok(Some(cluster))
 }
 
+/// Tells the indexes which timelines this node's Postgres has been on.
+pub(crate) fn ancestry(cluster: Option<Cluster>) -> Ancestry {
+    Arc::new(move || {
+        let Some(cluster) = &cluster else {
+            return Err("no [postgres] is configured".into());
+        };
+        let timeline = cluster.newest_timeline();
+        Ok(History {
+            system_identifier: 0,
+            ended: cluster.ended_timelines(timeline)?,
+            timeline,
+            end: Lsn::default(),
+            origins: cluster.origins()?,
+        })
+    })
+}
+
 /// Returns what commands of the configuration find in their environment.
 pub(crate) fn environment(config: &Config, local: &Local) -> Vec<(String, String)> {
     let mut environment = vec![
@@ -178,10 +196,13 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     let indexes = Arc::new(Indexes::open(
         &config.indexes,
         local.state_dir.join("index"),
-        Arc::new(move |database| {
-            let cluster = sql_cluster.clone();
-            Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
-        }),
+        Database {
+            connect: Arc::new(move |database| {
+                let cluster = sql_cluster.clone();
+                Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
+            }),
+            ancestry: ancestry(cluster.clone()),
+        },
         environment,
         events.clone(),
     ));
@@ -307,6 +328,11 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
             Ok(())
         });
     }
+    let (indexes, indexes_stop) = (node.indexes.clone(), stop.clone());
+    tasks.spawn(async move {
+        indexes.keep_warm(indexes_stop).await;
+        Ok(())
+    });
     let (shell_node, shell_stop) = (node.clone(), stop.clone());
     tasks.spawn(async move {
         shell::run(shell_node, shell_events, shell_stop).await;

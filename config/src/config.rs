@@ -259,18 +259,42 @@ pub struct Index {
 /// What builds an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// Understudy itself, from the rows of a query.
+    /// Understudy itself.
     Tantivy {
-        /// The query.
-        source: String,
-        /// The database to ask, where it is not the one of [`Postgres::database`].
-        database: Option<String>,
+        /// The rows that it is made of.
+        rows: Rows,
+    },
+    /// Understudy, in an Elasticsearch.
+    Elasticsearch {
+        /// The rows that it is made of.
+        rows: Rows,
+        /// Where it is kept.
+        place: Elasticsearch,
     },
     /// A command of the operator's.
     Command {
         /// The program and its arguments. Never empty.
         command: Vec<String>,
     },
+}
+
+impl Engine {
+    /// Returns the word that the configuration uses.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Tantivy { .. } => "tantivy",
+            Self::Elasticsearch { .. } => "elasticsearch",
+            Self::Command { .. } => "command",
+        }
+    }
+
+    /// Returns the rows that it reads, if it reads any.
+    pub fn rows(&self) -> Option<&Rows> {
+        match self {
+            Self::Tantivy { rows } | Self::Elasticsearch { rows, .. } => Some(rows),
+            Self::Command { .. } => None,
+        }
+    }
 }
 
 /// On which nodes something runs.
@@ -295,6 +319,51 @@ impl On {
             Self::Both => "both",
         }
     }
+}
+
+/// The rows that an index is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The query that yields them; the first column is the key.
+    pub query: String,
+    /// The database to ask, where it is not the one of [`Postgres::database`].
+    pub database: Option<String>,
+    /// How the index is kept warm; `None` if it is not.
+    pub warm: Option<Warm>,
+}
+
+/// How an index follows the changes of its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// The column that grows with every change.
+    pub watermark: String,
+    /// The column that is true in a row that counts as deleted.
+    pub deleted: Option<String>,
+    /// How often changes are read.
+    pub refresh: Duration,
+    /// How long a transaction takes at most that changes rows.
+    pub overlap: Duration,
+    /// How often keys and watermarks are compared; `None` for never.
+    pub sweep: Option<Duration>,
+}
+
+/// Where an Elasticsearch is, and who may write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elasticsearch {
+    /// It is reached over TLS.
+    pub is_tls: bool,
+    /// Its host: a name or an address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The alias that clients search.
+    pub alias: String,
+    /// The user, and the file of the password.
+    pub login: Option<(String, PathBuf)>,
+    /// The file of the authorities to trust; `None` for the system's.
+    pub ca_file: Option<PathBuf>,
+    /// All nodes use this one, and only the primary writes.
+    pub is_shared: bool,
 }
 
 /// What becomes of something when the primary has failed and another node is promoted.

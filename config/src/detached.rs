@@ -74,13 +74,23 @@ pub fn detached(config: &Config, answers: &Detached) -> String {
         file.line("exclude", list(settings.exclude.patterns()));
     }
     for index in &config.indexes {
-        if let Engine::Tantivy { source, database } = &index.engine {
+        if let Engine::Tantivy { rows } = &index.engine {
             file.heading("[[index]]");
             file.line("name", quoted(index.name.as_str()));
             file.line("engine", quoted("tantivy"));
-            file.line("source", quoted(source));
-            if let Some(database) = database {
+            file.line("source", quoted(&rows.query));
+            if let Some(database) = &rows.database {
                 file.line("database", quoted(database));
+            }
+            if let Some(warm) = &rows.warm {
+                file.line("watermark", quoted(&warm.watermark));
+                if let Some(deleted) = &warm.deleted {
+                    file.line("deleted", quoted(deleted));
+                }
+                file.line("refresh", quoted(&seconds(warm.refresh)));
+                file.line("overlap", quoted(&seconds(warm.overlap)));
+                let sweep = warm.sweep.map_or("never".to_owned(), seconds);
+                file.line("sweep", quoted(&sweep));
             }
             file.line("timeout", quoted(&seconds(index.timeout)));
         }

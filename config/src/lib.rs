@@ -34,9 +34,9 @@ mod value;
 
 pub use check::{Amount, Check, CheckKind, CheckOn, CheckSeverity, ProcessName};
 pub use config::{
-    Address, AfterFailover, Cluster, Config, Drill, Engine, Fence, Files, Hooks, Index, Job, Kv,
-    KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, ServerCommands, Service,
-    Settings,
+    Address, AfterFailover, Cluster, Config, Drill, Elasticsearch, Engine, Fence, Files, Hooks,
+    Index, Job, Kv, KvDurability, Node, On, Postgres, PostgresDurability, Rejoin, Rows,
+    ServerCommands, Service, Settings, Warm,
 };
 pub use globs::{GlobError, Globs};
 pub use ip_prefix::IpPrefix;

@@ -218,17 +218,48 @@ section! {
     Index "[[index]]" {
         /// Names the index. No two indexes have the same name.
         name: String as "name" = required, r#""search""#;
-        /// What builds it: `"tantivy"`, understudy itself from the rows of `source`; or `"command"`, the
-        /// `command`. `"elasticsearch"` is not available in this version.
+        /// What builds it: `"tantivy"`, understudy itself from the rows of `source`; `"elasticsearch"`,
+        /// understudy from the same rows, in an Elasticsearch at `url`; or `"command"`, the `command`.
         engine: String as "string" = required, r#""tantivy""#;
-        /// The query that yields the rows, the first column of which is the key. With `"tantivy"` only,
-        /// which needs it and `[postgres]`.
-        source: String as "SQL" = optional, r#""SELECT id, title, body FROM article""#;
-        /// The database to ask. With `"tantivy"` only; without it, that of `[postgres]`.
+        /// The query that yields the rows, the first column of which is the key: not null, and different in
+        /// every row. Not with `"command"`; the others need it and `[postgres]`.
+        source: String as "SQL" = optional, r#""SELECT id, title, body, updated_at FROM article""#;
+        /// The database to ask. Not with `"command"`; without it, that of `[postgres]`.
         database: String as "string" = optional, r#""catalog""#;
+        /// The column of `source` that grows whenever a row changes: a timestamp, or a number from a
+        /// sequence. With it the index is kept warm, on the standby too, and a promotion only catches up.
+        /// Without it a promotion reads every row.
+        watermark: String as "column" = optional, r#""updated_at""#;
+        /// The column of `source` that is true in a row that counts as deleted. Without it, deletions are
+        /// found by comparing keys: every `sweep`, and at a promotion.
+        deleted: String as "column" = optional, r#""is_deleted""#;
+        /// How often the changes are read. With `watermark`.
+        refresh: String as "duration" = r#""5s""#, r#""1s""#;
+        /// The longest that a transaction takes that changes rows: so far back the watermark is read again,
+        /// since transactions do not become visible in the order of their watermarks. With `watermark`.
+        overlap: String as "duration" = r#""1m""#, r#""10m""#;
+        /// How often the keys and watermarks of the index are compared with those of the rows, which finds
+        /// deletions and what was written later than `overlap`. `"never"` only with `deleted`. With
+        /// `watermark`.
+        sweep: String as "duration or never" = r#""1h""#, r#""1d""#;
+        /// Where Elasticsearch is. With `"elasticsearch"` only, which needs it.
+        url: String as "URL" = optional, r#""http://10.0.0.5:9200""#;
+        /// The alias that clients search; the indexes behind it are called `ALIAS-NUMBER`. With
+        /// `"elasticsearch"` only; without it, the name of the index.
+        alias: String as "string" = optional, r#""articles""#;
+        /// Who Elasticsearch knows us as. With `"elasticsearch"` only, and with `password_file`.
+        user: String as "string" = optional, r#""understudy""#;
+        /// The file that holds the password of `user`.
+        password_file: String as "absolute path" = optional, r#""/etc/understudy/elastic-password""#;
+        /// The file of the authorities that may have signed the certificate of `url`, as PEM. Without it,
+        /// those that the system trusts.
+        ca_file: String as "absolute path" = optional, r#""/etc/understudy/elastic-ca.pem""#;
+        /// Whether all nodes use one Elasticsearch, so that only the primary writes to it. With `false` each
+        /// node keeps one of its own, as at `http://127.0.0.1:9200`. With `"elasticsearch"` only.
+        shared: bool as "boolean" = "true", "false";
         /// The command that rebuilds the index. With `"command"` only, which needs it.
         command: Command as "command" = optional, r#"["catalogctl", "reindex"]"#;
-        /// How long a rebuild may take.
+        /// How long a rebuild may take. What it has done by then is kept, and the next goes on from there.
         timeout: String as "duration" = r#""1h""#, r#""30m""#;
     }
 }

@@ -118,7 +118,22 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #engine = "tantivy"          # built in, from the rows of `source`; it needs [postgres]
 #source = "SELECT id, title, body, updated_at FROM article"
 #database = "catalog"
+#watermark = "updated_at"    # grows with every change: the index is kept warm on every node
+#deleted = "is_deleted"      # true in a row that counts as deleted
+#refresh = "5s"              # how often changes are read
+#overlap = "1m"              # the longest transaction that changes rows
+#sweep = "1h"                # how often deletions are looked for
 #timeout = "1h"
+#[[index]]
+#name = "articles"
+#engine = "elasticsearch"    # the same rows, in an Elasticsearch
+#source = "SELECT id, title, body, updated_at FROM article"
+#url = "https://search.example.com:9200"
+#alias = "articles"          # what clients search
+#user = "understudy"
+#password_file = "/etc/understudy/elastic-password"
+#ca_file = "/etc/understudy/elastic-ca.pem"
+#shared = true               # one for all nodes: only the primary writes to it
 #[[index]]
 #name = "other"
 #engine = "command"          # whatever the command builds
@@ -613,7 +628,22 @@ mod tests {
         #engine = "tantivy"          # built in, from the rows of `source`; it needs [postgres]
         #source = "SELECT id, title, body, updated_at FROM article"
         #database = "catalog"
+        #watermark = "updated_at"    # grows with every change: the index is kept warm on every node
+        #deleted = "is_deleted"      # true in a row that counts as deleted
+        #refresh = "5s"              # how often changes are read
+        #overlap = "1m"              # the longest transaction that changes rows
+        #sweep = "1h"                # how often deletions are looked for
         #timeout = "1h"
+        #[[index]]
+        #name = "articles"
+        #engine = "elasticsearch"    # the same rows, in an Elasticsearch
+        #source = "SELECT id, title, body, updated_at FROM article"
+        #url = "https://search.example.com:9200"
+        #alias = "articles"          # what clients search
+        #user = "understudy"
+        #password_file = "/etc/understudy/elastic-password"
+        #ca_file = "/etc/understudy/elastic-ca.pem"
+        #shared = true               # one for all nodes: only the primary writes to it
         #[[index]]
         #name = "other"
         #engine = "command"          # whatever the command builds
@@ -744,7 +774,7 @@ mod tests {
                 config.services.len(),
                 config.files.len()
             ),
-            (2, 1, 1)
+            (3, 1, 1)
         );
         for section in CLUSTER_SECTIONS {
             for key in section.keys {

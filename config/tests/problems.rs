@@ -276,9 +276,6 @@ ip = "10.0.0.100/24"
 [postgres]
 data_dir = "/pg"
 durability = "snyc"
-[[index]]
-name = "search"
-engine = "elasticsearch"
 [witness]
 "#), @r#"
     error: promotion `automatic` needs a witness, which this version does not have
@@ -301,16 +298,10 @@ engine = "elasticsearch"
        |
        = help: did you mean `sync`?
 
-    error: engine `elasticsearch` is not available in this version
-      --> understudy.toml:15:10
-       |
-    15 | engine = "elasticsearch"
-       |          ^^^^^^^^^^^^^^^ expected "tantivy" or "command"
-
     error: section `[witness]` is not available in this version
-      --> understudy.toml:16:1
+      --> understudy.toml:13:1
        |
-    16 | [witness]
+    13 | [witness]
        | ^^^^^^^^^ expected the section to be removed
     "#);
 }
@@ -407,6 +398,160 @@ fn the_commands_of_postgres_come_all_three_or_not_at_all() {
 }
 
 #[test]
+fn a_warm_index_has_what_it_needs_and_no_more() {
+    assert_snapshot!(problems_with(r#"
+[postgres]
+data_dir = "/pg"
+[[index]]
+name = "a"
+engine = "tantivy"
+source = "SELECT 1 AS id"
+deleted = "is_deleted"
+sweep = "2h"
+[[index]]
+name = "b"
+engine = "tantivy"
+source = "SELECT 1 AS id"
+watermark = "updated at"
+sweep = "never"
+overlap = "0s"
+[[index]]
+name = "c"
+engine = "command"
+command = ["true"]
+watermark = "updated_at"
+url = "http://localhost"
+shared = true
+"#), @r#"
+    error: `deleted` without a `watermark`, which it belongs to
+      --> understudy.toml:13:11
+       |
+    13 | deleted = "is_deleted"
+       |           ^^^^^^^^^^^^ expected `watermark`, a column that grows with every change
+
+    error: `sweep` without a `watermark`, which it belongs to
+      --> understudy.toml:14:9
+       |
+    14 | sweep = "2h"
+       |         ^^^^ expected `watermark`, a column that grows with every change
+
+    error: `updated at` is not the name of a column
+      --> understudy.toml:19:13
+       |
+    19 | watermark = "updated at"
+       |             ^^^^^^^^^^^^ expected letters, digits and `_`, beginning with a letter, as `source` names it
+
+    error: `sweep` is `never`, and without `deleted` nothing else finds deletions
+      --> understudy.toml:20:9
+       |
+    20 | sweep = "never"
+       |         ^^^^^^^ expected a duration, or the column `deleted`
+
+    error: `0s` is not a duration
+      --> understudy.toml:21:11
+       |
+    21 | overlap = "0s"
+       |           ^^^^ expected a whole number from 1 and a unit (ms, s, m, h or d), at most 30d, such as "30s"
+
+    error: engine `command` takes no `watermark`
+      --> understudy.toml:26:13
+       |
+    24 | engine = "command"
+       |          --------- the engine is chosen here
+    25 | command = ["true"]
+    26 | watermark = "updated_at"
+       |             ^^^^^^^^^^^^ expected `command`, a program and its arguments
+
+    error: engine `command` takes no `url`
+      --> understudy.toml:27:7
+       |
+    24 | engine = "command"
+       |          --------- the engine is chosen here
+    ...
+    27 | url = "http://localhost"
+       |       ^^^^^^^^^^^^^^^^^^ expected engine "elasticsearch"
+
+    error: engine `command` takes no `shared`
+      --> understudy.toml:28:10
+       |
+    24 | engine = "command"
+       |          --------- the engine is chosen here
+    ...
+    28 | shared = true
+       |          ^^^^ expected engine "elasticsearch"
+    "#);
+}
+
+#[test]
+fn an_elasticsearch_is_where_its_url_says() {
+    assert_snapshot!(problems_with(r#"
+[postgres]
+data_dir = "/pg"
+[[index]]
+name = "a"
+engine = "elasticsearch"
+source = "SELECT 1 AS id"
+[[index]]
+name = "b"
+engine = "elasticsearch"
+source = "SELECT 1 AS id"
+url = "localhost:9200"
+alias = "Articles"
+user = "understudy"
+[[index]]
+name = "c"
+engine = "elasticsearch"
+source = "SELECT 1 AS id"
+url = "http://[::1]:9200/"
+ca_file = "/ca.pem"
+[[index]]
+name = "d"
+engine = "elasticsearch"
+source = "SELECT 1 AS id"
+url = "https://search:port"
+"#), @r#"
+    error: an index of engine `elasticsearch` lacks the key `url`
+      --> understudy.toml:9:1
+       |
+     9 | [[index]]
+       | ^^^^^^^^^ expected where Elasticsearch is, such as "http://10.0.0.5:9200"
+    10 | name = "a"
+    11 | engine = "elasticsearch"
+       |          --------------- the engine is chosen here
+
+    error: `localhost:9200` is not the URL of an Elasticsearch
+      --> understudy.toml:17:7
+       |
+    17 | url = "localhost:9200"
+       |       ^^^^^^^^^^^^^^^^ expected http:// or https://, a host and a port, such as "http://10.0.0.5:9200"
+
+    error: `Articles` is not an alias that Elasticsearch takes
+      --> understudy.toml:18:9
+       |
+    18 | alias = "Articles"
+       |         ^^^^^^^^^^ expected at most 200 small letters, digits, `-`, `_` and `.`, beginning with a letter or a digit
+
+    error: `user` without `password_file`
+      --> understudy.toml:19:8
+       |
+    19 | user = "understudy"
+       |        ^^^^^^^^^^^^ expected both, or none of them
+
+    error: `ca_file`, and the `url` is not reached over TLS
+      --> understudy.toml:25:11
+       |
+    25 | ca_file = "/ca.pem"
+       |           ^^^^^^^^^ expected a `url` that begins with https://
+
+    error: `https://search:port` is not the URL of an Elasticsearch
+      --> understudy.toml:30:7
+       |
+    30 | url = "https://search:port"
+       |       ^^^^^^^^^^^^^^^^^^^^^ expected http:// or https://, a host and a port, such as "http://10.0.0.5:9200"
+    "#);
+}
+
+#[test]
 fn an_index_has_what_its_engine_needs_and_no_more() {
     assert_snapshot!(problems_with(r#"
 [[index]]
@@ -466,7 +611,7 @@ timeout = "0s"
       --> understudy.toml:17:10
        |
     17 | engine = "comand"
-       |          ^^^^^^^^ expected "tantivy" or "command"
+       |          ^^^^^^^^ expected "tantivy", "elasticsearch" or "command"
        |
        = help: did you mean `command`?
 

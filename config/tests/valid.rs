@@ -41,6 +41,19 @@ reload = ["systemctl", "reload", "catalog"]
 name = "search"
 engine = "tantivy"
 source = "SELECT id, title, body, updated_at FROM article"
+watermark = "updated_at"
+deleted = "is_deleted"
+sweep = "never"
+[[index]]
+name = "articles"
+engine = "elasticsearch"
+source = "SELECT id, title FROM article"
+database = "catalog"
+url = "https://[fd00::5]"
+user = "understudy"
+password_file = "/etc/understudy/elastic"
+ca_file = "/etc/understudy/ca.pem"
+shared = false
 [[index]]
 name = "other"
 engine = "command"
@@ -168,8 +181,52 @@ fn the_sample_is_read_whole() {
                     "search",
                 ),
                 engine: Tantivy {
-                    source: "SELECT id, title, body, updated_at FROM article",
-                    database: None,
+                    rows: Rows {
+                        query: "SELECT id, title, body, updated_at FROM article",
+                        database: None,
+                        warm: Some(
+                            Warm {
+                                watermark: "updated_at",
+                                deleted: Some(
+                                    "is_deleted",
+                                ),
+                                refresh: 5s,
+                                overlap: 60s,
+                                sweep: None,
+                            },
+                        ),
+                    },
+                },
+                timeout: 3600s,
+            },
+            Index {
+                name: StoreName(
+                    "articles",
+                ),
+                engine: Elasticsearch {
+                    rows: Rows {
+                        query: "SELECT id, title FROM article",
+                        database: Some(
+                            "catalog",
+                        ),
+                        warm: None,
+                    },
+                    place: Elasticsearch {
+                        is_tls: true,
+                        host: "fd00::5",
+                        port: 9200,
+                        alias: "articles",
+                        login: Some(
+                            (
+                                "understudy",
+                                "/etc/understudy/elastic",
+                            ),
+                        ),
+                        ca_file: Some(
+                            "/etc/understudy/ca.pem",
+                        ),
+                        is_shared: false,
+                    },
                 },
                 timeout: 3600s,
             },

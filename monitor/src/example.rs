@@ -201,6 +201,9 @@ pub(crate) fn standby() -> Status {
         indexes: vec![IndexStatus {
             documents: 120,
             documents_total: Some(400),
+            percent: Some(30),
+            is_warm: false,
+            behind_seconds: None,
             ..index(IndexState::Rebuilding)
         }],
         proof: Some(proof()),
@@ -471,8 +474,12 @@ fn index(state: IndexState) -> IndexStatus {
         state,
         documents: 400,
         documents_total: None,
+        percent: None,
         built: Some(at(-6_000_000)),
         message: None,
+        engine: "tantivy".to_owned(),
+        is_warm: true,
+        behind_seconds: Some(3),
     }
 }
 

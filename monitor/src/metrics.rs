@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use understudy_replication::status::{
-    AddressState, CheckState, IndexState, JobOutcome, JobState, ProofStatus, RoleName,
+    AddressState, CheckState, IndexState, IndexStatus, JobOutcome, JobState, ProofStatus, RoleName,
     ServiceState, Status,
 };
 use understudy_replication::store::Durability;
@@ -426,6 +426,28 @@ pub const TABLE: &[Metric] = &[
                 Some(Sample::new(labels, seconds_since_1970(check.checked?)))
             });
             of_check.collect()
+        },
+    },
+    Metric {
+        name: "index_warm",
+        labels: &["index"],
+        help: "1 while the index follows its rows, so that a promotion only catches up, 0 while it does not",
+        samples: |status| {
+            let warm =
+                |index: &IndexStatus| Sample::new([index.name.as_str()], index.is_warm.into());
+            status.indexes.iter().map(warm).collect()
+        },
+    },
+    Metric {
+        name: "index_behind_seconds",
+        labels: &["index"],
+        help: "how long ago a warm index was equal to the rows of this node's Postgres",
+        samples: |status| {
+            let behind = |index: &IndexStatus| {
+                let seconds = index.behind_seconds?;
+                Some(Sample::new([index.name.as_str()], Value::Count(seconds)))
+            };
+            status.indexes.iter().filter_map(behind).collect()
         },
     },
     Metric {

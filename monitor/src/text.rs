@@ -548,18 +548,25 @@ fn show_jobs(page: &mut Page, status: &Status, now: WallTime) {
 }
 
 fn show_indexes(page: &mut Page, status: &Status, now: WallTime) {
-    let mut table = Table::new(["INDEX", "STATE", "DOCUMENTS", "BUILT", "MESSAGE"]);
+    let mut table = Table::new(["INDEX", "STATE", "DOCUMENTS", "BUILT", "KEPT", "MESSAGE"]);
     for index in &status.indexes {
         table.row([
             index.name.to_string(),
             index.state.as_str().to_owned(),
             match index.documents_total {
-                Some(total) => format!("{} of {total}", index.documents),
+                Some(total) => match index.percent {
+                    Some(percent) => format!("{} of {total} ({percent} %)", index.documents),
+                    None => format!("{} of {total}", index.documents),
+                },
                 None => index.documents.to_string(),
             },
             index.built.map_or("never".to_owned(), |built| {
                 format!("{} ago", age(built, now))
             }),
+            match index.behind_seconds {
+                Some(seconds) if index.is_warm => format!("warm, {seconds} s behind"),
+                Some(_) | None => "cold".to_owned(),
+            },
             index.message.clone().unwrap_or_default(),
         ]);
     }

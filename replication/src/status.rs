@@ -616,10 +616,22 @@ pub struct IndexStatus {
     pub documents: u64,
     /// How many documents the rebuild will read, where that is known.
     pub documents_total: Option<u64>,
+    /// How far the rebuild is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
     /// When the searchable index was built.
     pub built: Option<WallTime>,
-    /// Why the last build failed.
+    /// Why the last build failed, or what keeps it from being kept warm.
     pub message: Option<String>,
+    /// What builds it, as the configuration names it.
+    #[serde(default)]
+    pub engine: String,
+    /// It follows the changes of its rows, so that a promotion only catches up.
+    #[serde(default)]
+    pub is_warm: bool,
+    /// How many seconds ago it was equal to the rows of this node's Postgres; `None` if it is not kept warm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_seconds: Option<u64>,
 }
 
 /// A promotion that is not finished.

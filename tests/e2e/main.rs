@@ -21,6 +21,7 @@ mod disk_full;
 mod drill;
 mod fencing;
 mod files_verbs;
+mod index;
 mod kv;
 mod links;
 mod named_states;

@@ -1,134 +1,44 @@
 //! The indexes of this node.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use understudy_config::Engine;
-use understudy_replication::command::Command;
-use understudy_replication::error_chain;
-use understudy_replication::event::{Events, Severity};
-use understudy_replication::status::{IndexState, IndexStatus};
-use understudy_replication::store::{BoxFuture, Progress, StoreFailure, Unit};
+use understudy_replication::event::Events;
+use understudy_replication::status::IndexStatus;
+use understudy_replication::store::{Progress, Stop, Unit};
 
-use super::build::{Built, RebuildError, build};
-use super::engine::Searchable;
+use super::error::RebuildError;
+use super::keeper::{Index, percent};
 use super::search::{SearchError, SearchResult, check};
-use super::shelf::{Record, Shelf};
-
-/// Connects to this node's Postgres: to the database of that name, or to the configured one.
-pub type Connect =
-    Arc<dyn Fn(Option<String>) -> BoxFuture<'static, Result<Client, StoreFailure>> + Send + Sync>;
+use super::source::Database;
 
 /// The indexes of this node, in the order of the configuration.
 pub struct Indexes {
-    indexes: Vec<Index>,
-    connect: Connect,
-    env: Vec<(String, String)>,
-    events: Events,
+    indexes: Vec<Arc<Index>>,
+    /// Work that was begun for somebody, who may not wait for its end.
+    background: Mutex<JoinSet<()>>,
 }
 
-struct Index {
-    config: understudy_config::Index,
-    shelf: Shelf,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    searchable: Option<Arc<Searchable>>,
-    record: Option<Record>,
-    /// Rows read, and rows in all where that is known, while it is rebuilt.
-    rebuilding: Option<(u64, Option<u64>)>,
-    failure: Option<String>,
-}
-
-/// One rebuild of an index at a time; however it ends, the index is free again.
-struct Turn<'a>(&'a Index);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.state().rebuilding = None;
-    }
-}
-
-impl Index {
-    fn open(config: &understudy_config::Index, folder: PathBuf) -> Self {
-        let shelf = Shelf::new(folder);
-        let mut state = State::default();
-        let opened = shelf.clean().and_then(|()| shelf.current());
-        match opened {
-            Ok(Some((path, record))) => match &config.engine {
-                Engine::Tantivy { .. } => match Searchable::open(&path) {
-                    Ok(searchable) => {
-                        state.searchable = Some(Arc::new(searchable));
-                        state.record = Some(record);
-                    }
-                    // It can be built again; a node must not fail to start for it.
-                    Err(error) => state.failure = Some(error_chain(&error)),
-                },
-                Engine::Command { .. } => state.record = Some(record),
-            },
-            Ok(None) => {}
-            Err(error) => state.failure = Some(error_chain(&error)),
-        }
-        Self {
-            config: config.clone(),
-            shelf,
-            state: Mutex::new(state),
-        }
-    }
-
-    fn name(&self) -> &str {
-        self.config.name.as_str()
-    }
-
-    /// Returns what the index is made of, to notice when that has changed.
-    fn source(&self) -> String {
-        match &self.config.engine {
-            Engine::Tantivy { source, .. } => source.clone(),
-            Engine::Command { command } => command.join("\0"),
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self) -> Result<Turn<'_>, RebuildError> {
-        let mut state = self.state();
-        if state.rebuilding.is_some() {
-            return Err(RebuildError::AlreadyRunning {
-                name: self.name().to_owned(),
-            });
-        }
-        state.rebuilding = Some((0, None));
-        Ok(Turn(self))
-    }
-
-    fn status(&self) -> IndexStatus {
-        let state = self.state();
-        let is_stale = state
-            .record
-            .as_ref()
-            .is_some_and(|record| !record.is_of(&self.source()));
-        let stale = || is_stale.then(|| "its source has changed since; rebuild it".to_owned());
-        let documents = state.record.as_ref().map_or(0, |record| record.documents);
-        let (named, documents, documents_total) = match (state.rebuilding, &state.failure) {
-            (Some((read, total)), _) => (IndexState::Rebuilding, read, total),
-            (None, Some(_)) => (IndexState::Failed, documents, None),
-            (None, None) if state.record.is_some() => (IndexState::Ready, documents, None),
-            (None, None) => (IndexState::Absent, 0, None),
-        };
-        IndexStatus {
-            name: self.config.name.clone(),
-            state: named,
-            documents,
-            documents_total,
-            built: state.record.as_ref().map(|record| record.built),
-            message: state.failure.clone().or_else(stale),
-        }
-    }
+/// What a promotion finds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CaughtUp {
+    /// The index is equal to its rows.
+    Ready {
+        /// How many documents it has.
+        documents: u64,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// It is not yet, and work on it goes on.
+    RebuildingInBackground {
+        /// How far that is; 0 where that is not known.
+        percent: u8,
+    },
 }
 
 impl Indexes {
@@ -137,127 +47,174 @@ impl Indexes {
     pub fn open(
         configs: &[understudy_config::Index],
         folder: PathBuf,
-        connect: Connect,
+        database: Database,
         env: Vec<(String, String)>,
         events: Events,
     ) -> Self {
         let index = |config: &understudy_config::Index| {
-            Index::open(config, folder.join(config.name.as_str()))
+            Arc::new(Index::open(
+                config,
+                folder.join(config.name.as_str()),
+                database.clone(),
+                env.clone(),
+                events.clone(),
+            ))
         };
         Self {
             indexes: configs.iter().map(index).collect(),
-            connect,
-            env,
-            events,
+            background: Mutex::default(),
         }
     }
 
     /// Returns the names of the indexes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.indexes.iter().map(Index::name)
+        self.indexes.iter().map(|index| index.name())
     }
 
-    fn find(&self, name: &str) -> Option<&Index> {
+    fn find(&self, name: &str) -> Option<&Arc<Index>> {
         self.indexes.iter().find(|index| index.name() == name)
     }
 
-    /// Builds an index anew, while the one before it is searched on. Returns how many documents it
-    /// has. Dropping the future gives it up.
+    /// Returns an index, to look into it.
+    #[cfg(test)]
+    pub(super) fn index(&self, name: &str) -> &Arc<Index> {
+        self.find(name).unwrap()
+    }
+
+    /// Breaks off what was begun, as the end of the program does.
+    #[cfg(test)]
+    pub(super) fn abort(&self) {
+        self.background.lock().unwrap().abort_all();
+    }
+
+    fn known(&self, name: &str) -> Result<&Arc<Index>, RebuildError> {
+        self.find(name).ok_or_else(|| RebuildError::Unknown {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Keeps every index with a watermark warm, in every role, and goes on with builds that were cut short.
+    /// Returns when told to stop, and nothing works on the indexes any more.
+    pub async fn keep_warm(self: Arc<Self>, stop: Stop) {
+        let mut tasks = JoinSet::new();
+        for index in &self.indexes {
+            tasks.spawn(index.clone().keep(stop.clone()));
+        }
+        stop.wait().await;
+        // Whatever is cut short has been committed up to some place, or not been.
+        tasks.shutdown().await;
+        let mut background = std::mem::take(
+            &mut *self
+                .background
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        background.shutdown().await;
+    }
+
+    /// Begins work that goes on even if nobody waits for its result any more.
+    fn begin<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (sender, receiver) = oneshot::channel();
+        let mut background = self
+            .background
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // What has ended is forgotten.
+        while background.try_join_next().is_some() {}
+        background.spawn(async move {
+            let _nobody_waits = sender.send(work.await).is_err();
+        });
+        receiver
+    }
+
+    /// Builds an index anew, while the one before it is searched on; a build that was cut short is gone on
+    /// with. Returns how many documents it has. Dropping the future does not end the build.
     ///
     /// # Errors
     /// When it is being rebuilt already, takes too long, or cannot be built.
     pub async fn rebuild(&self, name: &str, progress: &dyn Progress) -> Result<u64, RebuildError> {
-        let unknown = || RebuildError::Unknown {
-            name: name.to_owned(),
-        };
-        let index = self.find(name).ok_or_else(unknown)?;
-        let turn = index.begin()?;
-        progress.start(&format!("index {name}"), None, Unit::Items);
-        let limit = index.config.timeout;
-        let work = self.work(index, progress);
-        let result = match tokio::time::timeout(limit, work).await {
-            Ok(result) => result,
-            Err(_) => Err(RebuildError::TimedOut {
+        self.rebuild_as(name, false, progress).await
+    }
+
+    /// Builds an index anew from its first row, even if half a build is there.
+    ///
+    /// # Errors
+    /// As those of [`Indexes::rebuild`].
+    pub async fn rebuild_fresh(
+        &self,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<u64, RebuildError> {
+        self.rebuild_as(name, true, progress).await
+    }
+
+    async fn rebuild_as(
+        &self,
+        name: &str,
+        is_fresh: bool,
+        progress: &dyn Progress,
+    ) -> Result<u64, RebuildError> {
+        let index = self.known(name)?.clone();
+        // Who waits for the end of another build would build it a second time.
+        if let Some((read, total)) = index.face().building {
+            return Err(RebuildError::AlreadyRunning {
                 name: name.to_owned(),
-                limit,
-            }),
-        };
-        let mut state = index.state();
-        let outcome = match result {
-            Ok((searchable, record)) => {
-                let documents = record.documents;
-                *state = State {
-                    searchable,
-                    record: Some(record),
-                    ..State::default()
-                };
-                Ok(documents)
-            }
-            Err(error) => {
-                state.failure = Some(error_chain(&error));
-                Err(error)
+                percent: total.map(|total| percent(read, total)),
+            });
+        }
+        let work = {
+            let index = index.clone();
+            async move {
+                let mut keeper = index.take().await;
+                index.build(&mut keeper, is_fresh).await
             }
         };
-        drop(state);
-        drop(turn);
+        let mut result = self.begin(work);
+        progress.start(&format!("index {name}"), None, Unit::Items);
+        let outcome = watch(&index, &mut result, None, progress).await;
+        let outcome = outcome.unwrap_or(Err(RebuildError::Broken));
         match &outcome {
-            Ok(documents) => {
-                progress.end(&format!("{documents} documents"));
-                let message = format!("index {name} was rebuilt ({documents} documents)");
-                self.events.record(Severity::Info, "index_rebuilt", message);
-            }
-            Err(error) => {
-                progress.end("failed");
-                let message = format!("index {name} was not rebuilt: {}", error_chain(error));
-                self.events.record(Severity::Error, "index_failed", message);
-            }
+            Ok(documents) => progress.end(&format!("{documents} documents")),
+            Err(_) => progress.end("failed"),
         }
         outcome
     }
 
-    async fn work(
+    /// Makes an index equal to its rows: a warm one by reading what has changed since, a cold one by
+    /// building it. Waits no longer than `patience`; what is not done by then goes on without the caller.
+    ///
+    /// # Errors
+    /// When there is no such index, or it cannot be made equal; the one before it, if any, is searched on.
+    pub async fn catch_up(
         &self,
-        index: &Index,
+        name: &str,
+        patience: Duration,
         progress: &dyn Progress,
-    ) -> Result<(Option<Arc<Searchable>>, Record), RebuildError> {
-        match &index.config.engine {
-            Engine::Tantivy { source, database } => {
-                let connecting = (self.connect)(database.clone());
-                let connected = connecting.await;
-                let mut client = connected.map_err(|source| RebuildError::Connect { source })?;
-                let tell = |read, total| {
-                    index.state().rebuilding = Some((read, Some(total)));
-                    if read == 0 {
-                        progress.start(
-                            &format!("index {}", index.name()),
-                            Some(total),
-                            Unit::Items,
-                        );
-                    }
-                    progress.at(read);
-                };
-                let (limit, shelf) = (index.config.timeout, index.shelf.clone());
-                let Built { searchable, record } =
-                    build(&mut client, source, limit, shelf, tell).await?;
-                Ok((Some(searchable), record))
-            }
-            Engine::Command { command } => {
-                let command = Command::new(command.clone())
-                    .env("UNDERSTUDY_INDEX", index.name())
-                    .limit(index.config.timeout);
-                let command = self
-                    .env
-                    .iter()
-                    .fold(command, |command, (name, value)| command.env(name, value));
-                command.run().await?;
-                let (shelf, record) = (index.shelf.clone(), Record::now(0, &index.source()));
-                let publishing = record.clone();
-                tokio::task::spawn_blocking(move || {
-                    let path = shelf.begin()?;
-                    shelf.publish(&path, &publishing)
+    ) -> Result<CaughtUp, RebuildError> {
+        let index = self.known(name)?.clone();
+        let start = Instant::now();
+        let mut result = self.begin(index.clone().catch_up());
+        progress.start(&format!("index {name}"), None, Unit::Items);
+        let deadline = start + patience;
+        match watch(&index, &mut result, Some(deadline), progress).await {
+            Some(Ok(documents)) => {
+                progress.end(&format!("{documents} documents"));
+                Ok(CaughtUp::Ready {
+                    documents,
+                    seconds: start.elapsed().as_secs_f64(),
                 })
-                .await??;
-                Ok((None, record))
+            }
+            Some(Err(error)) => {
+                progress.end("failed");
+                Err(error)
+            }
+            None => {
+                let percent = index.percent().unwrap_or(0);
+                progress.end(&format!("goes on in the background, {percent} %"));
+                Ok(CaughtUp::RebuildingInBackground { percent })
             }
         }
     }
@@ -280,9 +237,12 @@ impl Indexes {
             return Err(SearchError::Elsewhere { name });
         }
         check(query, limit)?;
+        if matches!(index.config.engine, Engine::Elasticsearch { .. }) {
+            return super::elastic::search(index, query, limit).await;
+        }
         let searchable = {
-            let state = index.state();
-            match (&state.searchable, state.rebuilding) {
+            let face = index.face();
+            match (&face.searchable, face.building) {
                 (Some(searchable), _) => searchable.clone(),
                 (None, Some((read, total))) => {
                     let percent = total.map(|total| percent(read, total));
@@ -302,11 +262,47 @@ impl Indexes {
 
     /// Returns how each index is.
     pub fn status(&self) -> Vec<IndexStatus> {
-        self.indexes.iter().map(Index::status).collect()
+        self.indexes.iter().map(|index| index.status()).collect()
     }
 }
 
-fn percent(read: u64, total: u64) -> u8 {
-    let percent = read.saturating_mul(100).checked_div(total).unwrap_or(0);
-    u8::try_from(percent.min(100)).unwrap_or(100)
+/// Waits for a result, and tells how far the build of the index is meanwhile. `None` at the deadline.
+async fn watch(
+    index: &Index,
+    result: &mut oneshot::Receiver<Result<u64, RebuildError>>,
+    deadline: Option<Instant>,
+    progress: &dyn Progress,
+) -> Option<Result<u64, RebuildError>> {
+    let mut told = index.told.subscribe();
+    let mut total_told = None;
+    let mut late = Box::pin(async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut tell = |(read, total): (u64, Option<u64>)| {
+        if total.is_some() && total != total_told {
+            total_told = total;
+            progress.start(&format!("index {}", index.name()), total, Unit::Items);
+        }
+        progress.at(read);
+    };
+    loop {
+        tokio::select! {
+            ended = &mut *result => {
+                if told.has_changed().unwrap_or(false) {
+                    tell(*told.borrow());
+                }
+                return Some(ended.unwrap_or(Err(RebuildError::Broken)));
+            }
+            () = &mut late => return None,
+            changed = told.changed() => {
+                let now = *told.borrow_and_update();
+                if changed.is_ok() {
+                    tell(now);
+                }
+            }
+        }
+    }
 }

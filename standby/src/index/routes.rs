@@ -6,6 +6,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use understudy_replication::error_chain;
 
 use super::indexes::Indexes;
 use super::search::SearchError;
+
+/// When to ask again for an index that is not there yet.
+const RETRY_AFTER_SECONDS: u64 = 2;
 
 /// How many hits are returned unless the caller says it.
 const LIMIT_DEFAULT: usize = 10;
@@ -39,9 +43,15 @@ struct Refusal {
     /// Where the acting primary is.
     #[serde(skip_serializing_if = "Option::is_none")]
     primary: Option<String>,
+    /// `rebuilding` or `absent`, if that is why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
     /// How far the rebuild is.
     #[serde(skip_serializing_if = "Option::is_none")]
     percent: Option<u8>,
+    /// After how many seconds to ask again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
 }
 
 /// Returns `GET /index/{name}/search?q=…&limit=…`.
@@ -62,9 +72,8 @@ async fn search(
     if let Err(primary) = (searcher.is_serving)() {
         let error = "this node is not the acting primary".to_owned();
         let refusal = Refusal {
-            error,
             primary: Some(primary),
-            percent: None,
+            ..Refusal::new(error)
         };
         return (StatusCode::SERVICE_UNAVAILABLE, Json(refusal)).into_response();
     }
@@ -89,34 +98,47 @@ async fn search(
     }
 }
 
+impl Refusal {
+    fn new(error: String) -> Self {
+        Self {
+            error,
+            primary: None,
+            state: None,
+            percent: None,
+            retry_after: None,
+        }
+    }
+}
+
 fn answer(error: &SearchError) -> Response {
     let status = match error {
         SearchError::Unknown { .. } | SearchError::Elsewhere { .. } => StatusCode::NOT_FOUND,
         SearchError::Query { .. } | SearchError::Limit { .. } => StatusCode::BAD_REQUEST,
-        SearchError::Absent { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        SearchError::Rebuilding { percent, .. } => {
-            let refusal = Refusal {
-                error: error_chain(error),
-                primary: None,
-                percent: *percent,
-            };
-            return (StatusCode::SERVICE_UNAVAILABLE, Json(refusal)).into_response();
-        }
-        SearchError::Failed { .. } | SearchError::Broken { .. } => {
+        SearchError::Absent { .. } => return unready(error, "absent", None),
+        SearchError::Rebuilding { percent, .. } => return unready(error, "rebuilding", *percent),
+        SearchError::Elastic { .. } => StatusCode::BAD_GATEWAY,
+        SearchError::Failed { .. } | SearchError::Broken { .. } | SearchError::Unusable { .. } => {
             StatusCode::INTERNAL_SERVER_ERROR
         }
     };
     refuse(status, error_chain(error))
 }
 
+/// Answers that there is nothing to search yet, and when to ask again.
+fn unready(error: &SearchError, state: &'static str, percent: Option<u8>) -> Response {
+    let refusal = Refusal {
+        state: Some(state),
+        percent,
+        retry_after: Some(RETRY_AFTER_SECONDS),
+        ..Refusal::new(error_chain(error))
+    };
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(refusal)).into_response();
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+    response
+}
+
 fn refuse(status: StatusCode, error: String) -> Response {
-    (
-        status,
-        Json(Refusal {
-            error,
-            primary: None,
-            percent: None,
-        }),
-    )
-        .into_response()
+    (status, Json(Refusal::new(error))).into_response()
 }

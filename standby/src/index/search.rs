@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::elastic::ElasticError;
 use super::engine::EngineError;
 
 /// How many hits one search returns at most.
@@ -51,7 +52,7 @@ pub enum SearchError {
         name: String,
     },
     /// It is being built, and there was none before.
-    #[error("index {name} is being rebuilt{}", percent.map_or_else(String::new, |p| format!(": {p} %")))]
+    #[error("index {name} is not ready: rebuilding{}", percent.map_or_else(String::new, |p| format!(" {p} %")))]
     Rebuilding {
         /// The index.
         name: String,
@@ -83,6 +84,22 @@ pub enum SearchError {
         name: String,
         /// Why not.
         source: EngineError,
+    },
+    /// Elasticsearch cannot be asked.
+    #[error("cannot search index {name}")]
+    Elastic {
+        /// The index.
+        name: String,
+        /// Why not.
+        source: ElasticError,
+    },
+    /// It is set up in a way that does not work.
+    #[error("index {name} cannot be used: {why}")]
+    Unusable {
+        /// The index.
+        name: String,
+        /// Why not.
+        why: String,
     },
     /// The work was broken off: the program is ending.
     #[error("the search of index {name} was broken off")]

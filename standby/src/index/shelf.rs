@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! FOLDER/NAME/7          a build: the engine's files, and built.json, written last
+//! FOLDER/NAME/8          half a build, without built.json, which is gone on with
 //! FOLDER/NAME/current    a link to the build that is searched, switched by rename
 //! ```
 
@@ -54,6 +55,10 @@ impl Record {
     }
 }
 
+fn number(name: &Path) -> Option<u64> {
+    name.file_name()?.to_str()?.parse().ok()
+}
+
 fn hash(source: &str) -> String {
     format!("blake3:{}", blake3::hash(source.as_bytes()).to_hex())
 }
@@ -97,8 +102,20 @@ impl Shelf {
         Ok(Some((target, record)))
     }
 
-    /// Removes every build but the one that is searched: what a crash or a failure left behind.
+    /// Returns half a build, if there is one: made after the one that is searched, and not whole.
+    pub(super) fn half(&self) -> Option<PathBuf> {
+        let link = fs::read_link(self.folder.join("current")).ok();
+        let current = link.as_deref().and_then(number).unwrap_or(0);
+        let path = self.folder.join(current.saturating_add(1).to_string());
+        (path.is_dir() && !path.join("built.json").exists()).then_some(path)
+    }
+
+    /// Removes every build but the one that is searched, and the half one: what a crash left behind.
     pub(super) fn clean(&self) -> Result<(), ShelfError> {
+        self.clean_but(self.half().as_deref())
+    }
+
+    fn clean_but(&self, half: Option<&Path>) -> Result<(), ShelfError> {
         let link = self.folder.join("current");
         let current = fs::read_link(&link)
             .ok()
@@ -110,7 +127,7 @@ impl Shelf {
         };
         for entry in entries {
             let path = entry.map_err(failed("read", &self.folder))?.path();
-            if path == link || Some(&path) == current.as_ref() {
+            if path == link || Some(&path) == current.as_ref() || Some(path.as_path()) == half {
                 continue;
             }
             if path.is_dir() && !path.is_symlink() {
@@ -125,8 +142,7 @@ impl Shelf {
     /// Makes the folder of a new build, after removing what earlier attempts left behind.
     pub(super) fn begin(&self) -> Result<PathBuf, ShelfError> {
         durable::create_directory(&self.folder, 0o700).map_err(failed("make", &self.folder))?;
-        self.clean()?;
-        let number = |name: &Path| name.file_name()?.to_str()?.parse::<u64>().ok();
+        self.clean_but(None)?;
         let current = fs::read_link(self.folder.join("current")).ok();
         let next = current
             .as_deref()
@@ -172,23 +188,26 @@ mod tests {
     }
 
     #[test]
-    fn a_half_built_folder_is_removed_and_the_current_one_stays() {
+    fn a_half_built_folder_stays_until_another_is_begun() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().join("search"));
         assert_eq!(shelf.current().unwrap(), None);
         let first = shelf.begin().unwrap();
         shelf.publish(&first, &Record::now(3, "SELECT 1")).unwrap();
+        assert_eq!(shelf.half(), None);
         let half = shelf.begin().unwrap();
         fs::write(half.join("segment"), "half").unwrap();
         fs::write(shelf.folder.join("current.new"), "torn").unwrap();
         shelf.clean().unwrap();
-        assert_eq!(names(&shelf.folder), ["1", "current"]);
+        assert_eq!(names(&shelf.folder), ["1", "2", "current"]);
+        assert_eq!(shelf.half(), Some(half));
         let (path, record) = shelf.current().unwrap().unwrap();
         assert_eq!(
             (path, record.documents, record.is_of("SELECT 1")),
             (first, 3, true)
         );
         let second = shelf.begin().unwrap();
+        assert!(!second.join("segment").exists());
         shelf.publish(&second, &Record::now(4, "SELECT 2")).unwrap();
         assert_eq!(names(&shelf.folder), ["2", "current"]);
     }

@@ -1,24 +1,62 @@
-//! Reading the rows that an index is made of.
+//! The database that an index is made from, and why it cannot be read.
 
+use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::{Client, IsolationLevel, Portal, Transaction};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use understudy_replication::postgres::History;
+use understudy_replication::store::{BoxFuture, StoreFailure};
 
-/// How many rows are read at once.
-const BATCH_ROWS: i32 = 1000;
+/// How long the longest key is, in bytes: the engines have limits of their own above it.
+pub(super) const KEY_BYTES_MAX: usize = 500;
 
-/// A row: its columns as text, in order.
-pub(super) type Row = Vec<Option<String>>;
+/// Connects to this node's Postgres: to the database of that name, or to the configured one.
+pub type Connect =
+    Arc<dyn Fn(Option<String>) -> BoxFuture<'static, Result<Client, StoreFailure>> + Send + Sync>;
+
+/// Tells the timelines of this node's Postgres: the present one, those before it, and who opened them. The
+/// system identifier and the end are not looked at.
+pub type Ancestry = Arc<dyn Fn() -> Result<History, StoreFailure> + Send + Sync>;
+
+/// This node's Postgres.
+#[derive(Clone)]
+pub struct Database {
+    /// How it is reached.
+    pub connect: Connect,
+    /// Where it comes from.
+    pub ancestry: Ancestry,
+}
 
 /// Why rows cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// The database cannot be reached.
+    #[error("cannot connect to the database")]
+    Connect {
+        /// Why not.
+        source: StoreFailure,
+    },
     /// The database refused the query, or the connection broke.
     #[error("the source of the index cannot be read")]
     Query {
         /// Why not.
         #[from]
         source: tokio_postgres::Error,
+    },
+    /// The database did not answer in time.
+    #[error("the database has not answered within {} s", limit.as_secs())]
+    Late {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// Where the database comes from is not known.
+    #[error("the history of the database cannot be told")]
+    Ancestry {
+        /// Why not.
+        source: StoreFailure,
     },
     /// The query wants parameters.
     #[error("the source of the index has parameters, which nobody could give")]
@@ -43,96 +81,78 @@ pub enum SourceError {
         /// The name.
         name: String,
     },
+    /// A column that the configuration names is not there.
+    #[error("the index's source has no column `{name}`, which is its `{key}`")]
+    NoColumn {
+        /// The name.
+        name: String,
+        /// The key of the configuration.
+        key: &'static str,
+    },
+    /// A column that the configuration names is of no use.
+    #[error("column `{name}` is of type {found}, and `{key}` has to be {expected}")]
+    ColumnType {
+        /// The name.
+        name: String,
+        /// The key of the configuration.
+        key: &'static str,
+        /// Its type.
+        found: String,
+        /// The types that would do.
+        expected: &'static str,
+    },
+    /// A key is too long.
+    #[error(
+        "a row's key has {bytes} bytes, and at most {KEY_BYTES_MAX} can be; it begins `{start}`"
+    )]
+    LongKey {
+        /// How long it is.
+        bytes: usize,
+        /// Its beginning.
+        start: String,
+    },
 }
 
-/// An open query: one snapshot of the database, read in batches through a portal.
-pub(super) struct Source<'a> {
-    // A portal lives as long as its transaction.
-    transaction: Transaction<'a>,
-    portal: Portal,
-    pub(super) columns: Vec<String>,
-    pub(super) total: u64,
-}
-
-impl<'a> Source<'a> {
-    /// Opens `sql` in a read-only snapshot; no statement may take longer than `limit`.
-    pub(super) async fn open(
-        client: &'a mut Client,
-        sql: &str,
-        limit: Duration,
-    ) -> Result<Self, SourceError> {
-        let transaction = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::RepeatableRead)
-            .read_only(true)
-            .start()
-            .await?;
-        // The server then gives up by itself, even if it does not notice that we have gone.
-        let millis = limit.as_millis().clamp(1, 0x7FFF_FFFF);
-        transaction
-            .batch_execute(&format!("SET LOCAL statement_timeout = {millis}"))
-            .await?;
-        let sql = sql.trim().trim_end_matches(';');
-        let statement = transaction.prepare(sql).await?;
-        if !statement.params().is_empty() {
-            return Err(SourceError::Parameters);
+impl SourceError {
+    /// Returns whether another attempt may do better: Postgres was stopped, promoted or busy, or recovery
+    /// had to have the query out of its way.
+    pub(super) fn is_passing(&self) -> bool {
+        const PASSING: [SqlState; 10] = [
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::TOO_MANY_CONNECTIONS,
+            SqlState::DATABASE_DROPPED,
+            SqlState::QUERY_CANCELED,
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+        ];
+        match self {
+            Self::Connect { .. } | Self::Ancestry { .. } | Self::Late { .. } => true,
+            Self::Query { source } => {
+                source.is_closed() || source.code().is_none_or(|code| PASSING.contains(code))
+            }
+            Self::Parameters
+            | Self::NoColumns
+            | Self::ColumnName { .. }
+            | Self::SameName { .. }
+            | Self::NoColumn { .. }
+            | Self::ColumnType { .. }
+            | Self::LongKey { .. } => false,
         }
-        let columns: Vec<String> = statement
-            .columns()
-            .iter()
-            .map(|column| column.name().to_owned())
-            .collect();
-        check_columns(&columns)?;
-        // The line break ends a comment that the query may end with.
-        let rows = format!("FROM (\n{sql}\n) AS source");
-        let count = transaction
-            .query_one(&format!("SELECT count(*) {rows}"), &[])
-            .await?;
-        let total = u64::try_from(count.try_get::<_, i64>(0)?).unwrap_or(0);
-        let texts: Vec<String> = columns
-            .iter()
-            .map(|name| format!("\"{name}\"::text"))
-            .collect();
-        let wrapped = format!("SELECT {} {rows}", texts.join(", "));
-        let statement = transaction.prepare(&wrapped).await?;
-        let portal = transaction.bind(&statement, &[]).await?;
-        Ok(Self {
-            transaction,
-            portal,
-            columns,
-            total,
-        })
-    }
-
-    /// Returns the next rows; none at the end.
-    pub(super) async fn next(&self) -> Result<Vec<Row>, SourceError> {
-        let rows = self
-            .transaction
-            .query_portal(&self.portal, BATCH_ROWS)
-            .await?;
-        let texts = rows
-            .iter()
-            .map(|row| (0..row.len()).map(|at| row.try_get(at)).collect());
-        Ok(texts.collect::<Result<_, _>>()?)
     }
 }
 
-fn check_columns(columns: &[String]) -> Result<(), SourceError> {
-    if columns.is_empty() {
-        return Err(SourceError::NoColumns);
+/// Waits no longer than until `deadline`.
+pub(super) async fn by<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, SourceError> {
+    let limit = deadline.saturating_duration_since(Instant::now());
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(SourceError::Late { limit }),
     }
-    for (at, name) in columns.iter().enumerate() {
-        let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-            && name.starts_with(|c: char| c.is_ascii_alphabetic());
-        if !is_plain {
-            return Err(SourceError::ColumnName {
-                number: at + 1,
-                name: name.clone(),
-            });
-        }
-        if columns.iter().take(at).any(|earlier| earlier == name) {
-            return Err(SourceError::SameName { name: name.clone() });
-        }
-    }
-    Ok(())
 }

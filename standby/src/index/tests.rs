@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
-use understudy_config::{Engine, Index};
+use understudy_config::{Engine, Index, Rows, Warm};
 use understudy_replication::error_chain;
 use understudy_replication::event::Events;
 use understudy_replication::status::IndexState;
@@ -15,7 +15,13 @@ use understudy_replication::store::NoProgress;
 
 use super::*;
 
+mod elastic;
+mod elastic_model;
 mod postgres;
+#[cfg(feature = "tantivy")]
+mod rewound;
+#[cfg(feature = "tantivy")]
+mod warm;
 #[cfg(feature = "tantivy")]
 mod with_tantivy;
 
@@ -29,10 +35,7 @@ fn command_index(name: &str, script: &str, timeout: Duration) -> Index {
 }
 
 fn tantivy_index(name: &str, source: &str) -> Index {
-    let engine = Engine::Tantivy {
-        source: source.to_owned(),
-        database: None,
-    };
+    let engine = Engine::Tantivy { rows: rows(source) };
     Index {
         name: name.parse().unwrap(),
         engine,
@@ -40,8 +43,30 @@ fn tantivy_index(name: &str, source: &str) -> Index {
     }
 }
 
-fn no_database() -> Connect {
-    Arc::new(|_| Box::pin(async { Err("no database".into()) }))
+fn rows(source: &str) -> Rows {
+    Rows {
+        query: source.to_owned(),
+        database: None,
+        warm: None,
+    }
+}
+
+/// A watermark that is looked at when somebody asks.
+fn watermark(column: &str, overlap: Duration) -> Warm {
+    Warm {
+        watermark: column.to_owned(),
+        deleted: None,
+        refresh: Duration::from_secs(3600),
+        overlap,
+        sweep: Some(Duration::from_secs(3600)),
+    }
+}
+
+fn no_database() -> Database {
+    Database {
+        connect: Arc::new(|_| Box::pin(async { Err("no database".into()) })),
+        ancestry: Arc::new(|| Err("no database".into())),
+    }
 }
 
 struct Place(tempfile::TempDir);
@@ -55,13 +80,13 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn open(&self, configs: &[Index], connect: Connect) -> Arc<Indexes> {
+    fn open(&self, configs: &[Index], database: Database) -> Arc<Indexes> {
         let env = vec![("UNDERSTUDY_NODE".to_owned(), "a".to_owned())];
         let events = Events::open(&self.path("events")).unwrap();
         Arc::new(Indexes::open(
             configs,
             self.path("index"),
-            connect,
+            database,
             env,
             events,
         ))
@@ -194,12 +219,14 @@ async fn refusals_over_http_say_why_and_where_to_ask() {
         (503, Some("a at 10.0.0.1"))
     );
     let primary = routes(indexes, Arc::new(|| Ok(())));
+    let absent = serde_json::json!({
+        "error": "index search has not been built on this node",
+        "state": "absent",
+        "retry_after": 2,
+    });
+    let answer = ask(primary.clone(), "/index/search/search?q=x").await;
+    assert_eq!(answer, (503, absent));
     let table = [
-        (
-            "/index/search/search?q=x",
-            503,
-            "index search has not been built on this node",
-        ),
         ("/index/other/search?q=x", 404, "there is no index `other`"),
         ("/index/search/search", 400, "the query is missing (?q=…)"),
         (
@@ -226,7 +253,7 @@ async fn a_program_without_the_engine_says_so() {
     let place = Place::new();
     let indexes = place.open(
         &[tantivy_index("search", "SELECT 1 AS id")],
-        postgres.connect(),
+        postgres.database(),
     );
     let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
     let expected = "cannot build it: this program was built without the feature `tantivy`";

@@ -8,6 +8,8 @@ use understudy_config::Engine;
 use understudy_replication::durable;
 use understudy_replication::error_chain;
 use understudy_replication::event::Events;
+use understudy_replication::position::Lsn;
+use understudy_replication::postgres::{History, Origins};
 use understudy_replication::store::{BoxFuture, NoProgress, Progress, Stop, Stopper, Unit};
 use understudy_replication::wall_time::WallTime;
 
@@ -19,7 +21,7 @@ use crate::copy::{
     CheckOutcome, ClusterCopy, CopyCheck, CopyError, Originals, Pace, Place, Purpose, Served,
     can_share_blocks, remove_tree,
 };
-use crate::index::Indexes;
+use crate::index::{Database, Indexes};
 
 /// Where copies are that are to be thrown away, within the state directory.
 pub const FOLDER: &str = "rehearsal";
@@ -304,27 +306,53 @@ impl Rehearsal {
         let indexes = Indexes::open(
             &built_here,
             folder.join("index"),
-            Arc::new(move |database| {
-                let copy = connecting.clone();
-                let connect = async move {
-                    let database = database.unwrap_or_else(|| copy.database().to_owned());
-                    Ok(copy.connect(&database).await?)
-                };
-                let connect: BoxFuture<'static, _> = Box::pin(connect);
-                connect
-            }),
+            Database {
+                connect: Arc::new(move |database| {
+                    let copy = connecting.clone();
+                    let connect = async move {
+                        let database = database.unwrap_or_else(|| copy.database().to_owned());
+                        Ok(copy.connect(&database).await?)
+                    };
+                    let connect: BoxFuture<'static, _> = Box::pin(connect);
+                    connect
+                }),
+                // It is built once and thrown away: there is nothing that it could have come from.
+                ancestry: Arc::new(|| {
+                    Ok(History {
+                        system_identifier: 0,
+                        ended: Vec::new(),
+                        timeline: 0,
+                        end: Lsn::default(),
+                        origins: Origins::default(),
+                    })
+                }),
+            },
             self.environment.clone(),
             events,
         );
         for index in &built_here {
             let name = format!("rebuild index {}", index.name);
-            timed(scene, &name, true, &NoProgress, async |_: &mut Scene| {
-                let built = indexes.rebuild(index.name.as_str(), progress).await;
-                built.map(drop).map_err(|source| RehearsalError::Index {
-                    index: index.name.to_string(),
-                    source,
-                })
-            })
+            let is_warm = index.engine.rows().is_some_and(|rows| rows.warm.is_some());
+            if is_warm {
+                scene.report.notes.push(format!(
+                    "index {} is kept warm, so that a promotion only catches up: that it was built anew is no \
+                     part of the time of recovery",
+                    index.name
+                ));
+            }
+            timed(
+                scene,
+                &name,
+                !is_warm,
+                &NoProgress,
+                async |_: &mut Scene| {
+                    let built = indexes.rebuild(index.name.as_str(), progress).await;
+                    built.map(drop).map_err(|source| RehearsalError::Index {
+                        index: index.name.to_string(),
+                        source,
+                    })
+                },
+            )
             .await?;
         }
         Ok(())
