@@ -220,7 +220,11 @@ async fn fence(node: &Arc<Node>) {
         is_done = false;
     }
     // They are being killed since the services were told to stop.
-    node.jobs.halt().await;
+    if !node.jobs.halt().await {
+        let message = "cannot stop: a job still runs";
+        node.events.record(Severity::Error, "fence_failed", message);
+        is_done = false;
+    }
     match node.stage() {
         Stage::Primary(run) => {
             for failure in run.fence().await {

@@ -6,6 +6,8 @@
 //! A run ends with what allowed it: a fence kills it with its process group. One that the daemon left behind
 //! when it was killed is ended when it starts again, before anything else is run.
 
+mod operator;
+mod perform;
 mod process;
 #[cfg(test)]
 mod tests;
@@ -15,23 +17,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use understudy_config::{AfterFailover, On, StoreName};
-use understudy_replication::command::{Command, OsUser};
+use understudy_config::{On, StoreName};
+use understudy_replication::command::OsUser;
+use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
-use understudy_replication::status::{Hold, JobOutcome, JobRun, JobState, JobStatus};
+use understudy_replication::status::{Hold, JobRun};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
-use understudy_replication::{command::CommandError, error_chain};
 
 use crate::services::ledger::{Ledger, LedgerError};
-use crate::services::{Placement, ServicesError, digest, last_line, nodes, shortened, user};
+use crate::services::{Placement, ServicesError, nodes, user};
 use process::Process;
 use timetable::{Due, Known, Timetable};
+
+/// What was killed has this long to end.
+const HALT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many operators may wait for a run to begin.
 const ASKED_MAX: usize = 16;
@@ -154,15 +159,18 @@ impl Jobs {
         };
         let jobs: Result<_, ServicesError> = configs.iter().map(job).collect();
         let (asked, asking) = mpsc::channel(ASKED_MAX);
+        let ledger: Ledger<Kept> = Ledger::open(&state_dir.join("jobs.json"))?;
+        // What an earlier daemon has left counts until it is known to have ended: a fence waits for it.
+        let left = usize::from(ledger.read(|kept| !kept.running.is_empty()));
         let scheduled = configs.iter().map(|config| (&config.schedule, config.on));
         Ok(Self {
             jobs: jobs?,
             table: Mutex::new(Timetable::new(scheduled, SystemTime::now())),
-            ledger: Ledger::open(&state_dir.join("jobs.json"))?,
+            ledger,
             place: Mutex::new(None),
             asked,
             asking: Mutex::new(Some(asking)),
-            running: watch::Sender::new(0),
+            running: watch::Sender::new(left),
             is_paused: AtomicBool::new(false),
             events,
             started: WallTime::now(),
@@ -216,7 +224,9 @@ impl Jobs {
                 () = stop.wait() => break,
             }
         }
-        self.halt().await;
+        if !self.halt().await {
+            tracing::warn!("a job is left behind");
+        }
         runs.shutdown().await;
     }
 
@@ -228,6 +238,9 @@ impl Jobs {
     /// Ends what an earlier daemon has left running.
     async fn end_left_behind(&self) {
         let left = self.ledger.read(|kept| kept.running.clone());
+        if left.is_empty() {
+            return;
+        }
         for (name, process) in left {
             if !process.end().await {
                 continue;
@@ -236,6 +249,8 @@ impl Jobs {
             self.events.record(Severity::Warning, "job_ended", message);
         }
         self.keep(|kept| kept.running.clear());
+        self.running
+            .send_modify(|count| *count = count.saturating_sub(1));
     }
 
     /// Takes in where this node is. What a failover holds back and what operators have stopped of a primary is
@@ -315,105 +330,6 @@ impl Jobs {
         });
     }
 
-    async fn perform(
-        self: Arc<Self>,
-        number: usize,
-        started: WallTime,
-        mut place: watch::Receiver<Option<Placement>>,
-        stop: Stop,
-        reply: Option<oneshot::Sender<JobRun>>,
-    ) {
-        let Some(job) = self.jobs.get(number) else {
-            return;
-        };
-        // However this ends, the job does not run after it.
-        let _running = Running { jobs: &self, job };
-        let on = job.config.on;
-        let elsewhere = place.wait_for(|place| !place.is_some_and(|place| place.allows(on)));
-        let (outcome, message) = tokio::select! {
-            biased;
-            _ = elsewhere => (JobOutcome::Ended, "the role of this node does not allow it any more".to_owned()),
-            () = stop.wait() => (JobOutcome::Ended, "it was told to end".to_owned()),
-            result = self.command(job) => self.tell(job, started, result),
-        };
-        if outcome == JobOutcome::Ended {
-            let message = format!("job {} was ended: {message}", job.name());
-            self.events.record(Severity::Warning, "job_ended", message);
-        }
-        let run = JobRun {
-            started,
-            ended: WallTime::now(),
-            outcome,
-            message: shortened(&message),
-        };
-        self.keep(|kept| {
-            kept.running.remove(job.name());
-            kept.last.insert(job.name().clone(), run.clone());
-        });
-        if let Some(reply) = reply {
-            let _gone = reply.send(run).is_err();
-        }
-    }
-
-    async fn command(&self, job: &Job) -> Result<String, CommandError> {
-        let command = Command::new(job.config.command.clone())
-            .env("UNDERSTUDY_JOB", job.name().as_str())
-            .limit(job.config.timeout);
-        let command = job
-            .env
-            .iter()
-            .fold(command, |command, (name, value)| command.env(name, value));
-        let command = match &job.user {
-            Some(user) => command.user(user),
-            None => command,
-        };
-        let remember = |pid| {
-            if let Some(process) = Process::of(pid) {
-                self.keep(|kept| {
-                    kept.running.insert(job.name().clone(), process);
-                });
-            }
-        };
-        command.run_told(remember).await
-    }
-
-    /// Tells how a run ended that has ended by itself; one that had nothing to say and succeeded is no event.
-    fn tell(
-        &self,
-        job: &Job,
-        started: WallTime,
-        result: Result<String, CommandError>,
-    ) -> (JobOutcome, String) {
-        let name = job.name();
-        let millis = WallTime::now().0.saturating_sub(started.0);
-        let seconds = std::time::Duration::from_millis(millis).as_secs_f64();
-        match result {
-            Ok(output) => {
-                if let Some(output) = digest(&output) {
-                    let message = format!("job {name} succeeded after {seconds:.1} s: {output}");
-                    self.events.record(Severity::Info, "job_done", message);
-                }
-                (JobOutcome::Succeeded, last_line(&output))
-            }
-            Err(error) => {
-                let told = error_chain(&error);
-                let output = match &error {
-                    CommandError::Failed { output, .. } | CommandError::TimedOut { output, .. } => {
-                        digest(output)
-                    }
-                    CommandError::NoUser { .. }
-                    | CommandError::NotRoot { .. }
-                    | CommandError::Start { .. } => None,
-                };
-                let output =
-                    output.map_or_else(String::new, |text| format!("; it printed: {text}"));
-                let message = format!("job {name} failed after {seconds:.1} s: {told}{output}");
-                self.events.record(Severity::Error, "job_failed", message);
-                (JobOutcome::Failed, told)
-            }
-        }
-    }
-
     fn tell_overlap(&self, number: usize) {
         let Some(job) = self.jobs.get(number) else {
             return;
@@ -442,165 +358,16 @@ impl Jobs {
         }
     }
 
-    /// Ends every run that is under way, and waits until it has. A fence asks this after the placement has
-    /// been withdrawn, so that none begins again.
-    pub async fn halt(&self) {
+    /// Ends every run that is under way, and returns whether they have ended. A fence asks this after the
+    /// placement has been withdrawn, so that none begins again.
+    pub async fn halt(&self) -> bool {
         for job in &self.jobs {
             if let Some((_, stopper)) = &job.live().run {
                 stopper.stop();
             }
         }
         let mut running = self.running.subscribe();
-        // The sender is `self`.
-        let _held = running.wait_for(|count| *count == 0).await.is_err();
-    }
-
-    /// Holds back those that an operator is to start after a failover, until [`start`](Self::start) or until
-    /// this node follows a primary. To be asked before the services are started.
-    pub fn hold_after_failover(&self) {
-        let held = self
-            .jobs
-            .iter()
-            .filter(|job| job.config.after_failover == AfterFailover::Hold);
-        let held: BTreeSet<StoreName> = held.map(|job| job.name().clone()).collect();
-        for name in &held {
-            let message = format!(
-                "job {name} is held back, since the primary has failed; start it with `understudy \
-                 services start {name}`"
-            );
-            self.events.record(Severity::Warning, "job_held", message);
-        }
-        self.keep(|kept| kept.held.extend(held));
-    }
-
-    /// Lets a job run on its schedule, whatever has held it back.
-    ///
-    /// # Errors
-    /// When there is none, the role of this node does not allow it, or it cannot be written down.
-    pub fn start(&self, name: &StoreName) -> Result<(), JobError> {
-        self.allowed(name)?;
-        self.ledger.change(|kept| {
-            kept.held.remove(name);
-            kept.stopped.remove(name);
-        })?;
-        Ok(())
-    }
-
-    /// Ends the run of a job that is under way, and keeps it from running until [`start`](Self::start).
-    ///
-    /// # Errors
-    /// When there is none, the role of this node does not allow it anyway, or it cannot be written down.
-    pub async fn stop(&self, name: &StoreName) -> Result<(), JobError> {
-        let number = self.allowed(name)?;
-        self.ledger.change(|kept| {
-            kept.stopped.insert(name.clone());
-        })?;
-        let Some(job) = self.jobs.get(number) else {
-            return Ok(());
-        };
-        if let Some((_, stopper)) = &job.live().run {
-            stopper.stop();
-        }
-        let mut running = self.running.subscribe();
-        let _held = running.wait_for(|_| job.since().is_none()).await.is_err();
-        Ok(())
-    }
-
-    /// Runs a job now, and returns how it ended.
-    ///
-    /// # Errors
-    /// When there is none, the role of this node does not allow it, or it runs already.
-    pub async fn run_now(&self, name: &StoreName) -> Result<JobRun, JobError> {
-        let number = self.allowed(name)?;
-        let running = |job: &Job| {
-            let job = (job.name().clone(), job.since());
-            match job {
-                (job, Some(since)) => Err(JobError::Running { job, since }),
-                (_, None) => Err(JobError::Stopping),
-            }
-        };
-        let Some(job) = self.jobs.get(number) else {
-            return Err(JobError::Unknown(name.clone()));
-        };
-        if job.since().is_some() {
-            return running(job);
-        }
-        let (reply, answer) = oneshot::channel();
-        let asked = Asked { number, reply };
-        self.asked
-            .send(asked)
-            .await
-            .map_err(|_| JobError::Stopping)?;
-        // Without an answer it was begun by its schedule meanwhile, or the daemon stops.
-        answer.await.or_else(|_| running(job))
-    }
-
-    /// Returns whether there is a job of that name.
-    pub fn has(&self, name: &StoreName) -> bool {
-        self.jobs.iter().any(|job| job.name() == name)
-    }
-
-    fn allowed(&self, name: &StoreName) -> Result<usize, JobError> {
-        let number = self.jobs.iter().position(|job| job.name() == name);
-        let Some((number, job)) = number.and_then(|number| Some((number, self.jobs.get(number)?)))
-        else {
-            return Err(JobError::Unknown(name.clone()));
-        };
-        let on = job.config.on;
-        if self.place().is_some_and(|place| place.allows(on)) {
-            Ok(number)
-        } else {
-            let job = name.clone();
-            Err(JobError::NotHere { job, on })
-        }
-    }
-
-    /// Returns how each job is.
-    pub fn status(&self) -> Vec<JobStatus> {
-        let place = self.place();
-        let jobs = self.jobs.iter().enumerate().map(|(number, job)| {
-            let config = &job.config;
-            let is_allowed = place.is_some_and(|place| place.allows(config.on));
-            let hold = self.hold(job).filter(|_| is_allowed);
-            let last = self.ledger.read(|kept| kept.last.get(job.name()).cloned());
-            let since = job.since();
-            let state = match (since, is_allowed, hold) {
-                (Some(_), _, _) => JobState::Running,
-                (None, false, _) => JobState::Elsewhere,
-                (None, true, Some(_)) => JobState::Held,
-                (None, true, None) => JobState::Waiting,
-            };
-            let next = self.table().next(number);
-            JobStatus {
-                name: config.name.clone(),
-                on: config.on,
-                schedule: config.schedule.source().to_owned(),
-                state,
-                since: since
-                    .or(last.as_ref().map(|run| run.ended))
-                    .unwrap_or(self.started),
-                hold,
-                last,
-                next: next
-                    .filter(|_| is_allowed && hold.is_none())
-                    .map(WallTime::from),
-            }
-        });
-        jobs.collect()
-    }
-}
-
-/// A run that is under way; dropped when it is not.
-struct Running<'a> {
-    jobs: &'a Jobs,
-    job: &'a Job,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.job.live().run = None;
-        self.jobs
-            .running
-            .send_modify(|count| *count = count.saturating_sub(1));
+        let ended = running.wait_for(|count| *count == 0);
+        tokio::time::timeout(HALT_PATIENCE, ended).await.is_ok()
     }
 }

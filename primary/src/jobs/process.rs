@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// How long a process has between TERM and KILL.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long is waited for the end of what has been killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How often it is looked whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -43,15 +46,22 @@ impl Process {
         };
         // It may end at any moment, and then there is nobody to signal.
         let _gone = kill_process_group(group, Signal::TERM).is_err();
+        if !self.ends_within(TERM_PATIENCE).await {
+            let _gone = kill_process_group(group, Signal::KILL).is_err();
+            if !self.ends_within(KILL_PATIENCE).await {
+                tracing::warn!(pid = self.pid, "what was killed has not ended yet");
+            }
+        }
+        true
+    }
+
+    async fn ends_within(&self, patience: Duration) -> bool {
         let ended = async {
             while self.runs() {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
-        if tokio::time::timeout(TERM_PATIENCE, ended).await.is_err() {
-            let _gone = kill_process_group(group, Signal::KILL).is_err();
-        }
-        true
+        tokio::time::timeout(patience, ended).await.is_ok()
     }
 }
 

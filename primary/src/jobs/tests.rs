@@ -4,6 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use understudy_config::AfterFailover;
+use understudy_replication::status::{JobOutcome, JobState};
+
 use super::*;
 
 /// Whatever is waited for comes long before this, or not at all.
@@ -173,7 +176,7 @@ async fn l15_a_fence_kills_a_running_job_with_its_children() {
         assert!(matches!(again, JobError::Running { .. }), "{again:?}");
         assert_eq!(jobs.status()[0].state, JobState::Running);
         role.send_replace(None);
-        tokio::time::timeout(PATIENCE, jobs.halt()).await.unwrap();
+        assert!(jobs.halt().await);
         let run = task.await.unwrap().unwrap();
         assert_eq!(run.outcome, JobOutcome::Ended);
         let text = fs::read_to_string(&pids).unwrap();
@@ -207,7 +210,8 @@ async fn what_a_killed_daemon_left_running_is_ended_when_it_starts_again() {
         kept.running.insert(name("long"), process);
     });
     let jobs = place.jobs(&config);
-    running(&jobs, async |_| {}).await;
+    assert_eq!(*jobs.running.borrow(), 1, "a fence waits for it");
+    running(&jobs, async |_| assert!(jobs.halt().await)).await;
     assert!(!child.wait().unwrap().success());
     assert_eq!(
         place.messages("job_ended"),

@@ -12,6 +12,7 @@
 //! an earlier wish is broken off: who is fenced must not wait for a start.
 
 mod budget;
+mod commands;
 mod error;
 mod hooks;
 mod judge;
@@ -20,6 +21,7 @@ mod operator;
 mod output;
 mod place;
 mod service;
+mod start;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -27,9 +29,8 @@ mod watch;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, RwLock, watch as channel};
@@ -37,7 +38,6 @@ use understudy_config::{AfterFailover, On, StoreName};
 use understudy_replication::command::OsUser;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::status::{Hold, ServiceState, ServiceStatus};
-use understudy_replication::store::{NoProgress, Progress, Unit};
 
 pub(crate) use error::nodes;
 pub use error::{OperatorError, ServiceError, ServicesError, StopError};
@@ -46,14 +46,8 @@ use ledger::Ledger;
 pub use ledger::LedgerError;
 pub(crate) use output::{digest, last_line, shortened};
 pub use place::Placement;
-use place::{Until, Where, Wish};
-use service::{Came, Service};
-
-/// The pause before a start is tried a second time; it doubles with each further try.
-const START_PAUSE: Duration = Duration::from_millis(500);
-
-/// The longest pause between two tries of a start.
-const START_PAUSE_MAX: Duration = Duration::from_secs(10);
+use place::{Where, Wish};
+use service::Service;
 
 /// The services of this node, in the order in which they are started.
 pub struct Services {
@@ -166,215 +160,6 @@ impl Services {
 
     fn is_asked(&self, wish: Wish) -> bool {
         self.wish.borrow().generation == wish.generation
-    }
-
-    /// Makes the services those of `place`: stops what does not belong there, then starts what does, each after
-    /// those before it are up. One that is up already is left alone. Repeatable.
-    ///
-    /// # Errors
-    /// At the first critical service that does not come up; those before it stay up. Where this node follows
-    /// a primary: when one that must not run there cannot be stopped.
-    pub async fn start_all(
-        &self,
-        place: Placement,
-        progress: &dyn Progress,
-    ) -> Result<(), ServiceError> {
-        let wish = self.wish_for(Where::At(place), true);
-        self.carry_out(wish, place, progress).await
-    }
-
-    /// Takes in that this node follows a primary: [`watch`](Self::watch) stops what runs on the primary only.
-    /// Nothing is started before [`follow`](Self::follow).
-    pub fn arrive(&self) {
-        self.wish_for(Where::At(Placement::Standby), false);
-    }
-
-    /// Asks that the services of a node that follows a primary run here, once `ready` has ended, unless something
-    /// else is asked meanwhile. [`watch`](Self::watch) carries it out.
-    pub fn follow(&self, ready: impl Future<Output = ()> + Send + 'static) {
-        let wish = self.wish_for(Where::At(Placement::Standby), false);
-        // They run already: the node has only found another primary.
-        if !wish.is_open {
-            let ready: Ready = Box::pin(ready);
-            *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready);
-            self.pended.notify_one();
-        }
-    }
-
-    /// Starts the services of a standby whenever it is asked and ready.
-    async fn follow_always(&self) {
-        loop {
-            let ready = self
-                .pending
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            let Some(ready) = ready else {
-                self.pended.notified().await;
-                continue;
-            };
-            let mut wishes = self.wish.subscribe();
-            let wish = *wishes.borrow_and_update();
-            if wish.place != Where::At(Placement::Standby) {
-                continue;
-            }
-            tokio::select! {
-                () = ready => {}
-                // The sender is `self`.
-                _ = wishes.wait_for(|now| now.generation != wish.generation) => continue,
-                // Somebody asks anew, with something else to wait for.
-                () = self.pended.notified() => continue,
-            }
-            let place = Placement::Standby;
-            if let Err(error) = self.carry_out(wish, place, &NoProgress).await {
-                // Its service has told it as an event.
-                let error = understudy_replication::error_chain(&error);
-                tracing::warn!(error, "not every service is in place");
-            }
-        }
-    }
-
-    async fn carry_out(
-        &self,
-        wish: Wish,
-        place: Placement,
-        progress: &dyn Progress,
-    ) -> Result<(), ServiceError> {
-        let _changing = self.changing.write().await;
-        if !self.is_asked(wish) {
-            return Ok(());
-        }
-        let wish = self.wish_for(wish.place, true);
-        if place == Placement::Standby {
-            self.release();
-        }
-        let strays = self.stop_strays(wish, place).await;
-        for service in &self.services {
-            if !self.is_wanted(service, wish) {
-                continue;
-            }
-            let name = service.name();
-            // The watch does not start again what has been given up; nor is it tried for each who asks.
-            if service.has_given_up() && !service.config.is_critical {
-                continue;
-            }
-            progress.start(&format!("service {name}"), None, Unit::Items);
-            match self.bring_up(service, wish).await {
-                Ok(()) => progress.end("up"),
-                // An operator has stopped it meanwhile, and nobody has stopped them all.
-                Err(ServiceError::BrokenOff { .. }) if self.is_asked(wish) => {
-                    progress.end("stopped by an operator");
-                }
-                Err(error) => {
-                    progress.end("failed");
-                    if service.config.is_critical || !self.is_asked(wish) {
-                        self.settle(wish, place);
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        self.settle(wish, place);
-        match (strays, place) {
-            (Some(error), Placement::Standby) => Err(error),
-            // A primary must not stay down because a report still runs that is a standby's.
-            (Some(_), Placement::Primary) | (None, _) => Ok(()),
-        }
-    }
-
-    /// Has what goes by the placement begin, unless something else is asked meanwhile.
-    fn settle(&self, wish: Wish, place: Placement) {
-        self.settled.send_if_modified(|settled| {
-            let is_new = self.is_asked(wish) && *settled != Some(place);
-            if is_new {
-                *settled = Some(place);
-            }
-            is_new
-        });
-        self.changed.send_replace(());
-    }
-
-    /// Stops what runs and does not belong to a placement; returns why the first of them did not stop.
-    async fn stop_strays(&self, wish: Wish, place: Placement) -> Option<ServiceError> {
-        let elsewhere = |service: &&Service| !place.allows(service.config.on);
-        let asked = self.services.iter().filter(elsewhere).map(async |service| {
-            let answer = service.ask().await;
-            (service, answer)
-        });
-        let answers = futures_util::future::join_all(asked).await;
-        let mut failure = None;
-        for (service, answer) in answers.into_iter().rev() {
-            if !self.is_asked(wish) {
-                return None;
-            }
-            if !answer.is_up() {
-                service.set(ServiceState::Offline, answer.line());
-                continue;
-            }
-            if let Err(error) = service.stop().await {
-                failure.get_or_insert(error);
-            }
-        }
-        failure
-    }
-
-    /// Starts a service, and tries again as often as it may be started again.
-    async fn bring_up(&self, service: &Service, wish: Wish) -> Result<(), ServiceError> {
-        let _busy = service.busy.lock().await;
-        let mut until = self.until(service, wish);
-        let broken_off = || ServiceError::BrokenOff {
-            service: service.name().clone(),
-        };
-        let mut pause = START_PAUSE;
-        let mut tries = 0_u16;
-        loop {
-            if !self.is_asked(wish) {
-                return Err(broken_off());
-            }
-            let started = tokio::select! {
-                biased;
-                () = until.over() => Err(broken_off()),
-                started = service.start() => started,
-            };
-            let error = match started {
-                Ok(Came::Found) => return Ok(()),
-                Ok(Came::Started) => {
-                    service.end_outage();
-                    let message = match tries {
-                        0 => format!("service {} is up", service.name()),
-                        tries => format!("service {} is up at try {}", service.name(), tries + 1),
-                    };
-                    self.events
-                        .record(Severity::Info, "service_started", message);
-                    return Ok(());
-                }
-                Err(error @ ServiceError::BrokenOff { .. }) => {
-                    service.set(ServiceState::Offline, "its start was broken off");
-                    return Err(error);
-                }
-                Err(error) => error,
-            };
-            if tries >= service.config.restarts {
-                service.give_up(&understudy_replication::error_chain(&error));
-                return Err(error);
-            }
-            tries += 1;
-            let again = async {
-                tokio::time::sleep(pause).await;
-                service.clear_away().await;
-            };
-            tokio::select! {
-                biased;
-                () = until.over() => return Err(broken_off()),
-                () = again => {}
-            }
-            pause = (pause * 2).min(START_PAUSE_MAX);
-        }
-    }
-
-    fn until(&self, service: &Service, wish: Wish) -> Until {
-        let (wishes, halted) = (self.wish.subscribe(), service.halted.subscribe());
-        Until::new(wishes, wish.generation, halted)
     }
 
     /// Stops every service in the reverse order, and goes on when one does not stop. Repeatable; the

@@ -15,6 +15,7 @@ use super::error::ServiceError;
 use super::judge::{Seen, Verdict, judge};
 use super::place::{Where, Wish};
 use super::service::{Answer, Came, Service};
+use super::start::broken_off;
 
 impl Services {
     /// Watches the services until told to stop: starts again what goes down, stops what runs where it must not,
@@ -166,7 +167,7 @@ impl Services {
         };
         let started = tokio::select! {
             biased;
-            () = until.over() => Err(ServiceError::BrokenOff { service: service.name().clone() }),
+            () = until.over() => Err(broken_off(service)),
             started = started => started,
         };
         match started {

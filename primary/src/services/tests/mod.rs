@@ -4,6 +4,7 @@ mod all;
 mod hooks;
 mod operator;
 mod order;
+mod users;
 mod watching;
 
 use std::fs;
