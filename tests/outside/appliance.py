@@ -193,6 +193,7 @@ source = "SELECT id, title, body, changed FROM article"{watermark}
     def power_off(self, is_cut: bool = True) -> None:
         super().power_off(True)
         self.forget_address()
+        self.journal("off")
 
     def power_on(self) -> None:
         """Boots: the cable is in, and the daemon starts; whoever switched it off has also killed what we started."""
@@ -200,7 +201,6 @@ source = "SELECT id, title, body, changed FROM article"{watermark}
             kill([self.daemon.pid])
             self.daemon.wait()
             self.daemon = None
-        self.journal("boot")
         self.plug.mend()
         self.serve()
 

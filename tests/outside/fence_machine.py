@@ -41,8 +41,9 @@ def main() -> int:
         time.sleep(0.002)
     # The kernel of a machine without power does not answer for its addresses.
     enter(holder, "ip", "-4", "address", "del", address, "dev", "eth0")
-    with open(folder / "switched-off", "a") as journal:
-        journal.write(f"{time.time():.6f} {name}\n")
+    # The machine's own journal: what it ran, it runs no more.
+    with open(folder.parent / name / "journal", "a") as journal:
+        journal.write(f"{time.time():.6f} off\n")
     return 0
 
 
