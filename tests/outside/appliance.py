@@ -5,6 +5,7 @@ Nodes are network namespaces on a bridge, and so is the client, who sees the app
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -235,10 +236,10 @@ source = "SELECT id, title, body, changed FROM article"{watermark}
         with open(self.folder / "journal", "a") as journal:
             journal.write(" ".join([f"{time.time():.6f}", *words]) + "\n")
 
-    def reports(self) -> list[dict]:
-        """Returns the reports of promotions here, the oldest first."""
-        paths = sorted((self.folder / "state/reports").glob("promotion-*.json"), key=lambda path: path.stat().st_mtime)
-        return [json.loads(path.read_text()) for path in paths]
+    def reports(self, since: float = 0.0) -> list[dict]:
+        """Returns the reports of promotions here that began after `since` (by the wall clock), the oldest first."""
+        told = [json.loads(path.read_text()) for path in (self.folder / "state/reports").glob("promotion-*.json")]
+        return sorted((one for one in told if one["started"] / 1000 >= since - 0.001), key=lambda one: one["started"])
 
     def searched(self) -> int | None:
         """Returns how many documents the index has; `None` while it cannot be searched."""
@@ -275,6 +276,9 @@ class Appliance:
         """Makes the other nodes standbys that follow."""
         for member in self.others:
             member.join(self.primary)
+        for member in self.others:
+            # Who joined first does not know who came later: the file is the same on every node.
+            shutil.copy(self.primary.folder / "etc/understudy.toml", member.folder / "etc/understudy.toml")
             member.serve()
         self.await_following()
 

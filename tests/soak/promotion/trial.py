@@ -344,6 +344,9 @@ class Trial:
                 until(f"{new.name} is primary again", lambda: new.json("promote", *(["--force"] if is_forced else []),
                                                                       timeout=PROMOTION_PATIENCE), PATIENCE, 0.3)
         ended = time.monotonic()
+        # Whoever is forced again after a crash opens another epoch, and what was lost was told in the first.
+        reports = new.reports(self._begun_wall)
+        report = next((one for one in reports if one["lost"]), report)
         amounts = {loss["name"]: loss["amount"] for loss in report["lost"]}
         is_fenced = report["fenced"] is not None and not report.get("switched_off")
         cut = report["cut"] and report["cut"] / 1000 - (time.time() - time.monotonic())
