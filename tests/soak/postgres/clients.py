@@ -106,4 +106,5 @@ class Clients:
 def is_held(status: dict) -> bool:
     """Returns whether a node says that commits wait for a standby that is there."""
     return status["role"] == "primary" and any(
-        (store.get("durability") or {}).get("state") == "held" for store in status["stores"])
+        store["kind"] == "postgres" and (store.get("durability") or {}).get("state") == "held"
+        for store in status["stores"])

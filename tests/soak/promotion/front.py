@@ -54,7 +54,7 @@ class Visitor:
         while not self._ended.is_set():
             asked = time.monotonic()
             try:
-                body = get(TIMEOUT)
+                body = get(TIMEOUT, TIMEOUT)
             except (OSError, ValueError):
                 time.sleep(INTERVAL)
                 continue
@@ -64,10 +64,10 @@ class Visitor:
             self._ended.wait(INTERVAL)
 
 
-def get(timeout: float) -> dict:
+def get(connect_patience: float, patience: float) -> dict:
     """Asks the service at the address, from the network that the thread is in."""
-    with socket.create_connection((ADDRESS, WEB_PORT), timeout) as connection:
-        connection.settimeout(timeout)
+    with socket.create_connection((ADDRESS, WEB_PORT), connect_patience) as connection:
+        connection.settimeout(patience)
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         raw = b""
         while part := connection.recv(4096):

@@ -28,7 +28,7 @@ from tests.soak.kv.clients import contents
 from tests.soak.kv.history import Round
 from tests.soak.kv.history import TakeOver as KvTakeOver
 from tests.soak.postgres import judge as postgres_judge
-from tests.soak.postgres.clients import TABLE
+from tests.soak.postgres.clients import TABLE, is_held
 from tests.soak.postgres.clients import Clients as PostgresClients
 from tests.soak.postgres.history import History, Loss, TakeOver
 from tests.soak.postgres.trial import kept_rows
@@ -158,9 +158,7 @@ class Trial:
         self._kv.begin(number, self._seen)
         if self._durability == "sync":
             # A promise that is never made cannot be broken.
-            until("commits wait for the standby", lambda: self._pair.primary.status() and any(
-                (store.get("durability") or {}).get("state") == "held" for store in self._pair.primary.status()["stores"]
-                if store["kind"] == "postgres"), PATIENCE)
+            until("commits wait for the standby", lambda: is_held(self._pair.primary.status()), PATIENCE)
         self._pair.primary.ask("INSERT INTO article SELECT max(id) + 1, 'round', %s FROM article", (f"round{number}",))
         rows = len(self._rows.acks)
         self._sleep(0.3, 1.2)
@@ -356,6 +354,8 @@ class Trial:
         words = ["forced"] if is_forced else []
         words += ["switched off"] if report.get("switched_off") else []
         words += [f"{attempts} attempts"] if attempts > 1 else []
+        # Before that it finds out whether the old primary answers.
+        words.append(f"begun after {report['started'] / 1000 - (time.time() - time.monotonic()) - begun:.1f} s")
         done.append(", ".join([*words, f"epoch {report['epoch']['number']}.{report['epoch']['node']}"]))
         self._pair.swap()
         return report
