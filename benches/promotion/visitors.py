@@ -15,7 +15,7 @@ from tests.outside.bridge import Plug
 from tests.outside.client import psycopg2
 from tests.outside.postgres import PORT
 from tests.outside.resp import Connection, RespError
-from tests.soak.promotion import front
+from tests.soak.promotion.visitor import get
 
 # Between two operations; a connection that cannot be made is tried again as soon.
 INTERVAL = 0.005
@@ -155,7 +155,7 @@ class Reader(Visitor):
     name = "HTTP"
 
     def _visit(self, number: int) -> None:
-        front.get(CONNECT_PATIENCE, ANSWER_PATIENCE)
+        get(CONNECT_PATIENCE, ANSWER_PATIENCE)
 
 
 class Party:

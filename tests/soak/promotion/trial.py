@@ -34,6 +34,7 @@ from tests.soak.postgres.history import History, Loss, TakeOver
 from tests.soak.postgres.trial import kept_rows
 
 from . import changes, front
+from .visitor import Visitor
 
 # What has not come about by then never will.
 PATIENCE = 90
@@ -101,7 +102,7 @@ class Trial:
         self._pair = Appliance(binary, folder, Settings(abilities, self._durability, self._degrade_after), count)
         self._settings = self._pair.settings
         client = Plug()
-        self._prober, self._visitor = Prober(client, ADDRESS), front.Visitor(client)
+        self._prober, self._visitor = Prober(client, ADDRESS), Visitor(client)
         self._client = client
         self._names = {member.mac: member.name for member in self._pair.members}
         self._rows, self._take_overs = History(), []
