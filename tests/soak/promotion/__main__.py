@@ -20,6 +20,7 @@ def main() -> int:
         "promotion", "Write to every store of an appliance, let things go wrong while roles change, and judge all that "
                      "clients, neighbours and nodes saw.")
     parser.add_argument("--only", choices=[kind.value for kind in Kind], default=None, help="let only this happen")
+    parser.add_argument("--nodes", type=int, choices=[2, 3], default=None, help="how many there are (default: by the seed)")
     parser.add_argument("--broken", choices=[one.value for one in Break], default=None,
                         help="break what is judged, to see that the judge sees it: whatever was begun counts as "
                              "acknowledged, a second holder of the address, or a service on the standby")
@@ -40,8 +41,10 @@ def main() -> int:
     only = Kind(arguments.only) if arguments.only else None
     broken = Break(arguments.broken) if arguments.broken else None
     again = "promotion" + (f" --only {only.value}" if only else "") + (f" --broken {broken.value}" if broken else "")
-    outcome = campaign.run(lambda place, seed: Trial(binary, place, seed, abilities, only, broken), isolation.WORK,
-                           arguments, again, SWITCHOVERS_PER_PAIR if only is Kind.SWITCHOVER else ROUNDS_PER_PAIR)
+    again += f" --nodes {arguments.nodes}" if arguments.nodes else ""
+    make = lambda place, seed: Trial(binary, place, seed, abilities, only, broken, arguments.nodes)
+    outcome = campaign.run(make, isolation.WORK, arguments, again,
+                           SWITCHOVERS_PER_PAIR if only is Kind.SWITCHOVER else ROUNDS_PER_PAIR)
     if not outcome.seeds:
         folder.rmdir()
     return outcome.tell(arguments.json, folder)

@@ -16,12 +16,11 @@ from benches.files.compare import Different, assert_equal
 from tests.outside.agent import Ended
 from tests.outside.appliance import ADDRESS, INDEX, SETTINGS, STORES, Abilities, Appliance, Member, Settings
 from tests.outside.arp import Prober
-from tests.outside.binary import Binary
+from tests.outside.binary import REPOSITORY, Binary
 from tests.outside.bridge import Plug
 from tests.outside.pair import Failed
 from tests.outside.postgres import until
 from tests.soak.campaign import Violation
-from tests.soak.hearing import CONTACT
 from tests.soak.kv import judge as kv_judge
 from tests.soak.kv.clients import Clients as KvClients
 from tests.soak.kv.clients import contents
@@ -47,6 +46,8 @@ POSTGRES_INTERVAL, KV_INTERVAL = 0.03, 0.02
 CRASH_SHARE, FAILING_SERVICE_SHARE, FAILING_FENCE_SHARE = 0.35, 0.2, 0.35
 # How long after the word the daemon that promotes is killed, where it is not at the end of a step.
 CRASH_SECONDS_MAX = 2.5
+# A superseded primary that hears of it has this long to give up the address and to stop its services.
+SILENCE_MAX = 20.0
 # A superseded primary that follows by itself needs no other word.
 FOLLOWING_PATIENCE = 15
 
@@ -91,15 +92,15 @@ class Trial:
     """One seed's appliance."""
 
     def __init__(self, binary: Binary, folder: Path, seed: int, abilities: Abilities, only: Kind | None = None,
-                 broken: Break | None = None) -> None:
+                 broken: Break | None = None, count: int | None = None) -> None:
         rng = random.Random(f"promotion {seed}")
         self._seed, self._folder, self._only, self._broken = seed, folder, only, broken
         # Neighbouring seeds differ, so that a short run has some of each.
         self._degrade_after = ["1s", "never"][seed % 2]
         self._durability = ["async", "sync"][seed // 2 % 2]
         self._abilities = abilities
-        count = 3 if rng.random() < 0.25 and not only else 2
-        self._pair = Appliance(binary, folder, Settings(abilities, self._durability, self._degrade_after), count)
+        drawn = 3 if rng.random() < 0.25 and not only else 2
+        self._pair = Appliance(binary, folder, Settings(abilities, self._durability, self._degrade_after), count or drawn)
         self._settings = self._pair.settings
         client = Plug()
         self._prober, self._visitor = Prober(client, ADDRESS), Visitor(client)
@@ -196,8 +197,8 @@ class Trial:
             standby.run(["ip", "address", "add", f"{ADDRESS}/24", "dev", "eth0"])
         if self._broken is Break.SERVICE:
             environment = ["env", f"UNDERSTUDY_ROOT={standby.root}", f"UNDERSTUDY_NODE={standby.name}"]
-            from tests.outside.binary import REPOSITORY
-            standby.run([*environment, "python3", "-S", "-E", REPOSITORY / "tests/outside/appliance_service.py", "start", "worker"])
+            script = REPOSITORY / "tests/outside/appliance_service.py"
+            standby.run([*environment, "python3", "-S", "-E", script, "start", "worker"])
 
     # Who takes over.
 
@@ -241,18 +242,21 @@ class Trial:
                 old.power_on()
             if kind is Kind.PAUSE:
                 self._signal(old, signal.SIGCONT)
-            old.plug.mend()
             mended = time.monotonic()
+            old.plug.mend()
         if kind is Kind.SPLIT:
             # Whoever opened the lesser epoch.
             old, new = sorted((old, new), key=lambda one: one.epoch())
             self._pair.primary, self._pair.standby = new, old
             done.append(f"{new.name} wins")
         if kind in APART:
-            # Until it has heard of the other, it has the address, too.
-            self._pardoned.append((self._begun, mended + CONTACT))
-            fenced = until(f"{old.name} is fenced", lambda: old.role() in ("fenced", "standby"), PATIENCE)
-            self._pardoned[-1] = (mended, min(mended + CONTACT, fenced))
+            # Until it has heard of the other and has stopped all, it is a second one.
+            silent = until(f"{old.name} is fenced and has stopped all", lambda: old.role() in ("fenced", "standby")
+                           and not old.has_address() and not old.running_services(), PATIENCE)
+            if silent > mended + SILENCE_MAX:
+                raise Violation(f"{old.name} could hear that it is superseded, and went on for {silent - mended:.1f} s")
+            self._pardoned.append((mended, silent))
+            done.append(f"silent {silent - mended:.1f} s after it could hear")
         self._bring_back(kind, old)
         return report
 
