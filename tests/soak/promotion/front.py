@@ -60,7 +60,8 @@ def pages(seen: list[Page], pardoned: list[Span]) -> list[str]:
     for page in sorted(seen, key=lambda one: one.heard):
         if is_within(page.heard, pardoned):
             continue
-        if page.role != "primary":
+        # A node that is promoted once more, after a crash, has its services already.
+        if page.role not in ("primary", "promoting"):
             found.append(f"{page.node} answered at the address at {page.heard:.3f}, being {page.role}")
         if newest and page.asked > newest.heard and page.epoch < newest.epoch:
             found.append(f"{page.node} answered in epoch {page.epoch} at {page.heard:.3f}, after {newest.node} had in "

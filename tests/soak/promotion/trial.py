@@ -155,7 +155,7 @@ class Trial:
 
     def _round(self, number: int, done: list[str]) -> str:
         self._begun, self._begun_wall = time.monotonic(), time.time()
-        self._seen = Round(may_degrade=self._degrade_after != "never")
+        self._seen = Round(may_degrade=self._degrade_after != "never", contact=SILENCE_MAX)
         self._pardoned: list[front.Span] = []
         self._kv.begin(number, self._seen)
         if self._durability == "sync":
@@ -462,7 +462,7 @@ class Trial:
         missing, violations = postgres_judge.lost(self._rows, self._take_overs[-1], there | self._lost_rows)
         self._lost_rows |= missing
         found += violations
-        found += [one for one in postgres_judge.two_writers(self._rows, self._take_overs)
+        found += [one for one in postgres_judge.two_writers(self._rows, self._take_overs, SILENCE_MAX)
                   # Two nodes that are promoted by force open the same timeline.
                   if not (self._had_split and one.startswith("timeline"))]
         kept = kept_rows(loser, self._begun_wall)
@@ -537,6 +537,9 @@ class Trial:
     def _compare(self, found: list[str]) -> None:
         """Compares the nodes by walks of our own, and has them compare themselves."""
         primary = self._pair.primary
+        for path in (path for member in self._pair.members for path in member.tree.glob("d*/.*.tmp")):
+            # What the application was writing when it was killed; it is nobody's copy of anything.
+            path.unlink()
         for member in self._pair.others:
             try:
                 assert_equal(primary.tree, member.tree, self._seed, whole=True)
