@@ -542,7 +542,8 @@ class Trial:
             path.unlink()
         for member in self._pair.others:
             try:
-                assert_equal(primary.tree, member.tree, self._seed, whole=True)
+                # What is excluded comes and goes on one node, and changes the time of its folder there.
+                assert_equal(primary.tree, member.tree, self._seed, whole=True, folder_times=False)
             except (Different, OSError) as different:
                 found.append(f"{different}")
             if (primary.root / SETTINGS).read_bytes() != (member.root / SETTINGS).read_bytes():
