@@ -62,7 +62,7 @@ class Switchover(ApplianceCase):
     def ours(self, number: int) -> Sample:
         appliance = self._prepare()
         with Party(self.bench.client()) as party:
-            until("the clients are served", lambda: party.are_served(0), PATIENCE)
+            until("the clients are served", party.are_at_home, PATIENCE)
             time.sleep(BEFORE)
             begun = time.monotonic()
             report = appliance.standby.json("switchover", timeout=PATIENCE)["promoted"]
@@ -96,7 +96,7 @@ class Promotion(ApplianceCase):
         appliance = self._prepare()
         old = appliance.primary
         with Party(self.bench.client()) as party:
-            until("the clients are served", lambda: party.are_served(0), PATIENCE)
+            until("the clients are served", party.are_at_home, PATIENCE)
             time.sleep(BEFORE)
             old.power_off()
             time.sleep(BEFORE)

@@ -1,10 +1,11 @@
 """Clients in a network of their own, who reach the appliance only at its address: one of each kind, always busy.
 
-A client waits for an answer for a quarter of a second, then tries on a new connection: an address that moves takes no
-goodbye along, and whoever waits for one waits for ever.
+A client waits for an answer for a quarter of a second (longer where answers are slow in peace), then tries on a new
+connection: an address that moves takes no goodbye along, and whoever waits for one waits for ever.
 """
 
 import select
+import statistics
 import threading
 import time
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ from tests.outside import inside
 from tests.outside.appliance import ADDRESS, KV_PORT, PASSWORD
 from tests.outside.bridge import Plug
 from tests.outside.client import psycopg2
+from tests.outside.pair import Failed
 from tests.outside.postgres import PORT
 from tests.outside.resp import Connection, RespError
 from tests.soak.promotion.visitor import get
 
 # Between two operations; a connection that cannot be made is tried again as soon.
 INTERVAL = 0.005
-CONNECT_PATIENCE, ANSWER_PATIENCE = 0.05, 0.25
+CONNECT_PATIENCE = 0.05
+ANSWER_PATIENCE_MIN, ANSWER_PATIENCE_MAX, ANSWERS_SLOWER_MAX = 0.25, 2.0, 8
+# Whoever has taken the connection is there, and greets.
+GREETING_PATIENCE = 2.0
+# So many answers tell how slow they are.
+ANSWERS_TELLING = 50
 TABLE = "visit"
 
 
@@ -63,6 +70,13 @@ class Visitor:
         """Returns when the first operation was acknowledged that was begun after that moment."""
         return min((visit.acked for visit in list(self.visits) if visit.sent >= moment), default=None)
 
+    def patience(self) -> float:
+        """Returns how long an answer is awaited: much longer than any was in peace."""
+        recent = [visit.acked - visit.sent for visit in self.visits[:ANSWERS_TELLING]]
+        if len(recent) < ANSWERS_TELLING:
+            return ANSWER_PATIENCE_MAX
+        return min(max(ANSWERS_SLOWER_MAX * statistics.median(recent), ANSWER_PATIENCE_MIN), ANSWER_PATIENCE_MAX)
+
     def _run(self) -> None:
         inside.stay(self._plug)
         while not self._ended.is_set():
@@ -94,11 +108,11 @@ class Writer(Visitor):
         if self._connection is None:
             self._connection = psycopg2.connect(host=ADDRESS, port=PORT, user="postgres", dbname="postgres",
                                                 application_name="visitor", async_=True)
-            # A server that refuses answers at once; who is not there does not.
-            _poll(self._connection, CONNECT_PATIENCE, ANSWER_PATIENCE)
+            # A server that is there answers at once, with whatever.
+            _poll(self._connection, CONNECT_PATIENCE, GREETING_PATIENCE)
         with self._connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {TABLE} VALUES (%s)", (number,))
-            _poll(self._connection, ANSWER_PATIENCE, ANSWER_PATIENCE)
+            _poll(self._connection, self.patience(), self.patience())
 
     def _leave(self) -> None:
         if self._connection is not None:
@@ -138,9 +152,10 @@ class Setter(Visitor):
     def _visit(self, number: int) -> None:
         if self._connection is None:
             connection = Connection.to(KV_PORT, CONNECT_PATIENCE, ADDRESS)
-            connection.patience(ANSWER_PATIENCE)
+            connection.patience(GREETING_PATIENCE)
             connection.call("AUTH", PASSWORD)
             self._connection = connection
+        self._connection.patience(self.patience())
         self._connection.call("SET", self.key(number), number)
 
     def _leave(self) -> None:
@@ -155,7 +170,7 @@ class Reader(Visitor):
     name = "HTTP"
 
     def _visit(self, number: int) -> None:
-        get(CONNECT_PATIENCE, ANSWER_PATIENCE)
+        get(CONNECT_PATIENCE, self.patience())
 
 
 class Party:
@@ -176,4 +191,11 @@ class Party:
 
     def are_served(self, since: float) -> bool:
         """Returns whether every one of them has got something that was asked for after that moment."""
-        return all(visitor.first_sent_after(since) for visitor in self.all)
+        hungry = [visitor for visitor in self.all if not visitor.first_sent_after(since)]
+        if hungry:
+            raise Failed("; ".join(f"{visitor.name}: {visitor.trouble}" for visitor in hungry))
+        return True
+
+    def are_at_home(self) -> bool:
+        """Returns whether every one of them knows how long answers take in peace."""
+        return self.are_served(0) and all(len(visitor.visits) >= ANSWERS_TELLING for visitor in self.all)

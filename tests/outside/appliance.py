@@ -256,7 +256,8 @@ class Appliance:
         self.folder, self.settings = folder, settings
         self.members = [Member(binary, folder / name, settings) for name in "abc"[:count]]
         self.primary, self.standby = self.members[:2]
-        self.primary.init_postgres()
+        # Clients come to the address, which is on no node when its server starts.
+        self.primary.init_postgres("listen_addresses = '*'")
         self.primary.found()
         self.primary.serve()
         self.primary.await_role("primary")
