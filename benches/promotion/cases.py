@@ -64,7 +64,7 @@ class Switchover(ApplianceCase):
         with Party(self.bench.client()) as party:
             until("the clients are served", party.are_at_home, PATIENCE)
             time.sleep(BEFORE)
-            begun = time.monotonic()
+            old, begun, word = appliance.primary, time.monotonic(), time.time()
             report = appliance.standby.json("switchover", timeout=PATIENCE)["promoted"]
             done = time.monotonic()
             appliance.swap()
@@ -73,7 +73,7 @@ class Switchover(ApplianceCase):
             ended = time.monotonic()
             windows = {visitor.name: visitor.window(begun - BEFORE, ended) for visitor in party.all}
         assert_kept(appliance, party)
-        self._allowed[number] = seconds_of(report, SERVICES)
+        self._allowed[number] = seconds_of(report, SERVICES) + stopping(old, word)
         return {"window": max(windows.values()), **{f"window of {name}": value for name, value in windows.items()},
                 "services": self._allowed[number], **steps_of(report)}
 
@@ -181,6 +181,13 @@ def assert_kept(appliance, party: Party) -> None:
     if lost or gone:
         raise Failed(f"{len(lost)} of {len(party.writer.visits)} rows and {len(gone)} of {len(party.setter.visits)} keys that "
                      "were acknowledged at the address are lost by a planned swap")
+
+
+def stopping(member, since: float) -> float:
+    """Returns how long the services took to stop there after that moment, by their own journal."""
+    entries = [line.split() for line in (member.folder / "journal").read_text().splitlines()]
+    moments = [float(entry[0]) for entry in entries if entry[1] in ("stopping", "stop") and float(entry[0]) >= since]
+    return max(moments) - min(moments) if moments else 0.0
 
 
 def seconds_of(report: dict, step: str) -> float:

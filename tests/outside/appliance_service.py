@@ -6,14 +6,9 @@ Called by the daemon as `python3 -S -E appliance_service.py start web`, with the
 everything is beneath the node's root. `journal` there has what was started and stopped, and when.
 """
 
-import hashlib
-import json
+# Only what every verb needs: a client waits while they start.
 import os
-import random
 import signal
-import socket
-import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,6 +54,8 @@ def is_up(name: str) -> bool:
     if pid_of(name) is None:
         return False
     if name == "web":
+        import socket
+
         try:
             socket.create_connection(("127.0.0.1", WEB_PORT), 1).close()
         except OSError:
@@ -93,6 +90,7 @@ def stop(name: str) -> int:
     pid = pid_of(name)
     if pid is None:
         return 0
+    journal("stopping", name)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_PATIENCE
     while pid_of(name) is not None:
@@ -118,6 +116,9 @@ def append(path: Path, line: str) -> None:
 
 
 def web() -> None:
+    import json
+    import socket
+
     server = socket.create_server(("0.0.0.0", WEB_PORT), backlog=64)
     while True:
         client, _ = server.accept()
@@ -138,6 +139,8 @@ def web() -> None:
 
 def worker() -> None:
     """Changes files and settings until it is killed, and writes down what it begins and what is durable."""
+    import random
+
     node, begun = os.environ["UNDERSTUDY_NODE"], time.time_ns()
     acks = FOLDER / "acks"
     number, settings_due = 0, 0.0
@@ -172,6 +175,9 @@ def worker() -> None:
 
 def change(acks: Path, key: str, path: Path, name: str, content: bytes | None, suffix: str) -> None:
     """Makes one change durable; what it is to be is written down before, and that it is, after."""
+    import hashlib
+    import json
+
     told = hashlib.sha256(content).hexdigest() if content is not None else None
     append(acks, json.dumps({"key": key, "path": name, "content": told, "begun": time.time()}))
     if content is None:
@@ -194,11 +200,14 @@ def change(acks: Path, key: str, path: Path, name: str, content: bytes | None, s
 
 
 def address(verb: str, ip: str) -> int:
+    import subprocess
+
     has = subprocess.run(["ip", "-brief", "address", "show", "eth0"], capture_output=True, text=True).stdout
     is_here = f" {ip} " in f"{has} "
     if verb == "status":
         return 0 if is_here else 3
     if verb == "stop" and is_here:
+        journal("stopping", "address")
         subprocess.run(["ip", "address", "del", ip, "dev", "eth0"], check=True)
         journal("stop", "address")
     if verb == "start" and not is_here:
@@ -209,6 +218,9 @@ def address(verb: str, ip: str) -> int:
 
 
 def announce(ip: str) -> None:
+    import socket
+    import struct
+
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as out:
         out.bind(("eth0", 0x0806))
         mac, raw = out.getsockname()[4], socket.inet_aton(ip)
