@@ -27,6 +27,8 @@ from tests.soak.kv.history import TakeOver as KvTakeOver
 from tests.soak.kv.linear import NEVER, Kind, Operation, first_inexplicable
 from tests.soak.postgres import judge as postgres_judge
 from tests.soak.postgres.history import Ack, Claim, History, Loss, TakeOver
+from tests.soak.promotion import changes, front
+from tests.outside.arp import Answer
 
 
 class TwoTrees(unittest.TestCase):
@@ -384,6 +386,105 @@ class KvRounds(unittest.TestCase):
         unknown = ["READONLY This node is no longer the primary; whether the write was kept is not known.",
                    "NOREPLICAS Not enough good replicas to write.", "MISCONF The log cannot be written: disk full"]
         self.assertEqual([has_refused(RespError(text)) for text in refused + unknown], [True] * 3 + [False] * 3)
+
+
+def changed(path: str, content: str | None, at: float, node: str = "a", is_done: bool = True) -> changes.Change:
+    return changes.Change(node, f"{at}", path, content, at, at + 0.01 if is_done else None)
+
+
+class Changes(unittest.TestCase):
+    """What the application did to its files, and what is there after a promotion."""
+
+    def found(self, made: list[changes.Change], there: dict[str, str], may_lose: str | None = "a", cut: float | None = None,
+              amount: int | None = None, believes_silence: bool = False) -> tuple[changes.Loss, list[str]]:
+        return changes.judge(made, there, may_lose, cut, {"files": amount, "settings": amount}, believes_silence)
+
+    def assert_sees(self, found: tuple[changes.Loss, list[str]], words: str) -> None:
+        self.assertTrue(any(words in line for line in found[1]), (words, found[1]))
+
+    def test_the_newest_version_is_there_or_one_that_nobody_promised(self) -> None:
+        made = [changed("f", "1", 1.0), changed("f", "2", 2.0), changed("f", "3", 3.0, is_done=False)]
+        for there in ("2", "3"):
+            self.assertEqual(self.found(made, {"f": there}, may_lose=None), (changes.Loss(), []))
+        self.assertEqual(self.found([*made, changed("f", None, 4.0)], {}, may_lose=None), (changes.Loss(), []))
+
+    def test_nothing_is_lost_where_the_old_primary_handed_over(self) -> None:
+        made = [changed("f", "1", 1.0), changed("f", "2", 2.0)]
+        self.assert_sees(self.found(made, {"f": "1"}, may_lose=None), "nothing may be lost")
+        self.assert_sees(self.found(made, {}, may_lose=None), "nothing may be lost")
+        self.assert_sees(self.found([changed("f", "1", 1.0), changed("f", None, 2.0)], {"f": "1"}, may_lose=None),
+                         "nothing may be lost")
+
+    def test_what_the_old_one_had_alone_may_be_lost_and_must_have_been_kept(self) -> None:
+        made = [changed("f", "1", 1.0), changed("f", "2", 2.0), changed("f", "3", 3.0, is_done=False)]
+        loss, found = self.found(made, {"f": "1"}, cut=1.5)
+        self.assertEqual((found, [one.content for one in loss.changes], loss.to_keep), ([], ["2"], {"f": {"2", "3"}}))
+
+    def test_but_neither_from_before_the_cut_nor_of_others_nor_what_the_report_denies(self) -> None:
+        made = [changed("f", "1", 1.0), changed("f", "2", 2.0)]
+        self.assert_sees(self.found(made, {"f": "1"}, cut=2.5), "changes from before are lost")
+        self.assert_sees(self.found(made, {"f": "1"}, may_lose="b"), "not made on b")
+        self.assert_sees(self.found(made, {"f": "1"}, amount=0), "nothing was lost")
+
+    def test_what_nobody_wrote_is_seen(self) -> None:
+        self.assert_sees(self.found([changed("f", "1", 1.0)], {"f": "half"}), "nobody wrote")
+        self.assert_sees(self.found([], {"g": "1"}), "nobody made")
+
+    def test_a_judge_that_believes_silence_complains(self) -> None:
+        made = [changed("f", "1", 1.0), changed("f", "2", 2.0, is_done=False)]
+        self.assert_sees(self.found(made, {"f": "1"}, may_lose=None, believes_silence=True), "nothing may be lost")
+
+
+class Fronts(unittest.TestCase):
+    """Who has the address, who answers there, and what runs where."""
+
+    NAMES = {"0a": "a", "0b": "b"}
+    BOTH = ["worker", "web"]
+
+    def holders(self, *answers: tuple[int, str], pardoned: list[front.Span] = ()) -> list[str]:
+        told = [Answer(number, number * 0.02, number * 0.02 + 0.001 * place, mac)
+                for place, (number, mac) in enumerate(answers)]
+        return front.holders(told, self.NAMES, ["a", "b"], list(pardoned))
+
+    def test_the_address_goes_from_one_to_the_other(self) -> None:
+        self.assertEqual(self.holders((1, "0a"), (2, "0a"), (40, "0b")), [])
+        self.assertEqual(self.holders((40, "0b")), [])
+
+    def test_never_both_and_never_back(self) -> None:
+        self.assertIn("both have the address", self.holders((1, "0a"), (2, "0a"), (2, "0b"))[0])
+        self.assertIn("a, then b, then a", self.holders((1, "0a"), (20, "0b"), (40, "0a"))[0])
+        self.assertIn("0c", self.holders((1, "0a"), (20, "0c"))[0])
+
+    def test_a_superseded_primary_is_pardoned_until_it_can_have_heard(self) -> None:
+        answers = (1, "0a"), (20, "0a"), (20, "0b"), (40, "0b")
+        self.assertEqual(self.holders(*answers, pardoned=[(0.3, 0.5)]), [])
+        self.assertIn("both", self.holders(*answers, pardoned=[(0.5, 0.6)])[0])
+
+    def test_an_epoch_that_was_superseded_is_not_heard_again(self) -> None:
+        pages = [front.Page(1.0, 1.1, "a", "primary", (1, "a")), front.Page(2.0, 2.1, "b", "primary", (2, "b")),
+                 front.Page(3.0, 3.1, "a", "primary", (1, "a"))]
+        self.assertEqual(front.pages(pages[:2], []), [])
+        self.assertIn("a answered in epoch (1, 'a')", front.pages(pages, [])[0])
+        self.assertEqual(front.pages(pages, [(2.5, 3.5)]), [])
+        self.assertIn("being fenced", front.pages([front.Page(1.0, 1.1, "a", "fenced", (1, "a"))], [])[0])
+
+    def services(self, text: str, is_apart: bool = False) -> list[str]:
+        lines = [line.split() for line in text.split(", ")]
+        journal = [front.Entry(float(at), node, what, rest[0] if rest else "")
+                   for at, (node, what, *rest) in enumerate(lines)]
+        return front.services(journal, self.BOTH, "a", "b", 0.0, is_apart)
+
+    def test_services_move_in_order(self) -> None:
+        moved = "a start worker, a start web, a stop web, a stop worker, b start worker, b start web"
+        self.assertEqual(self.services(moved), [])
+        self.assertEqual(self.services("a start worker, a start web, a off, b start worker, b start web"), [])
+
+    def test_another_order_and_both_at_once_are_seen(self) -> None:
+        self.assertIn("a started web", self.services("a start web")[0])
+        self.assertIn("a stopped worker", self.services("a start worker, a start web, a stop worker")[0])
+        both = "a start worker, b start worker"
+        self.assertIn("while a still ran", self.services(both)[0])
+        self.assertEqual(self.services(both, is_apart=True), [])
 
 
 class Figures(unittest.TestCase):

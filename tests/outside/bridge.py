@@ -10,14 +10,14 @@ from pathlib import Path
 from .processes import spawn
 
 NAME = "bridge"
-_SUBNET = "10.78.0"
+SUBNET = "10.78.0"
 _numbers = itertools.count(1)
 
 
 def build() -> None:
     """Makes the bridge in this program's own network; it goes with it."""
     _ip("link", "add", NAME, "type", "bridge")
-    _ip("address", "add", f"{_SUBNET}.254/24", "dev", NAME)
+    _ip("address", "add", f"{SUBNET}.254/24", "dev", NAME)
     _ip("link", "set", NAME, "up")
 
 
@@ -35,7 +35,7 @@ class Plug:
 
     def __init__(self) -> None:
         number = next(_numbers)
-        self.ip, self.port = f"{_SUBNET}.{number}", f"port{number}"
+        self.ip, self.port = f"{SUBNET}.{number}", f"port{number}"
         # It lives as long as a process is in it, and needs no name that could be left behind.
         self._holder = spawn(["unshare", "--net", "--", "sleep", "infinity"])
         self._await_namespace()
@@ -54,6 +54,12 @@ class Plug:
     def within(self, command: list) -> list:
         """Returns the command, to be run in this namespace."""
         return ["nsenter", f"--net={self.namespace}", "--", *command]
+
+    def mac(self) -> str:
+        """Returns the hardware address by which the others know this machine."""
+        told = subprocess.run(self.within(["ip", "-brief", "link", "show", "eth0"]), capture_output=True, text=True,
+                              check=True)
+        return told.stdout.split()[2]
 
     def cut(self) -> None:
         """Pulls the cable: nothing leaves any more, not even the end of a connection."""
@@ -83,6 +89,11 @@ class Plug:
                     # It has ended, or is just ending: then not even root may look.
                     pass
         return found
+
+    @property
+    def holder(self) -> int:
+        """Returns the process that keeps the namespace, and is none of the machine's."""
+        return self._holder.pid
 
     def remove(self) -> None:
         """Ends the namespace, and its port with it."""

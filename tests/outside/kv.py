@@ -1,25 +1,19 @@
 """A node of understudy with a key-value store, and a pair of them."""
 
-import ctypes
-import os
 import shutil
-import socket
 import subprocess
-import threading
 from pathlib import Path
 
+from . import inside
 from .agent import Agent
 from .binary import Binary
 from .bridge import Plug
 from .network import free_ports
-from .pair import Failed
 from .resp import Connection
 from .waiting import until
 
 STORE = "kv"
 PORT = 7479
-_NEW_NETWORK = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class KvNode(Agent):
@@ -58,20 +52,7 @@ class KvNode(Agent):
         """Connects to the store from the node itself, even when that is cut off from the others."""
         if not self.plug:
             return Connection.to(self.kv_port, timeout)
-        # A thread may stand in another network; a socket stays in that in which it was made.
-        with open("/proc/thread-self/ns/net") as own, open(self.plug.namespace) as other:
-            _enter(other.fileno())
-            try:
-                made = socket.socket()
-            finally:
-                _enter(own.fileno())
-        made.settimeout(timeout)
-        try:
-            made.connect(("127.0.0.1", self.kv_port))
-        except OSError:
-            made.close()
-            raise
-        return Connection(made)
+        return Connection(inside.connect(self.plug, self.kv_port, timeout))
 
     def store(self) -> dict:
         """Returns what the status tells of the store beside its lag."""
@@ -163,8 +144,3 @@ class KvPair:
 
 def _toml(value: str | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else f'"{value}"'
-
-
-def _enter(namespace: int) -> None:
-    if _libc.setns(namespace, _NEW_NETWORK):
-        raise Failed(f"thread {threading.get_native_id()} cannot enter a network: {os.strerror(ctypes.get_errno())}")

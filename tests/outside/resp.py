@@ -40,6 +40,10 @@ class Connection:
         connected.settimeout(timeout)
         return cls(connected)
 
+    def patience(self, timeout: float) -> None:
+        """Waits for so long for an answer, whatever was said when it connected."""
+        self._socket.settimeout(timeout)
+
     def close(self) -> None:
         self._socket.close()
 

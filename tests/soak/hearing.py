@@ -4,7 +4,7 @@
 CONTACT = 6.0
 
 
-def could_hear(moment: float, since: float, cuts: list[tuple[float, float | None]]) -> bool:
+def could_hear(moment: float, since: float, cuts: list[tuple[float, float | None]], contact: float = CONTACT) -> bool:
     """Returns whether the nodes had heard each other for long enough at `moment` for what was so since `since`."""
     begun = since
     for start, end in cuts:
@@ -13,4 +13,4 @@ def could_hear(moment: float, since: float, cuts: list[tuple[float, float | None
                 return False
         else:
             begun = max(begun, end)
-    return moment - begun > CONTACT
+    return moment - begun > contact

@@ -32,8 +32,10 @@ SHARES = {"write": 26, "once": 24, "add": 14, "pair": 6, "field": 8, "read": 14,
 class Clients:
     """Several clients, who start at either node and go where writes are taken, and one at each who asks how it is."""
 
-    def __init__(self, nodes: tuple[KvNode, KvNode], seed: int, standby_reads: bool, believes_silence: bool) -> None:
+    def __init__(self, nodes: tuple[KvNode, KvNode], seed: int, standby_reads: bool, believes_silence: bool,
+                 interval: float = INTERVAL) -> None:
         self._nodes, self._standby_reads, self._believes_silence = nodes, standby_reads, believes_silence
+        self._interval = interval
         self._lock = threading.Lock()
         self._ended, self._paused = threading.Event(), threading.Event()
         self._paused.set()
@@ -115,7 +117,7 @@ class Client:
                 is_well = self._ask()
             finally:
                 self._all._busy.discard(self._number)
-            time.sleep(INTERVAL if is_well else LOOK_INTERVAL)
+            time.sleep(self._all._interval if is_well else LOOK_INTERVAL)
         self._leave()
 
     def _leave(self) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from tests.soak.hearing import CONTACT
+
 from .linear import Operation
 
 
@@ -52,6 +54,8 @@ class Round:
     troubles: list[tuple[float, float | None]] = field(default_factory=list)
     # When nothing passed between the nodes.
     cuts: list[tuple[float, float | None]] = field(default_factory=list)
+    # A superseded primary that hears of it has this long to stop.
+    contact: float = CONTACT
     change: TakeOver | None = None
     # What the clients themselves found to be wrong.
     seen: list[str] = field(default_factory=list)

@@ -100,7 +100,7 @@ def two_writers(seen: Round) -> list[str]:
     if first < change.begun:
         found.append(f"{change.new} took writes before it was promoted")
     late = [one for one in writes if one.node == change.old and first < one.called
-            and (change.is_fenced or could_hear(one.called, first, seen.cuts))]
+            and (change.is_fenced or could_hear(one.called, first, seen.cuts, seen.contact))]
     if late:
         why = "had been fenced" if change.is_fenced else "could hear of it"
         found.append(f"{change.old} took writes {late[-1].called - first:.3f} s after the first of {change.new}, "

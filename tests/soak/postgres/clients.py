@@ -23,8 +23,8 @@ _INSERT = (f"INSERT INTO {TABLE} VALUES (%s, %s, %s) RETURNING pg_walfile_name(p
 class Clients:
     """Several clients at each node, and one who asks the node how it is."""
 
-    def __init__(self, nodes: tuple[Node, Node], history: History) -> None:
-        self._history = history
+    def __init__(self, nodes: tuple[Node, Node], history: History, interval: float = INTERVAL) -> None:
+        self._history, self._interval = history, interval
         self._ended, self._paused = threading.Event(), threading.Event()
         self._busy: set[int] = set()
         self._threads = [threading.Thread(target=self._watch, args=(node,), daemon=True) for node in nodes]
@@ -77,7 +77,7 @@ class Clients:
                     file, lsn = cursor.fetchone()
                 # The name of a WAL file begins with its timeline.
                 self._history.acks.append(Ack(number, row, node.name, int(file[:8], 16), int(lsn), sent, acked))
-                pause = INTERVAL
+                pause = self._interval
             except client.Standby:
                 pause = LOOK_INTERVAL
             except client.Error:
@@ -106,4 +106,5 @@ class Clients:
 def is_held(status: dict) -> bool:
     """Returns whether a node says that commits wait for a standby that is there."""
     return status["role"] == "primary" and any(
-        (store.get("durability") or {}).get("state") == "held" for store in status["stores"])
+        store["kind"] == "postgres" and (store.get("durability") or {}).get("state") == "held"
+        for store in status["stores"])

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections import defaultdict
 
-from tests.soak.hearing import could_hear
+from tests.soak.hearing import CONTACT, could_hear
 
 from .history import Ack, Claim, History, TakeOver
 
@@ -61,7 +61,7 @@ def is_held(ack: Ack, claims: list[Claim]) -> bool:
     return last.is_held and ack.acked <= last.told + HELD_FOR and all(claim.is_held for claim in between)
 
 
-def two_writers(history: History, changes: list[TakeOver]) -> list[str]:
+def two_writers(history: History, changes: list[TakeOver], contact: float = CONTACT) -> list[str]:
     """Returns where two nodes wrote in one epoch, or an old primary went on though it could hear of the new one."""
     found = []
     nodes = defaultdict(set)
@@ -78,7 +78,7 @@ def two_writers(history: History, changes: list[TakeOver]) -> list[str]:
         first = min(firsts)
         late = [ack for ack in history.acks
                 if ack.node == change.old and first < ack.sent and ack.acked < until
-                and (change.is_fenced or could_hear(ack.sent, first, history.cuts))]
+                and (change.is_fenced or could_hear(ack.sent, first, history.cuts, contact))]
         if late:
             why = "had been fenced" if change.is_fenced else "could hear of it"
             found.append(f"{change.old} took writes {late[-1].sent - first:.3f} s after the first of {change.new}, "

@@ -214,7 +214,7 @@ class Trial:
         missing, violations = judge.lost(self._history, self._changes[-1], rows[0] | self._given_up)
         self._given_up |= missing
         found += violations + judge.two_writers(self._history, self._changes)
-        kept = _kept_rows(standby, self._round_began)
+        kept = kept_rows(standby, self._round_began)
         if kept < len(missing):
             found.append(f"{standby.name} had {len(missing)} rows that {primary.name} lacks, and kept {kept} aside")
         return found, len(missing)
@@ -255,7 +255,7 @@ class Trial:
         self._pair.await_streaming(PATIENCE)
 
 
-def _kept_rows(node: Node, since: float) -> int:
+def kept_rows(node: Node, since: float) -> int:
     """Returns how many inserted rows the node has kept aside since that time; an attempt that failed later counts."""
     kept = 0
     for path in (node.folder / "state/salvage").glob("postgres-*/summary.json"):
