@@ -93,7 +93,10 @@ impl Address {
         let message = if there.is_empty() {
             "it is not on this machine".to_owned()
         } else {
-            format!("{} is on this machine, as somebody has left it", names(&there))
+            format!(
+                "{} is on this machine, as somebody has left it",
+                names(&there)
+            )
         };
         self.set(AddressState::Unknown, &message);
     }
@@ -212,6 +215,12 @@ impl Address {
     }
 
     fn note_conflict(&self, memory: &mut Memory, holder: Holder) {
+        // It may have been given up since the last look: then who announces it is the next to have it.
+        let is_held = self.status().state == AddressState::Held;
+        if *self.wanted.borrow() != Wanted::Yes || !is_held {
+            memory.wire = None;
+            return;
+        }
         let now = Instant::now();
         let is_known = memory
             .conflict
