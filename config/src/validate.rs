@@ -4,6 +4,7 @@
 //! again. A function looks at all of its section before it gives up.
 
 mod check;
+mod check_values;
 mod client_address;
 mod drill;
 mod index;

@@ -1260,7 +1260,7 @@ fn a_drill_has_an_age_a_schedule_and_a_limit() {
       --> understudy.toml:11:1
        |
     11 | rehearse = true
-       | ^^^^^^^^ expected one of `schedule`, `max_age`, `timeout`, `bandwidth`
+       | ^^^^^^^^ expected one of `schedule`, `max_age`, `timeout`, `faults`, `bandwidth`
     "#);
 }
 

@@ -9,7 +9,8 @@ use understudy_config::IpPrefix;
 
 use super::error::AddressError;
 use super::frame::Mac;
-use super::netlink::{Link, Netlink, Present};
+use super::message::{Link, Present};
+use super::netlink::Netlink;
 use super::wire::{Sockets, Wire};
 
 /// How long the kernel has for one change: a lock of its own may be held while it removes interfaces.

@@ -12,6 +12,7 @@
 mod error;
 mod frame;
 mod kernel;
+mod message;
 mod netlink;
 mod schedule;
 mod watch;
@@ -32,7 +33,7 @@ use understudy_replication::wall_time::WallTime;
 pub use error::{AddressError, Holder};
 pub use frame::Mac;
 use kernel::{Kernel, Seen};
-use netlink::{Link, Present};
+use message::{Link, Present};
 use wire::{Question, Wire};
 
 /// How long others have to answer just before the address is taken, where [`Address::prepare`] has asked

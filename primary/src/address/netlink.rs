@@ -1,11 +1,8 @@
 //! What the kernel is asked about network interfaces and their addresses, and told to change.
 //!
-//! Four requests of rtnetlink are needed, each a few bytes (rtnetlink(7)); so they are written here.
-
-#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+//! Four requests of rtnetlink are needed, each a few bytes; so they are written in `message`.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -16,11 +13,7 @@ use rustix::net::{
 };
 use understudy_config::IpPrefix;
 
-use super::frame::Mac;
-
-/// By this the kernel remembers whose an address is (`IFA_PROTO`, since Linux 5.18): `ip address` shows it
-/// as `proto 0x75`. The numbers below 4 are the kernel's own.
-pub(super) const PROTOCOL: u8 = 0x75;
+use super::message::{self, Link, Present};
 
 /// How long the kernel has to answer; it answers at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -28,93 +21,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// The most messages of one dump, so that a machine with very many addresses costs time, not memory.
 const MESSAGES_MAX: usize = 100_000;
-
-const HEADER_BYTES: usize = 16;
-const MESSAGE_ERROR: u16 = 2;
-const MESSAGE_DONE: u16 = 3;
-const NEW_LINK: u16 = 16;
-const GET_LINK: u16 = 18;
-const NEW_ADDRESS: u16 = 20;
-const DELETE_ADDRESS: u16 = 21;
-const GET_ADDRESS: u16 = 22;
-const REQUEST: u16 = 0x1;
-const ACKNOWLEDGE: u16 = 0x4;
-const REPLACE: u16 = 0x100;
-const CREATE: u16 = 0x400;
-const DUMP: u16 = 0x300;
-
-const LINK_ADDRESS: u16 = 1;
-const LINK_NAME: u16 = 3;
-const LINK_IS_UP: u32 = 0x1;
-const LINK_IS_LOOPBACK: u32 = 0x8;
-const LINK_HAS_NO_ARP: u32 = 0x80;
-const LINK_HAS_CARRIER: u32 = 0x1_0000;
-/// `ARPHRD_ETHER`.
-const LINK_ETHERNET: u16 = 1;
-
-const ADDRESS_PEER: u16 = 1;
-const ADDRESS_LOCAL: u16 = 2;
-const ADDRESS_LIFETIMES: u16 = 6;
-const ADDRESS_FLAGS: u16 = 8;
-const ADDRESS_PROTOCOL: u16 = 11;
-const IS_SECONDARY: u32 = 0x1;
-/// The kernel does not ask whether others have it: we have.
-const NO_PROBE: u32 = 0x2;
-/// Another has it, or the kernel still asks.
-const IS_NOT_USABLE: u32 = 0x8 | 0x40;
-const FOR_EVER: u32 = u32::MAX;
-
-/// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) mac: Option<Mac>,
-    pub(super) is_up: bool,
-    pub(super) has_carrier: bool,
-    /// It can be asked on it who has an address.
-    pub(super) is_ethernet: bool,
-}
-
-/// An address that is on an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Present {
-    pub(super) index: u32,
-    pub(super) ip: IpAddr,
-    pub(super) bits: u8,
-    flags: u32,
-    protocol: u8,
-    scope: u8,
-    /// As the kernel told it, so that it can be put back as it was.
-    attributes: Vec<u8>,
-}
-
-impl Present {
-    /// Others get answers from it.
-    pub(super) fn is_usable(&self) -> bool {
-        self.flags & IS_NOT_USABLE == 0
-    }
-
-    /// This program has put it there.
-    pub(super) fn is_ours(&self) -> bool {
-        self.protocol == PROTOCOL
-    }
-
-    /// The kernel takes it away when the first address of its network is removed.
-    pub(super) fn is_secondary(&self) -> bool {
-        self.ip.is_ipv4() && self.flags & IS_SECONDARY != 0
-    }
-
-    /// It is the same address on the same interface.
-    pub(super) fn is_at(&self, other: &Self) -> bool {
-        (self.index, self.ip, self.bits) == (other.index, other.ip, other.bits)
-    }
-
-    /// It is one that only reaches the neighbours.
-    pub(super) fn is_link_local(&self) -> bool {
-        matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-    }
-}
 
 /// A conversation with the kernel. Its calls block, for [`ANSWER_LIMIT`] each where the kernel is idle.
 pub(super) struct Netlink {
@@ -143,8 +49,8 @@ impl Netlink {
     pub(super) fn links(&mut self) -> io::Result<Vec<Link>> {
         let body = [0; 16];
         let mut links = Vec::new();
-        self.ask(GET_LINK, DUMP, &body, |kind, body| {
-            links.extend(read_link(body).filter(|_| kind == NEW_LINK));
+        self.ask(message::GET_LINK, message::DUMP, &body, |kind, body| {
+            links.extend(message::read_link(body).filter(|_| kind == message::NEW_LINK));
         })?;
         Ok(links)
     }
@@ -153,8 +59,8 @@ impl Netlink {
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Present>> {
         let body = [0; 8];
         let mut addresses = Vec::new();
-        self.ask(GET_ADDRESS, DUMP, &body, |kind, body| {
-            addresses.extend(read_address(body).filter(|_| kind == NEW_ADDRESS));
+        self.ask(message::GET_ADDRESS, message::DUMP, &body, |kind, body| {
+            addresses.extend(message::read_address(body).filter(|_| kind == message::NEW_ADDRESS));
         })?;
         Ok(addresses)
     }
@@ -166,10 +72,10 @@ impl Netlink {
         prefix: IpPrefix,
         lease: Option<Duration>,
     ) -> io::Result<()> {
-        let body = added(index, prefix, lease);
+        let body = message::added(index, prefix, lease);
         self.ask(
-            NEW_ADDRESS,
-            ACKNOWLEDGE | CREATE | REPLACE,
+            message::NEW_ADDRESS,
+            message::ACKNOWLEDGE | message::CREATE | message::REPLACE,
             &body,
             |_, _| {},
         )
@@ -177,11 +83,12 @@ impl Netlink {
 
     /// Puts an address back that the kernel took away with another one.
     pub(super) fn put_back(&mut self, address: &Present) -> io::Result<()> {
-        let mut body = address_header(address.ip, address.bits, address.scope, address.index);
+        let mut body =
+            message::address_header(address.ip, address.bits, address.scope, address.index);
         body.extend(&address.attributes);
         self.ask(
-            NEW_ADDRESS,
-            ACKNOWLEDGE | CREATE | REPLACE,
+            message::NEW_ADDRESS,
+            message::ACKNOWLEDGE | message::CREATE | message::REPLACE,
             &body,
             |_, _| {},
         )
@@ -189,9 +96,18 @@ impl Netlink {
 
     /// Removes an address. That it is gone already is no error.
     pub(super) fn remove(&mut self, address: &Present) -> io::Result<()> {
-        let mut body = address_header(address.ip, address.bits, 0, address.index);
-        attribute(&mut body, ADDRESS_LOCAL, &octets(address.ip));
-        match self.ask(DELETE_ADDRESS, ACKNOWLEDGE, &body, |_, _| {}) {
+        let mut body = message::address_header(address.ip, address.bits, 0, address.index);
+        message::attribute(
+            &mut body,
+            message::ADDRESS_LOCAL,
+            &message::octets(address.ip),
+        );
+        match self.ask(
+            message::DELETE_ADDRESS,
+            message::ACKNOWLEDGE,
+            &body,
+            |_, _| {},
+        ) {
             Err(error) if is_gone(&error) => Ok(()),
             removed => removed,
         }
@@ -206,7 +122,7 @@ impl Netlink {
         mut each: impl FnMut(u16, &[u8]),
     ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let request = request(kind, flags | REQUEST, self.sequence, body);
+        let request = message::request(kind, flags | message::REQUEST, self.sequence, body);
         sendto(
             &self.socket,
             &request,
@@ -221,20 +137,20 @@ impl Netlink {
                 .get(..length)
                 .ok_or_else(|| unreadable("an answer is too long"))?;
             while !rest.is_empty() {
-                let (message, after) =
-                    read_message(rest).ok_or_else(|| unreadable("an answer cannot be read"))?;
+                let (answered, after) = message::read_message(rest)
+                    .ok_or_else(|| unreadable("an answer cannot be read"))?;
                 rest = after;
                 messages = messages.saturating_add(1);
                 if messages > MESSAGES_MAX {
                     return Err(unreadable("an answer has no end"));
                 }
-                if message.sequence != self.sequence {
+                if answered.sequence != self.sequence {
                     continue;
                 }
-                match message.kind {
-                    MESSAGE_DONE => return Ok(()),
-                    MESSAGE_ERROR => return read_error(message.body),
-                    kind => each(kind, message.body),
+                match answered.kind {
+                    message::MESSAGE_DONE => return Ok(()),
+                    message::MESSAGE_ERROR => return message::read_error(answered.body),
+                    kind => each(kind, answered.body),
                 }
             }
         }
@@ -253,193 +169,9 @@ fn is_gone(error: &io::Error) -> bool {
         .any(|gone| error.raw_os_error() == Some(gone.raw_os_error()))
 }
 
-struct Message<'a> {
-    kind: u16,
-    sequence: u32,
-    body: &'a [u8],
-}
-
-fn request(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let length = body.len().saturating_add(HEADER_BYTES);
-    let length = u32::try_from(length).expect("a request has less than 1 kB");
-    let mut message = Vec::new();
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend(sequence.to_ne_bytes());
-    message.extend(0_u32.to_ne_bytes());
-    message.extend(body);
-    message
-}
-
-/// Splits the first message off.
-fn read_message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
-    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    let message = Message {
-        kind: u16_at(bytes, 4)?,
-        sequence: u32_at(bytes, 8)?,
-        body: bytes.get(HEADER_BYTES..length)?,
-    };
-    let after = length.checked_next_multiple_of(4)?;
-    Some((message, bytes.get(after..).unwrap_or_default()))
-}
-
-fn read_error(body: &[u8]) -> io::Result<()> {
-    let code = u32_at(body, 0).ok_or_else(|| unreadable("an answer cannot be read"))?;
-    match code.cast_signed() {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-    }
-}
-
-fn address_header(ip: IpAddr, bits: u8, scope: u8, index: u32) -> Vec<u8> {
-    let family = if ip.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    // The families of addresses are numbers below 256.
-    let family = u8::try_from(family.as_raw()).unwrap_or_default();
-    let mut body = vec![family, bits, 0, scope];
-    body.extend(index.to_ne_bytes());
-    body
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().into(),
-        IpAddr::V6(ip) => ip.octets().into(),
-    }
-}
-
-fn added(index: u32, prefix: IpPrefix, lease: Option<Duration>) -> Vec<u8> {
-    let mut body = address_header(prefix.ip(), prefix.bits(), 0, index);
-    let ip = octets(prefix.ip());
-    attribute(&mut body, ADDRESS_LOCAL, &ip);
-    attribute(&mut body, ADDRESS_PEER, &ip);
-    attribute(&mut body, ADDRESS_FLAGS, &NO_PROBE.to_ne_bytes());
-    attribute(&mut body, ADDRESS_PROTOCOL, &[PROTOCOL]);
-    let valid = lease.map_or(FOR_EVER, |lease| {
-        u32::try_from(lease.as_secs()).unwrap_or(FOR_EVER)
-    });
-    // An IPv6 address that is not preferred answers whoever comes, and this machine's own connections do
-    // not go out from it: they would break when it moves. With IPv4 it is enough to be the second one.
-    let preferred = if prefix.ip().is_ipv6() { 0 } else { valid };
-    let lifetimes = [preferred, valid, 0, 0].map(u32::to_ne_bytes).concat();
-    attribute(&mut body, ADDRESS_LIFETIMES, &lifetimes);
-    body
-}
-
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(value.len().saturating_add(4)).expect("a value has less than 1 kB");
-    body.extend(length.to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-/// Goes through attributes; ends at the first that cannot be read.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        /// Nested, or in the byte order of the network: neither is among those that are read.
-        const MARKS: u16 = 0xc000;
-        let length = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & !MARKS;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn read_link(body: &[u8]) -> Option<Link> {
-    let (kind, flags) = (u16_at(body, 2)?, u32_at(body, 8)?);
-    let mut link = Link {
-        index: u32_at(body, 4)?,
-        name: String::new(),
-        mac: None,
-        is_up: flags & LINK_IS_UP != 0,
-        has_carrier: flags & LINK_HAS_CARRIER != 0,
-        is_ethernet: kind == LINK_ETHERNET && flags & (LINK_IS_LOOPBACK | LINK_HAS_NO_ARP) == 0,
-    };
-    for (kind, value) in attributes(body.get(16..)?) {
-        match kind {
-            LINK_ADDRESS => link.mac = value.try_into().ok().map(Mac),
-            LINK_NAME => {
-                let name = value.split(|byte| *byte == 0).next()?;
-                link.name = String::from_utf8_lossy(name).into_owned();
-            }
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn read_address(body: &[u8]) -> Option<Present> {
-    let (bits, flags, scope) = (*body.get(1)?, *body.get(2)?, *body.get(3)?);
-    let mut address = Present {
-        index: u32_at(body, 4)?,
-        ip: IpAddr::from([0; 4]),
-        bits,
-        flags: flags.into(),
-        protocol: 0,
-        scope,
-        attributes: body.get(8..)?.to_vec(),
-    };
-    let (mut local, mut peer) = (None, None);
-    for (kind, value) in attributes(body.get(8..)?) {
-        match kind {
-            ADDRESS_LOCAL => local = read_ip(value),
-            // Without a peer it is the address itself; IPv6 has no other.
-            ADDRESS_PEER => peer = read_ip(value),
-            ADDRESS_FLAGS => address.flags = u32_at(value, 0)?,
-            ADDRESS_PROTOCOL => address.protocol = *value.first()?,
-            _ => {}
-        }
-    }
-    address.ip = local.or(peer)?;
-    Some(address)
-}
-
-fn read_ip(value: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
-        .ok()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    #[test]
-    fn an_address_is_read_as_it_was_written() {
-        for (text, protocol) in [("10.0.0.100/24", PROTOCOL), ("fd00::100/64", PROTOCOL)] {
-            let prefix: IpPrefix = text.parse().unwrap();
-            let body = added(7, prefix, Some(Duration::from_secs(60)));
-            let read = read_address(&body).unwrap();
-            assert_eq!(
-                (
-                    read.index,
-                    read.ip,
-                    read.bits,
-                    read.protocol,
-                    read.is_usable()
-                ),
-                (7, prefix.ip(), prefix.bits(), protocol, true)
-            );
-        }
-    }
 
     #[test]
     fn the_loopback_interface_is_there_and_is_no_ethernet() {
@@ -447,20 +179,5 @@ mod tests {
         let links = netlink.links().unwrap();
         let lo = links.iter().find(|link| link.name == "lo").unwrap();
         assert_eq!((lo.index, lo.is_ethernet), (1, false));
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_breaks_the_readers(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let mut rest = bytes.as_slice();
-            while let Some((message, after)) = read_message(rest) {
-                let _error = read_error(message.body);
-                if after.len() >= rest.len() {
-                    break;
-                }
-                rest = after;
-            }
-            let _read = (read_link(&bytes), read_address(&bytes));
-        }
     }
 }

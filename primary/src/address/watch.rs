@@ -215,6 +215,12 @@ impl Address {
     }
 
     fn note_conflict(&self, memory: &mut Memory, holder: Holder) {
+        // It may have been given up since the last look: then who announces it is the next to have it.
+        let is_held = self.status().state == AddressState::Held;
+        if *self.wanted.borrow() != Wanted::Yes || !is_held {
+            memory.wire = None;
+            return;
+        }
         let now = Instant::now();
         let is_known = memory
             .conflict

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::error::Holder;
 use super::frame::{self, HOP_LIMIT, Mac, Nonce, Shown};
-use super::netlink::Link;
+use super::message::Link;
 
 /// The largest message that is read: those that matter have less than 200 bytes.
 const MESSAGE_BYTES_MAX: usize = 2048;
