@@ -34,7 +34,7 @@ use crate::seen::Seen;
 use crate::world::World;
 
 /// How many histories are run, unless told otherwise.
-const HISTORIES: u64 = 4_000;
+const HISTORIES: u64 = 5_000;
 
 /// How many the long run has.
 const MILLION: u64 = 1_000_000;

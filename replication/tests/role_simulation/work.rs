@@ -123,9 +123,6 @@ impl World {
                     self.put(at, Work::Promotion(it.clone()), Waiting::Ready);
                     self.ask_fence(at, old, &it.epoch, &it.known, it.is_planned);
                 }
-                None if self.broken == Some(Broken::AsksAfterTheFenceCommand) => {
-                    self.go_on(at, it, Step::Command);
-                }
                 None => self.go_on(at, it, Step::Others),
             },
             Step::Others => self.ask_others(at, it),
@@ -178,8 +175,7 @@ impl World {
 
     /// Has every other node take the new epoch, one after the other.
     fn ask_others(&mut self, at: usize, mut it: Promotion) {
-        let is_skipped = self.broken == Some(Broken::AsksTheOldPrimaryAlone)
-            || (it.is_resumed && self.broken == Some(Broken::GoesOnWithoutAsking));
+        let is_skipped = self.broken == Some(Broken::AsksTheOldPrimaryAlone);
         // With two nodes, the other one cannot supersede a promotion without force.
         let is_pair = self.nodes.len() <= 2;
         if is_skipped || (it.is_resumed && (is_pair || it.taken > 0)) {
@@ -232,9 +228,6 @@ impl World {
             );
         }
         it.is_old_off = true;
-        if self.broken == Some(Broken::AsksAfterTheFenceCommand) {
-            return self.go_on(at, it, Step::Others);
-        }
         self.go_on(at, it, Step::Open);
     }
 
