@@ -49,6 +49,8 @@ pub(super) struct Build<'a> {
     pub(super) keeper: &'a mut Keeper,
     pub(super) rows: &'a Rows,
     pub(super) deadline: Instant,
+    /// What was visible when all rows had been read.
+    pub(super) seen: Option<String>,
 }
 
 impl Build<'_> {
@@ -57,6 +59,9 @@ impl Build<'_> {
     pub(super) async fn run(mut self, mut is_fresh: bool) -> Result<u64, RebuildError> {
         let mut half: Option<Kept> = None;
         let mut failures = 0_u32;
+        // What is said of the index before is not true of the next.
+        self.keeper.seen = None;
+        self.keeper.is_counted = false;
         loop {
             let before = position(half.as_ref());
             let result = self.snapshot(&mut half, is_fresh).await;
@@ -99,6 +104,8 @@ impl Build<'_> {
         self.finish(&mut kept).await?;
         let documents = kept.target.documents().await?;
         self.keeper.current = Some(kept);
+        self.keeper.is_counted = true;
+        self.keeper.seen = self.seen.take();
         Ok(documents)
     }
 
@@ -178,7 +185,7 @@ impl Build<'_> {
                 batch.commit(index).await?;
             }
             if is_end {
-                self.keeper.seen = Some(moment.snapshot.clone());
+                self.seen = Some(moment.snapshot.clone());
                 return Ok(Run::Complete);
             }
             if is_over {
@@ -204,9 +211,10 @@ impl Build<'_> {
             Stage::Ready => (1, None),
         };
         let mut failures = 0_u32;
-        while snapshots > 1 {
+        let mut is_of_one_moment = snapshots <= 1;
+        while !is_of_one_moment {
             match self.compare(kept, &mut payload).await {
-                Ok(()) => break,
+                Ok(()) => is_of_one_moment = true,
                 Err(error) => {
                     self.keeper.session = None;
                     failures = failures.saturating_add(1);
@@ -224,7 +232,6 @@ impl Build<'_> {
             .apply(Vec::new(), Manner::Replace, &payload, true)
             .await?;
         kept.payload = payload;
-        self.keeper.is_counted = true;
         // Nothing may write to the folder that is removed now.
         self.keeper.current = None;
         let expected = read.filter(|_| snapshots == 1);
@@ -240,7 +247,7 @@ impl Build<'_> {
         };
         payload.stamp = Some(reading.moment.stamp.clone());
         sweep(&reading, &kept.target, depth, payload, |_| ()).await?;
-        self.keeper.seen = Some(reading.moment.snapshot.clone());
+        self.seen = Some(reading.moment.snapshot.clone());
         Ok(())
     }
 }

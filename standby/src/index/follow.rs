@@ -95,6 +95,7 @@ impl Index {
                     keeper,
                     rows,
                     deadline: Instant::now() + self.config.timeout,
+                    seen: None,
                 };
                 build.run(is_fresh).await
             }

@@ -77,9 +77,10 @@ impl Shape {
         if let Some(warm) = &rows.warm {
             let name = warm.watermark.clone();
             let of_type = find(&name, "watermark")?;
-            let base = match of_type.kind() {
-                Kind::Domain(base) => base,
-                _ => of_type,
+            let base = if let Kind::Domain(base) = of_type.kind() {
+                base
+            } else {
+                of_type
             };
             let is_time = *base == Type::TIMESTAMP || *base == Type::TIMESTAMPTZ;
             let is_number = [Type::INT2, Type::INT4, Type::INT8].contains(base);

@@ -58,9 +58,9 @@ struct Meta {
 }
 
 fn reason(error: &Value) -> String {
-    let said = match &error["reason"] {
-        Value::String(reason) => reason.clone(),
-        _ => error.to_string(),
+    let said = match error["reason"].as_str() {
+        Some(reason) => reason.to_owned(),
+        None => error.to_string(),
     };
     said.chars().take(300).collect()
 }
