@@ -458,6 +458,8 @@ pub fn prepare_place(
         (place.folder().to_owned(), 0o711),
         (place.root(), 0o755),
         (place.socket(), 0o755),
+        // Certificates and the server's log would be in there, which the OS user of Postgres has to reach.
+        (place.state(), 0o755),
     ] {
         durable::create_directory(&path, mode).map_err(failed(&path))?;
     }
