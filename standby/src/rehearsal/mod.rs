@@ -15,7 +15,7 @@ mod run;
 mod seal;
 mod services;
 
-pub use postgres::{recover, settle, start, stop, take_over};
+pub use postgres::{recover, settle, stop, take_over};
 pub use report::{KIND, Proof, Report, StepTime, Verdict, proof, reports};
 pub use run::{FOLDER, Rehearsal, clear, prepare_place, walls};
 pub use seal::{Order, Seal, SealError, SealStage, Walls, sealed};
