@@ -51,7 +51,7 @@ pub enum RehearsalError {
         /// The store.
         store: String,
         /// Why not.
-        source: CopyError,
+        source: Box<CopyError>,
     },
     /// A file could not be handled.
     #[error(transparent)]
@@ -79,7 +79,7 @@ pub enum RehearsalError {
         /// The index.
         index: String,
         /// Why not.
-        source: RebuildError,
+        source: Box<RebuildError>,
     },
     /// A service does not come up.
     #[error("service {service} is not up {} s after its start: {said}", limit.as_secs())]

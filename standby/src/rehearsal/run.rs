@@ -255,7 +255,7 @@ impl Rehearsal {
                     let copied = self.originals.copy(&id, at, &scene.pace, progress);
                     copied.await.map_err(|source| RehearsalError::Copy {
                         store: id.name.to_string(),
-                        source,
+                        source: Box::new(source),
                     })
                 },
             );
@@ -322,7 +322,7 @@ impl Rehearsal {
                 let built = indexes.rebuild(index.name.as_str(), progress).await;
                 built.map(drop).map_err(|source| RehearsalError::Index {
                     index: index.name.to_string(),
-                    source,
+                    source: Box::new(source),
                 })
             })
             .await?;
