@@ -152,8 +152,8 @@ pub(crate) fn content(source: &File, target: &File, bytes: u64, pace: &Pace) -> 
     let ranges = data_ranges(source, bytes).unwrap_or_else(|_| vec![(0, bytes)]);
     let piece = usize::try_from(PIECE_BYTES.min(bytes.max(1))).unwrap_or(1);
     let mut room = vec![0; piece];
-    for (start, end) in ranges {
-        let mut at = start;
+    for (start, length) in ranges {
+        let (mut at, end) = (start, start.saturating_add(length));
         while at < end {
             let most = usize::try_from(end - at).unwrap_or(piece).min(piece);
             let Some(some) = room.get_mut(..most) else {

@@ -84,7 +84,7 @@ impl FilesReceiver {
             }
         }
         let found = stat_fd(source.fd()).map_err(tree("look at", source.path()))?;
-        let top = fs::Permissions::from(mode(u32::from(found.stx_mode) & 0o7777));
+        let top = mode(u32::from(found.stx_mode) & 0o7777);
         fs::set_permissions(target, top).map_err(tree("set the mode of", target))?;
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(target, Some(found.stx_uid), Some(found.stx_gid))

@@ -15,7 +15,7 @@ mod run;
 mod seal;
 mod services;
 
-pub use postgres::{recover, settle, start, stop, take_over};
+pub use postgres::{recover, settle, stop, take_over};
 pub use report::{KIND, Proof, Report, StepTime, Verdict, proof, reports};
 pub use run::{FOLDER, Rehearsal, clear, prepare_place, walls};
 pub use seal::{Order, Seal, SealError, SealStage, Walls, sealed};
@@ -51,7 +51,7 @@ pub enum RehearsalError {
         /// The store.
         store: String,
         /// Why not.
-        source: CopyError,
+        source: Box<CopyError>,
     },
     /// A file could not be handled.
     #[error(transparent)]
@@ -79,7 +79,7 @@ pub enum RehearsalError {
         /// The index.
         index: String,
         /// Why not.
-        source: RebuildError,
+        source: Box<RebuildError>,
     },
     /// A service does not come up.
     #[error("service {service} is not up {} s after its start: {said}", limit.as_secs())]

@@ -82,18 +82,6 @@ pub async fn recover(
     pg_ctl(seal, copy, &["-l", &log(copy), "start"], limit).await
 }
 
-/// Starts a server that was stopped in peace.
-///
-/// # Errors
-/// When it does not start.
-pub async fn start(
-    seal: &mut Seal,
-    copy: &ClusterCopy,
-    limit: Duration,
-) -> Result<(), RehearsalError> {
-    recover(seal, copy, limit).await
-}
-
 /// Replays the rest, and makes the server a primary on a timeline of its own.
 ///
 /// # Errors

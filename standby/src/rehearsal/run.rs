@@ -257,7 +257,7 @@ impl Rehearsal {
                     let copied = self.originals.copy(&id, at, &scene.pace, progress);
                     copied.await.map_err(|source| RehearsalError::Copy {
                         store: id.name.to_string(),
-                        source,
+                        source: Box::new(source),
                     })
                 },
             );
@@ -349,7 +349,7 @@ impl Rehearsal {
                     let built = indexes.rebuild(index.name.as_str(), progress).await;
                     built.map(drop).map_err(|source| RehearsalError::Index {
                         index: index.name.to_string(),
-                        source,
+                        source: Box::new(source),
                     })
                 },
             )
@@ -486,6 +486,8 @@ pub fn prepare_place(
         (place.folder().to_owned(), 0o711),
         (place.root(), 0o755),
         (place.socket(), 0o755),
+        // Certificates and the server's log would be in there, which the OS user of Postgres has to reach.
+        (place.state(), 0o755),
     ] {
         durable::create_directory(&path, mode).map_err(failed(&path))?;
     }
