@@ -71,10 +71,7 @@ async fn a_disk_that_fills_fails_and_recovers_past_its_second_limit_only() {
         |count: usize| fs::write(small.path().join("filler"), vec![1; count << 10]).unwrap();
     kilobytes(900);
     let told = watched.is(Failed).await;
-    assert!(
-        told.contains("are free on the file system of"),
-        "{told}"
-    );
+    assert!(told.contains("are free on the file system of"), "{told}");
     kilobytes(512);
     watched.tells("(50 %)").await;
     assert_eq!(watched.status().unwrap().state, Failed);
