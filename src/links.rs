@@ -45,6 +45,17 @@ impl Links {
             .collect()
     }
 
+    /// Returns whether a peer was silent when it was greeted last, on every way to it.
+    pub(crate) fn is_down(&self, peer: &NodeName) -> bool {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ways = links
+            .iter()
+            .filter(|((name, _), _)| name == peer)
+            .peekable();
+        let is_down = |link: &Link| link.status.as_ref().is_some_and(|status| !status.is_up);
+        ways.peek().is_some() && ways.all(|(_, link)| is_down(link))
+    }
+
     /// Returns a client for each way that the configuration names, and forgets the others.
     fn clients(&self, node: &Arc<Node>) -> Vec<Arc<PeerClient>> {
         let config = node.config();
@@ -125,6 +136,7 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
         crate::pause::look(&node);
         node.services.set_paused(node.is_paused());
         node.jobs.set_paused(node.is_paused());
+        node.checks.set_muted(node.is_paused());
         let greetings = node.links.clients(&node).into_iter().map(|client| {
             let node = node.clone();
             async move {

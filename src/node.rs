@@ -90,7 +90,7 @@ pub(crate) struct Node {
     given_up: Mutex<Option<Epoch>>,
     /// The stores are being made equal to the primary's; nobody follows meanwhile.
     pub(crate) is_rejoining: AtomicBool,
-    config: RwLock<Arc<Config>>,
+    config: Arc<RwLock<Arc<Config>>>,
     stage: Mutex<Stage>,
     clients: Mutex<BTreeMap<NodeName, Arc<PeerClient>>>,
     /// The stores that are being checked, and how.
@@ -157,7 +157,7 @@ impl Node {
             is_coming_back: AtomicBool::new(false),
             given_up: Mutex::new(None),
             is_rejoining: AtomicBool::new(false),
-            config: RwLock::new(Arc::new(parts.config)),
+            config: Arc::new(RwLock::new(Arc::new(parts.config))),
             stage: Mutex::new(Stage::Idle),
             clients: Mutex::default(),
             checking: Mutex::default(),
@@ -257,17 +257,20 @@ impl Node {
             events: self.events.clone(),
             kv: self.kv.clone(),
             standbys: {
-                let role = self.role.subscribe();
-                let named = self.config().nodes.len().saturating_sub(1);
-                Arc::new(move || Others {
-                    joined: match &role.borrow().role {
+                let (role, config) = (self.role.subscribe(), self.config.clone());
+                Arc::new(move || {
+                    // A node that joins is named from then on.
+                    let nodes = config.read().unwrap_or_else(PoisonError::into_inner);
+                    let named = nodes.nodes.len().saturating_sub(1);
+                    let joined = match &role.borrow().role {
                         Role::Primary { standbys, .. } => standbys.len(),
+                        // Who is not primary, as one that is just being fenced, acknowledges nothing alone.
                         Role::Returning { .. }
                         | Role::Standby { .. }
                         | Role::Promoting { .. }
-                        | Role::Fenced { .. } => 0,
-                    },
-                    named,
+                        | Role::Fenced { .. } => named.max(1),
+                    };
+                    Others { joined, named }
                 })
             },
         }

@@ -55,9 +55,13 @@ async fn ask(node: &Arc<Node>) {
         return;
     }
     let mut seen = observe(node, Order::default()).await;
-    let promote = plan(&seen);
+    let mut promote = plan(&seen);
     seen.is_planned = true;
-    let switchover = plan(&seen);
+    let mut switchover = plan(&seen);
+    for condition in crate::others::absent(node, false).await {
+        promote.unmet.push(condition.clone());
+        switchover.unmet.push(condition);
+    }
     let preflight = Preflight {
         checked: WallTime::now(),
         promote: promote.unmet,

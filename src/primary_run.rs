@@ -420,14 +420,13 @@ impl PrimaryRun {
     /// Makes every store refuse writes; what it holds can still be drained. Returns the failures.
     pub(crate) async fn fence(&self) -> Vec<String> {
         let _opening = self.opening.lock().await;
-        let mut failures = Vec::new();
-        for shipper in &self.shippers {
-            if let Err(error) = shipper.fence().await {
-                let error = error_chain(error.as_ref());
-                failures.push(format!("cannot stop store {}: {error}", shipper.id().name));
-            }
-        }
-        failures
+        // None waits for another: a server that takes long to stop must not keep the others open.
+        let fenced = self.shippers.iter().map(async |shipper| {
+            let error = shipper.fence().await.err()?;
+            let error = error_chain(error.as_ref());
+            Some(format!("cannot stop store {}: {error}", shipper.id().name))
+        });
+        join_all(fenced).await.into_iter().flatten().collect()
     }
 
     /// Stops shipping. The stores stay as they are: an application's Postgres is not stopped because

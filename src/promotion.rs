@@ -256,7 +256,8 @@ pub(crate) async fn observe(node: &Arc<Node>, order: Order) -> Observation {
     let mut primary = None;
     if let Some(name) = &old {
         let answer = match node.peer(name) {
-            Some(client) => greet(&client, order.force).await,
+            // Who has not answered the heartbeat need not be waited for as long as one that has.
+            Some(client) => greet(&client, order.force || node.links.is_down(name)).await,
             None => Err("it is not in the configuration".to_owned()),
         };
         primary = Some((name.clone(), answer));
@@ -300,14 +301,14 @@ pub(crate) async fn observe(node: &Arc<Node>, order: Order) -> Observation {
     }
 }
 
-/// Asks the old primary whether it is there. Of one that an operator says is off, no answer is awaited for
-/// long.
-async fn greet(client: &PeerClient, is_forced: bool) -> Result<(), String> {
+/// Asks the old primary whether it is there. Of one that an operator says is off, or that has been silent,
+/// no answer is awaited for long.
+async fn greet(client: &PeerClient, is_brief: bool) -> Result<(), String> {
     let hello = async {
         let hello = crate::peer_api::hello(client).await;
         hello.map(drop).map_err(|error| error_chain(&error))
     };
-    if !is_forced {
+    if !is_brief {
         return hello.await;
     }
     let silent = || format!("it did not answer within {} s", FORCED_PATIENCE.as_secs());
@@ -440,6 +441,8 @@ async fn execute(
                 }
             }
             Step::PowerOff(peer) => {
+                // Before it is off: one that is off may be switched on again, and ask just those.
+                crate::others::record(node, &report.epoch, &known, order.force).await?;
                 power_off(node, peer).await?;
                 report.switched_off = Some(peer.clone());
                 None
@@ -478,8 +481,6 @@ async fn execute(
                             "{}; run `understudy index rebuild {index}`",
                             error_chain(&error)
                         );
-                        node.events
-                            .record(Severity::Error, "index_failed", failure.clone());
                         Some(failure)
                     }
                 }

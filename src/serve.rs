@@ -105,6 +105,7 @@ pub(crate) fn cluster(
             .collect(),
     )?;
     cluster.environment = environment(config, local);
+    cluster.listens_everywhere = config.address.is_some();
     cluster.events = events.cloned();
     Ok(Some(cluster))
 }

@@ -196,7 +196,7 @@ fn must_not_serve(node: &Node) -> bool {
     }
 }
 
-/// Stops the services, then the stores. What fails is told, and owed: [`run`] tries it again.
+/// Gives up the address, stops the services and the stores. What fails is told, and owed: [`run`] tries it again.
 async fn fence(node: &Arc<Node>) {
     let mut is_done = true;
     // First of all, so that a promotion under way does not start what is about to be stopped.
@@ -210,40 +210,48 @@ async fn fence(node: &Arc<Node>) {
     if !crate::front::give_up_address(node).await {
         is_done = false;
     }
+    let failures = if matches!(node.role(), Role::Fenced { follows: true, .. }) {
+        // In peace: what services write while they stop is waited for, and not lost.
+        let mut failures = stop_services(node).await;
+        failures.extend(stop_stores(node).await);
+        failures
+    } else {
+        // Another node may be primary already: whatever is written from now on is written in vain.
+        let (services, stores) = tokio::join!(stop_services(node), stop_stores(node));
+        services.into_iter().chain(stores).collect()
+    };
+    for failure in failures {
+        node.events.record(Severity::Error, "fence_failed", failure);
+        is_done = false;
+    }
+    node.set_fence_owed(!is_done);
+}
+
+/// Stops the services and the jobs; returns what could not be stopped.
+async fn stop_services(node: &Node) -> Vec<String> {
+    let mut failures = Vec::new();
     if let Err(error) = node.services.stop_all().await {
         let error = understudy_replication::error_chain(&error);
-        node.events.record(
-            Severity::Error,
-            "fence_failed",
-            format!("cannot stop: {error}"),
-        );
-        is_done = false;
+        failures.push(format!("cannot stop: {error}"));
     }
     // They are being killed since the services were told to stop.
     if !node.jobs.halt().await {
-        let message = "cannot stop: a job still runs";
-        node.events.record(Severity::Error, "fence_failed", message);
-        is_done = false;
+        failures.push("cannot stop: a job still runs".to_owned());
     }
-    match node.stage() {
-        Stage::Primary(run) => {
-            for failure in run.fence().await {
-                node.events.record(Severity::Error, "fence_failed", failure);
-                is_done = false;
-            }
-        }
-        Stage::Idle | Stage::Standby(_) => {
-            // Whatever it is: a promotion may be about to make a primary of it.
-            if let Some(cluster) = &node.cluster
-                && let Err(error) = cluster.stop().await
-            {
-                let error = understudy_replication::error_chain(&error);
-                node.events.record(Severity::Error, "fence_failed", error);
-                is_done = false;
-            }
-        }
+    failures
+}
+
+/// Makes every store refuse writes; returns what could not be stopped.
+async fn stop_stores(node: &Node) -> Vec<String> {
+    match (node.stage(), &node.cluster) {
+        (Stage::Primary(run), _) => run.fence().await,
+        // Whatever it is: a promotion may be about to make a primary of it.
+        (Stage::Idle | Stage::Standby(_), Some(cluster)) => match cluster.stop().await {
+            Ok(()) => Vec::new(),
+            Err(error) => vec![understudy_replication::error_chain(&error)],
+        },
+        (Stage::Idle | Stage::Standby(_), None) => Vec::new(),
     }
-    node.set_fence_owed(!is_done);
 }
 
 /// Opens the stores of a node whose stores could not be opened when it should have begun: a disk that has

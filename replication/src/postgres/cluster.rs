@@ -68,6 +68,9 @@ pub struct Cluster {
     pub run_dir: PathBuf,
     /// The node's role allows a primary's server here. Shared by all that control the cluster.
     pub(super) is_settled: Arc<AtomicBool>,
+    /// Clients come by an address that moves from node to node: the server listens on every address of the
+    /// machine, since it is started before that one is there.
+    pub listens_everywhere: bool,
     /// The other nodes of the configuration: whose certificates may stream from here.
     pub peers: Vec<NodeName>,
     /// Whether its pages have checksums, once that is known. It changes with no server running only.
@@ -125,6 +128,7 @@ impl Cluster {
             state: local.state_dir.join("postgres"),
             run_dir: local.run_dir.clone(),
             is_settled: Arc::default(),
+            listens_everywhere: false,
             peers,
         })
     }
@@ -524,6 +528,7 @@ impl Cluster {
             },
             port: 5432,
             socket_dir: "/run/postgresql".into(),
+            listens_everywhere: false,
             ip: IpAddr::from([10, 0, 0, 1]),
             database: "postgres".to_owned(),
             durability: PostgresDurability::Async,

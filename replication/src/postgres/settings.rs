@@ -158,7 +158,10 @@ impl Cluster {
             "# Written by understudy before every start; changes here are lost.".to_owned(),
             setting(
                 "listen_addresses",
-                &listen_addresses(operators.get("listen_addresses"), self.ip),
+                &match self.listens_everywhere {
+                    true => "*".to_owned(),
+                    false => listen_addresses(operators.get("listen_addresses"), self.ip),
+                },
             ),
             format!("port = {}", self.port),
             setting(

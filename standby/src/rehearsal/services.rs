@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use understudy_config::Service;
+use understudy_replication::command::OsUser;
 
 use super::RehearsalError;
 use super::seal::{Order, Seal, SealError};
@@ -16,9 +17,14 @@ pub(super) const REHEARSAL: &str = "UNDERSTUDY_REHEARSAL";
 
 fn order(service: &Service, argv: &[String], environment: &[(String, String)]) -> Order {
     let name = ("UNDERSTUDY_SERVICE".to_owned(), service.name.to_string());
-    Order::new(argv.to_vec(), service.timeout)
+    let order = Order::new(argv.to_vec(), service.timeout)
         .environment(environment)
-        .environment(&[name])
+        .environment(&[name]);
+    // The daemon does not start with a user that is not there.
+    match service.user.as_deref().map(OsUser::find) {
+        Some(Ok(user)) => order.user(&user),
+        Some(Err(_)) | None => order,
+    }
 }
 
 fn failed(action: &str, service: &Service) -> impl FnOnce(SealError) -> RehearsalError {
