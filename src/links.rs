@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use understudy_config::NodeName;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
+use understudy_replication::link::ConfigDigest;
 use understudy_replication::status::LinkStatus;
 use understudy_replication::store::Stop;
 use understudy_replication::transport::PeerClient;
@@ -22,17 +23,22 @@ use crate::node::Node;
 /// How often the peers are greeted.
 const GREETING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A way that has not been tried for longer than this has died with its peer's configuration.
+/// A peer, and where it is reached.
 type Way = (NodeName, SocketAddr);
 
 /// Every way to every peer, and how it is.
 #[derive(Default)]
 pub(crate) struct Links(Mutex<BTreeMap<Way, Link>>);
 
+/// How a greeting went: how long the answer took, and what the peer's configuration says.
+type Greeted = Result<(Duration, Option<ConfigDigest>), String>;
+
 struct Link {
     client: Arc<PeerClient>,
     /// What the newest greeting has found; `None` before the first.
     status: Option<LinkStatus>,
+    /// The peer has told that its configuration says something else than this node's.
+    is_other_config: bool,
 }
 
 impl Links {
@@ -43,6 +49,25 @@ impl Links {
             .values()
             .filter_map(|link| link.status.clone())
             .collect()
+    }
+
+    /// Returns what an operator has to do about configurations that differ.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers: Vec<&NodeName> = links
+            .iter()
+            .filter(|(_, link)| link.is_other_config)
+            .map(|((name, _), _)| name)
+            .collect();
+        peers.dedup();
+        let problem = |name: &NodeName| {
+            format!(
+                "the configuration in force on node {name} differs from this node's, though it is to be the \
+                 same on every node: copy understudy.toml from the node that has it right, then reload or \
+                 restart the daemon there"
+            )
+        };
+        peers.into_iter().map(problem).collect()
     }
 
     /// Returns whether a peer was silent when it was greeted last, on every way to it.
@@ -74,6 +99,7 @@ impl Links {
                     node.clone(),
                 )),
                 status: None,
+                is_other_config: false,
             });
         }
         links.values().map(|link| link.client.clone()).collect()
@@ -81,7 +107,7 @@ impl Links {
 
     /// Takes in how a greeting went. Where there is another way to the same peer, each change is an event: a
     /// peer with one way is told to be lost by those who follow it.
-    fn note(&self, node: &Node, client: &PeerClient, answer: Result<Duration, String>) {
+    fn note(&self, node: &Node, client: &PeerClient, answer: Greeted) {
         let now = WallTime::now();
         let way = (client.node().clone(), client.address());
         let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +123,15 @@ impl Links {
             Some(_) | None => now,
         };
         let (round_trip_ms, message) = match answer {
-            Ok(round_trip) => (Some(round_trip.as_secs_f64() * 1000.0), String::new()),
+            Ok((round_trip, theirs)) => {
+                let ours = node.config_digest();
+                // Another version may read more, or less, of the same file.
+                let is_other = |theirs: ConfigDigest| {
+                    theirs.software == ours.software && theirs.digest != ours.digest
+                };
+                link.is_other_config = theirs.is_some_and(is_other);
+                (Some(round_trip.as_secs_f64() * 1000.0), String::new())
+            }
             Err(reason) => (None, reason),
         };
         let (name, address) = &way;
@@ -142,7 +176,7 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             async move {
                 let begun = Instant::now();
                 let (answer, pause) = match crate::peer_api::hello(&client).await {
-                    Ok(hello) => (Ok(begun.elapsed()), Some(hello.pause)),
+                    Ok(hello) => (Ok((begun.elapsed(), hello.config)), Some(hello.pause)),
                     Err(error) => (Err(error_chain(&error)), None),
                 };
                 node.links.note(&node, &client, answer);

@@ -18,6 +18,7 @@ use understudy_replication::kv::keyspace::Keyspace;
 use understudy_replication::kv::protocol::Tail;
 use understudy_replication::kv::slot::Slot;
 use understudy_replication::kv::storage::Storage;
+use understudy_replication::link::ConfigDigest;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::preflight::Preflight;
 use understudy_replication::role::{Event, Role};
@@ -176,6 +177,15 @@ impl Node {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Returns what the configuration in force says, in short.
+    pub(crate) fn config_digest(&self) -> ConfigDigest {
+        let said = format!("{:?}", self.config());
+        ConfigDigest {
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            digest: blake3::hash(said.as_bytes()).to_hex().to_string(),
+        }
     }
 
     pub(crate) fn set_config(&self, config: Config) {

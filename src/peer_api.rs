@@ -106,12 +106,17 @@ async fn say_kv_end(State(node): State<Arc<Node>>) -> Json<Option<Tail>> {
 
 async fn say_hello(State(node): State<Arc<Node>>) -> Json<Hello> {
     let role = node.role();
-    let epoch = role.highest_epoch().clone();
+    // A proposal that nobody carries out binds nobody: a primary that restarts must not wait for it.
+    let epoch = match node.promoting.try_lock() {
+        Ok(_idle) => role.epoch().clone(),
+        Err(_) => role.highest_epoch().clone(),
+    };
     Json(Hello {
         node: node.me().clone(),
         role: role.name(),
         epoch,
         time: WallTime::now(),
+        config: Some(node.config_digest()),
         pause: Some(node.pauses.record()),
     })
 }

@@ -57,8 +57,8 @@ pub(crate) struct PrimaryRun {
     shipping: Stopper,
     /// Shared by the checks that run; whoever stops the stores takes it alone.
     checks: Arc<RwLock<()>>,
-    /// Held while a store is opened or fenced: an opening under way must not undo a fence.
-    opening: tokio::sync::Mutex<()>,
+    /// Of each store: held while it is opened or fenced, since an opening under way must not undo a fence.
+    opening: Vec<tokio::sync::Mutex<()>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
     /// What only a node that leads does: marks and services.
     leading: tokio::sync::Mutex<JoinSet<()>>,
@@ -99,13 +99,17 @@ impl PrimaryRun {
             marking,
             shipping,
             checks: Arc::default(),
-            opening: tokio::sync::Mutex::new(()),
+            opening: opened
+                .iter()
+                .map(|_| tokio::sync::Mutex::default())
+                .collect(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
             leading: tokio::sync::Mutex::new(JoinSet::new()),
         });
         let mut tasks = run.tasks.lock().await;
-        for (shipper, open) in run.shippers.iter().zip(opening) {
+        for (number, (shipper, open)) in run.shippers.iter().zip(opening).enumerate() {
             tasks.spawn(run.clone().ship(
+                number,
                 shipper.clone(),
                 node.events.clone(),
                 open,
@@ -122,6 +126,7 @@ impl PrimaryRun {
 
     async fn ship(
         self: Arc<Self>,
+        number: usize,
         shipper: Arc<dyn Shipper>,
         events: understudy_replication::event::Events,
         open: watch::Sender<bool>,
@@ -132,7 +137,11 @@ impl PrimaryRun {
             let (run, shipper, stop, open) =
                 (self.clone(), shipper.clone(), stop.clone(), open.clone());
             Box::pin(async move {
-                let opening = run.opening.lock().await;
+                let opening = match run.opening.get(number) {
+                    Some(opening) => Some(opening.lock().await),
+                    // There is one for each.
+                    None => None,
+                };
                 // What a fence has stopped must not be started again.
                 if run.is_fenced.load(Ordering::SeqCst) {
                     return Ok(());
@@ -419,9 +428,10 @@ impl PrimaryRun {
 
     /// Makes every store refuse writes; what it holds can still be drained. Returns the failures.
     pub(crate) async fn fence(&self) -> Vec<String> {
-        let _opening = self.opening.lock().await;
         // None waits for another: a server that takes long to stop must not keep the others open.
-        let fenced = self.shippers.iter().map(async |shipper| {
+        let fenced = self.shippers.iter().zip(&self.opening);
+        let fenced = fenced.map(async |(shipper, opening)| {
+            let _opening = opening.lock().await;
             let error = shipper.fence().await.err()?;
             let error = error_chain(error.as_ref());
             Some(format!("cannot stop store {}: {error}", shipper.id().name))

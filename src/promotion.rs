@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use understudy_config::{KvDurability, NodeName, StoreName};
+use understudy_config::{Config, KvDurability, NodeName, StoreName};
 use understudy_replication::command::Command;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
@@ -31,8 +31,15 @@ use crate::report::{Report, StepTime};
 use crate::selection::Selection;
 use crate::standby_run::StandbyRun;
 
-/// A peer has this long to stop its services and stores.
+/// A peer has this long to stop its stores, beside what its services and hooks may take,
 const FENCE_PATIENCE: Duration = Duration::from_secs(180);
+/// what a command that is ended may take beyond its time,
+const KILL_PATIENCE: Duration = Duration::from_secs(7);
+/// and in all.
+const FENCE_PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// A try of the daemon's own to change the role is over within this long.
+const TURN_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The stores of a standby that has just started have this long to tell where their copies are.
 const STORES_PATIENCE: Duration = Duration::from_secs(15);
@@ -102,7 +109,8 @@ pub(crate) async fn promote(
     order: Order,
     progress: &dyn Progress,
 ) -> Result<Outcome, Failure> {
-    let Ok(_promoting) = node.promoting.try_lock() else {
+    // The daemon's own tries to come back, or to open stores, hold it for a moment only.
+    let Ok(_promoting) = tokio::time::timeout(TURN_PATIENCE, node.promoting.lock()).await else {
         return Err(
             Failure::failed("a promotion or a rejoin is running on this node")
                 .hint("watch it with `understudy status`"),
@@ -127,6 +135,15 @@ pub(crate) async fn promote(
     if order.dry_run {
         return Ok(Outcome::Plan(plan));
     }
+    if let Role::Primary { epoch, .. } = node.role() {
+        are_stores_open(node).await?;
+        // Only its end was missing.
+        let unfinished = Report::load(node).filter(|it| it.epoch == epoch);
+        if let (true, Some(report)) = (plan.steps.is_empty(), unfinished) {
+            node.set_promotion(None);
+            report.finish(node)?;
+        }
+    }
     if plan.steps.is_empty() && plan.unmet.is_empty() {
         return Ok(Outcome::AlreadyPrimary(node.role().epoch().clone()));
     }
@@ -140,7 +157,9 @@ pub(crate) async fn promote(
     let mut report = match (&seen.role, Report::load(node)) {
         // What is left to do is the end of the promotion that opened the epoch.
         (Role::Primary { epoch, .. }, _) => {
-            let mut report = Report::finished(node, epoch)
+            let mut report = Report::load(node)
+                .filter(|it| it.epoch == *epoch)
+                .or_else(|| Report::finished(node, epoch))
                 .unwrap_or_else(|| Report::new(node, epoch.clone(), &plan));
             report.attempts = report.attempts.saturating_add(1);
             report
@@ -194,7 +213,7 @@ pub(crate) async fn promote(
     }
     node.set_promotion(None);
     let report = report.finish(node)?;
-    let front = [Step::Services, Step::Address].map(|step| step.to_string());
+    let front = [Step::Serve, Step::Services, Step::Address].map(|step| step.to_string());
     let failed = report.steps.iter().skip(before).find_map(|step| {
         let failure = step.failure.as_ref()?;
         front.contains(&step.name).then_some((&step.name, failure))
@@ -211,6 +230,22 @@ pub(crate) async fn promote(
         ))
         .hint("mend that, then run `understudy promote` again: it does what is left")),
     }
+}
+
+/// Makes sure that the stores of a primary serve before anything is led to them.
+async fn are_stores_open(node: &Node) -> Result<(), Failure> {
+    let are_open = match node.stage() {
+        Stage::Primary(run) => run.are_open(OPEN_PATIENCE).await,
+        Stage::Standby(_) | Stage::Idle => false,
+    };
+    if are_open {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "node {} is primary, but not every store of it is open",
+        node.me()
+    ))
+    .hint("`understudy status` says which, and why; it is tried again by itself"))
 }
 
 /// Waits until every store has told where its copy is: a daemon that has just started may have to
@@ -396,7 +431,6 @@ async fn execute(
     // Whoever keeps the front up waits: the steps do it, and tell how far they are.
     let _front = node.front.lock().await;
     let known = node.role().epoch().clone();
-    let is_rising = !matches!(node.role(), Role::Primary { .. });
     let mut asking = None;
     crate::others::confirm(node, order.force).await?;
     for step in &plan.steps {
@@ -425,13 +459,22 @@ async fn execute(
                         report.fenced = Some(peer.clone());
                         None
                     }
-                    Err(failure) if order.force => Some(failure.message),
-                    // It answers, and cannot stop all that it runs.
+                    // It answers, and cannot stop all that it runs. Other standbys hear of the epoch first: a
+                    // machine that is off may be switched on again, and ask just those.
                     Err(failure) if node.config().fence.is_some() && !order.planned => {
-                        power_off(node, peer).await?;
-                        report.switched_off = Some(peer.clone());
-                        Some(failure.message)
+                        crate::others::record(node, &report.epoch, &known, order.force).await?;
+                        match power_off(node, peer).await {
+                            Ok(()) => {
+                                report.switched_off = Some(peer.clone());
+                                Some(failure.message)
+                            }
+                            Err(refused) if order.force => {
+                                Some(format!("{}; {}", failure.message, refused.message))
+                            }
+                            Err(refused) => return Err(refused),
+                        }
                     }
+                    Err(failure) if order.force => Some(failure.message),
                     Err(failure) => {
                         return Err(Failure::refused(failure.message).hint(format!(
                             "make sure that {peer} is switched off, then run `understudy promote \
@@ -457,6 +500,8 @@ async fn execute(
             Step::Open(epoch) => {
                 let unasked = crate::others::record(node, epoch, &known, order.force).await?;
                 account(node, report, &fenced_at);
+                // These figures cannot be had again once the epoch is open.
+                report.keep(node);
                 node.happen(Event::Open(epoch.clone())).await?;
                 (!unasked.is_empty()).then(|| unasked.join("; "))
             }
@@ -486,11 +531,6 @@ async fn execute(
                 }
             }
             Step::Services => {
-                if !order.planned && is_rising {
-                    // Whoever asked for it decides what runs after a failure, and when.
-                    node.services.hold_after_failover();
-                    node.jobs.hold_after_failover();
-                }
                 let started = crate::front::start_services(node, progress).await;
                 started.err().map(|failure| failure.message)
             }
@@ -502,6 +542,12 @@ async fn execute(
                 taken.err().map(|failure| failure.message)
             }
             Step::Serve => {
+                if !order.planned {
+                    // Before the role allows them to run: whoever asked for it decides what runs after a
+                    // failure, and when.
+                    node.services.hold_after_failover();
+                    node.jobs.hold_after_failover();
+                }
                 node.happen(Event::Risen).await?;
                 let is_open = match node.stage() {
                     Stage::Primary(run) => run.are_open(OPEN_PATIENCE).await,
@@ -532,7 +578,8 @@ async fn execute(
         }
         crash_point(&name);
     }
-    Ok(())
+    // Whoever was fenced during the last step is no primary.
+    still_rising(node, &Step::Address, &report.epoch)
 }
 
 /// Makes sure that nobody has superseded the promotion while it ran: a node that was fenced meanwhile
@@ -599,11 +646,25 @@ async fn fence(
         hands_over,
         supersedes: Some(superseded.clone()),
     };
-    let answer: FenceAnswer = client.call("/peer/fence", &request, FENCE_PATIENCE).await?;
+    let patience = fence_patience(&node.config());
+    let answer: FenceAnswer = client.call("/peer/fence", &request, patience).await?;
     if answer.was == RoleName::Primary {
         tracing::info!(%peer, positions = ?answer.positions, "the old primary is fenced");
     }
     Ok(answer)
+}
+
+/// Returns how long a node may take that stops in order all that the configuration has it run.
+fn fence_patience(config: &Config) -> Duration {
+    let hooks = config.hooks.iter().map(|hooks| hooks.timeout);
+    let services = config
+        .services
+        .iter()
+        .map(|service| service.timeout.saturating_add(service.status_timeout));
+    let stopping = hooks.chain(services).fold(FENCE_PATIENCE, |all, one| {
+        all.saturating_add(one).saturating_add(KILL_PATIENCE)
+    });
+    stopping.min(FENCE_PATIENCE_MAX)
 }
 
 /// Has the operator's command switch `peer` off.

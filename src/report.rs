@@ -129,6 +129,11 @@ impl Report {
     pub(crate) fn add(&mut self, node: &Node, step: StepTime) {
         self.seconds += step.seconds;
         self.steps.push(step);
+        self.keep(node);
+    }
+
+    /// Keeps what there is.
+    pub(crate) fn keep(&self, node: &Node) {
         let kept = serde_json::to_vec_pretty(self)
             .map_err(std::io::Error::from)
             .and_then(|text| durable::write(&Self::path(node), &text, 0o644));

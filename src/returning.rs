@@ -301,8 +301,13 @@ pub(crate) fn come_back(node: &Arc<Node>) {
                 by_itself: !matches!(node.role(), Role::Fenced { follows: true, .. }),
                 ..Order::default()
             };
-            match rejoin(&node, order, &NoProgress).await {
-                Ok(_) => break,
+            // An operator's word is not kept waiting while there is nobody to follow.
+            let rejoined = match find_primary(&node).await {
+                Ok(_) => rejoin(&node, order, &NoProgress).await.map(drop),
+                Err(failure) => Err(failure),
+            };
+            match rejoined {
+                Ok(()) => break,
                 Err(failure) => {
                     // Until the other side serves there is nobody to follow, which is no failure.
                     let is_early = patience < Duration::from_secs(5);

@@ -337,10 +337,15 @@ async fn follow(node: &Arc<Node>, role: &Role) -> Result<(), ShellError> {
     node.set_stores_problem(None);
     node.set_stage(Stage::Standby(run.clone()));
     // What reads the stores is started when they can be read, and anyway after a while.
+    // The stores are not kept open by it: the next that is followed opens them anew.
+    let run = Arc::downgrade(&run);
     node.services.follow(async move {
+        let has_told = |it: &Arc<dyn Receiver>| it.received().applied.is_some();
         let have_told = async {
-            let has_told = |it: &Arc<dyn Receiver>| it.received().applied.is_some();
-            while !run.receivers.iter().all(has_told) {
+            while run
+                .upgrade()
+                .is_some_and(|run| !run.receivers.iter().all(has_told))
+            {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };

@@ -91,6 +91,7 @@ impl StatusSource for Node {
         problems.extend(pause.as_ref().map(Pause::sentence));
         problems.extend(self.config_problem());
         problems.extend(self.stores_problem());
+        problems.extend(self.links.problems());
         if let Role::Primary { standbys, .. } = &record.role {
             let strays = config
                 .peers(self.me())

@@ -25,9 +25,21 @@ pub struct Hello {
     pub epoch: Epoch,
     /// Its wall clock.
     pub time: WallTime,
+    /// What its configuration says, in a digest; `None` of a version that tells none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigDigest>,
     /// What it knows of pauses; `None` of a version that knows none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseRecord>,
+}
+
+/// What a configuration says, in short: it should be the same on every node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigDigest {
+    /// The version of the program: what another one reads of the same file may differ.
+    pub software: String,
+    /// BLAKE3 over what was read of `understudy.toml`, as hexadecimal digits.
+    pub digest: String,
 }
 
 /// What a standby posts to `/peer/report`, at least with every mark.

@@ -3,7 +3,7 @@
 use crate::world::{Pair, Plan, Signal, beneath, holds, signal, until};
 
 #[test]
-fn a_standby_that_was_away_tells_its_lag_until_it_has_caught_up() {
+fn l03_a_standby_that_was_away_tells_its_lag_until_it_has_caught_up() {
     let mut pair = Pair::new(Plan::postgres());
     // Replay stands still, as behind a long query, while the stream goes on.
     pair.b.sql("SELECT pg_wal_replay_pause()");

@@ -48,7 +48,7 @@ fn value(machine: &Machine, key: &str) -> Option<String> {
 }
 
 #[test]
-fn clients_of_both_nodes_see_what_their_roles_allow() {
+fn l07_clients_of_both_nodes_see_what_their_roles_allow() {
     let mut pair = Pair::new(Plan::kv("standby_reads = true"));
     wait_for(&pair.a, "held");
     assert_eq!(ask(&pair.a, "SET greeting hello"), "+OK");
@@ -84,7 +84,7 @@ fn clients_of_both_nodes_see_what_their_roles_allow() {
 }
 
 #[test]
-fn an_outage_of_the_standby_is_an_alarm_and_no_freeze() {
+fn l10_an_outage_of_the_standby_is_an_alarm_and_no_freeze() {
     let mut pair = Pair::new(Plan::kv("degrade_after = \"2s\""));
     wait_for(&pair.a, "held");
     pair.write(1);
@@ -139,7 +139,7 @@ fn a_strict_store_would_rather_refuse_writes() {
 }
 
 #[test]
-fn what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvaged() {
+fn l08_what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvaged() {
     let mut pair = Pair::new(Plan::kv("degrade_after = \"1s\""));
     wait_for(&pair.a, "held");
     for number in 0..50 {

@@ -19,6 +19,7 @@ mod daemon;
 mod demo;
 mod disk_full;
 mod drill;
+mod faults;
 mod fencing;
 mod files_verbs;
 mod index;

@@ -384,7 +384,7 @@ fn newer_programs(pair: &Pair) -> String {
 const NEWER: u32 = 99;
 
 #[test]
-fn a_standby_of_another_major_version_is_refused_before_anything_is_copied() {
+fn l02_a_standby_of_another_major_version_is_refused_before_anything_is_copied() {
     let mut pair = Pair::alone(Plan::postgres());
     pair.write(1);
     let newer = newer_programs(&pair);

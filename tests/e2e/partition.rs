@@ -10,8 +10,8 @@ use crate::world::{Network, Pair, Plan, until};
 const TOLD_WITHIN: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_cut_cable_is_told_by_both_sides_and_mends_by_itself() {
-    let Some(network) = Network::new("a_cut_cable_is_told_by_both_sides_and_mends_by_itself")
+fn l04_a_cut_cable_is_told_by_both_sides_and_mends_by_itself() {
+    let Some(network) = Network::new("l04_a_cut_cable_is_told_by_both_sides_and_mends_by_itself")
     else {
         return;
     };

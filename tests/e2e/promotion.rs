@@ -15,7 +15,7 @@ fn steps(report: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_planned_promotion_fences_the_primary_and_loses_nothing() {
+fn l13_a_planned_promotion_fences_the_primary_and_loses_nothing() {
     let mut pair = Pair::new(Plan::everything());
     for (machine, is_primary) in [(&pair.a, true), (&pair.b, false)] {
         let status = |right| if right { 200 } else { 503 };
@@ -121,7 +121,7 @@ fn a_planned_promotion_fences_the_primary_and_loses_nothing() {
 }
 
 #[test]
-fn without_a_word_from_the_primary_only_force_promotes() {
+fn l12_without_a_word_from_the_primary_only_force_promotes() {
     let mut pair = Pair::new(Plan::everything());
     pair.write(1);
     pair.wait();
@@ -222,7 +222,7 @@ fn a_standby_whose_daemon_has_just_started_can_be_promoted() {
 }
 
 #[test]
-fn a_primary_that_restarts_serves_again_after_a_word_of_its_standby() {
+fn m20_a_primary_that_restarts_serves_again_after_a_word_of_its_standby() {
     let mut pair = Pair::new(Plan {
         services: vec!["one"],
         ..Plan::settings()

@@ -99,7 +99,7 @@ fn assert_same_rows(pair: &Pair) {
 }
 
 #[test]
-fn a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_serves() {
+fn l05_a_standby_whose_slot_is_lost_is_made_anew_by_one_command_while_the_primary_serves() {
     let mut pair = Pair::alone(small_slot());
     fill(&pair.a);
     pair.join();

@@ -38,7 +38,7 @@ fn method<'a>(report: &'a Value, store: &str) -> &'a Value {
 }
 
 #[test]
-fn roles_are_swapped_there_and_back_and_nothing_is_lost() {
+fn m15_roles_are_swapped_there_and_back_and_nothing_is_lost() {
     let mut pair = Pair::new(Plan::everything());
     for number in 1..=20 {
         pair.write(number);

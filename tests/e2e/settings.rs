@@ -145,7 +145,7 @@ fn a_rollback_flows_to_the_standby() {
 }
 
 #[test]
-fn a_local_change_on_the_standby_is_undone() {
+fn l06_a_local_change_on_the_standby_is_undone() {
     let pair = Pair::new(Plan::settings());
     pair.write(1);
     pair.wait();

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::world::{Pair, Plan, holds, until};
 
 #[test]
-fn three_commands_make_a_streaming_pair() {
+fn l01_three_commands_make_a_streaming_pair() {
     let mut pair = Pair::alone(Plan::everything());
     assert_eq!(
         pair.a.get("/monitor/replication"),

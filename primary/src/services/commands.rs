@@ -73,7 +73,7 @@ impl Service {
                 error @ (CommandError::NoUser { .. }
                 | CommandError::NotRoot { .. }
                 | CommandError::Start { .. }),
-            ) => Answer::Down(understudy_replication::error_chain(&error)),
+            ) => Answer::Unasked(understudy_replication::error_chain(&error)),
         };
         let mut live = self.live();
         live.probed = Some(WallTime::now());
@@ -98,8 +98,14 @@ impl Service {
             let answer = self.ask().await;
             match answer {
                 Answer::Down(_) => return answer,
-                Answer::Up(_) | Answer::Silent if Instant::now() >= deadline => return answer,
-                Answer::Up(_) | Answer::Silent => tokio::time::sleep(POLL_INTERVAL).await,
+                Answer::Up(_) | Answer::Unasked(_) | Answer::Silent
+                    if Instant::now() >= deadline =>
+                {
+                    return answer;
+                }
+                Answer::Up(_) | Answer::Unasked(_) | Answer::Silent => {
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
             }
         }
     }
@@ -158,13 +164,20 @@ impl Service {
             let is_over = Instant::now() >= deadline || failures >= STOP_TRIES_MAX;
             match answer {
                 Answer::Down(_) => break (stopped, answer),
-                Answer::Up(_) | Answer::Silent if is_over => break (stopped, answer),
-                Answer::Up(_) | Answer::Silent => {}
+                Answer::Up(_) | Answer::Unasked(_) | Answer::Silent if is_over => {
+                    break (stopped, answer);
+                }
+                Answer::Up(_) | Answer::Unasked(_) | Answer::Silent => {}
             }
         };
         self.tell("stop", &stopped);
         let service = name.clone();
         match (answer, stopped) {
+            // What was killed in the middle of stopping it has not stopped it, though its status may fail
+            // already: a unit of systemd that is being stopped is not active.
+            (Answer::Down(_), Err(source @ CommandError::TimedOut { .. })) => {
+                Err(self.failed(ServiceError::Stop { service, source }))
+            }
             (Answer::Down(line), _) => {
                 self.set(ServiceState::Offline, &line);
                 self.end_outage();
@@ -175,7 +188,7 @@ impl Service {
                 }
                 Ok(())
             }
-            (Answer::Up(_), Err(source)) => {
+            (Answer::Up(_) | Answer::Unasked(_), Err(source)) => {
                 Err(self.failed(ServiceError::Stop { service, source }))
             }
             (Answer::Up(line), Ok(_)) => Err(self.failed(ServiceError::StillUp {
@@ -183,7 +196,9 @@ impl Service {
                 limit,
                 line,
             })),
-            (Answer::Silent, _) => Err(self.failed(ServiceError::Silent { service })),
+            (Answer::Silent, _) | (Answer::Unasked(_), Ok(_)) => {
+                Err(self.failed(ServiceError::Silent { service }))
+            }
         }
     }
 

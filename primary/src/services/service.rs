@@ -61,8 +61,10 @@ pub(super) enum Came {
 pub(super) enum Answer {
     /// It succeeded.
     Up(String),
-    /// It failed, or could not be run.
+    /// It failed.
     Down(String),
+    /// It could not be run, which says nothing.
+    Unasked(String),
     /// It did not end in time.
     Silent,
 }
@@ -71,14 +73,14 @@ impl Answer {
     pub(super) fn is_up(&self) -> bool {
         match self {
             Self::Up(_) => true,
-            Self::Down(_) | Self::Silent => false,
+            Self::Down(_) | Self::Unasked(_) | Self::Silent => false,
         }
     }
 
     /// Returns the last line that it printed.
     pub(super) fn line(&self) -> &str {
         match self {
-            Self::Up(line) | Self::Down(line) => line,
+            Self::Up(line) | Self::Down(line) | Self::Unasked(line) => line,
             Self::Silent => "its status command does not answer",
         }
     }
