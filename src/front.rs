@@ -105,15 +105,17 @@ pub(crate) async fn keep(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, st
             let _front = node.front.lock().await;
             // A fence may have come while a promotion had it in hand.
             if matches!(node.role(), Role::Primary { .. }) {
-                bring_up(&node, is_first).await;
+                bring_up(&node, is_first).await
+            } else {
+                false
             }
         };
         tokio::select! {
-            () = bring_up => is_first = false,
+            has_started = bring_up => is_first &= !has_started,
             // A fence stops the services next; a start under way is cut off.
             () = stop.wait() => return,
         }
-        if has_address(&node) {
+        if !is_first && has_address(&node) {
             // It is kept from now on, and put back where somebody removes it, by its own watch.
             return;
         }
@@ -125,14 +127,18 @@ pub(crate) async fn keep(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, st
 }
 
 /// Starts what is not up, the first time, and takes the address once all that it needs is up: by then the
-/// services start again what goes down, as often as they may.
-async fn bring_up(node: &Node, is_first: bool) {
+/// services start again what goes down, as often as they may. Returns whether it has begun; while the cluster is
+/// paused it does not, since an operator may have stopped them by hand.
+async fn bring_up(node: &Node, is_first: bool) -> bool {
+    if node.is_paused() {
+        return false;
+    }
     if is_first && let Err(failure) = start_services(node, &NoProgress).await {
         node.events
             .record(Severity::Error, "service_failed", failure.message);
     }
     if !node.services.are_up() || has_address(node) {
-        return;
+        return true;
     }
     // Why it cannot be taken is an event, and part of the status, of the address itself.
     if let Err(failure) = take_address(node).await {
@@ -141,4 +147,5 @@ async fn bring_up(node: &Node, is_first: bool) {
             "the address is not taken, which is tried again"
         );
     }
+    true
 }

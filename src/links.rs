@@ -168,9 +168,6 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             () = stop.wait() => return,
         }
         crate::pause::look(&node);
-        node.services.set_paused(node.is_paused());
-        node.jobs.set_paused(node.is_paused());
-        node.checks.set_muted(node.is_paused());
         let greetings = node.links.clients(&node).into_iter().map(|client| {
             let node = node.clone();
             async move {

@@ -172,7 +172,12 @@ impl PrimaryRun {
             number += 1;
             let time = WallTime::now();
             let at = Instant::now();
-            let positions = self.positions(&Selection::default(), MARK_PATIENCE).await;
+            let selection = Selection::default();
+            let positions = tokio::select! {
+                positions = self.positions(&selection, MARK_PATIENCE) => positions,
+                // A fence does not wait for a store that hangs.
+                () = stop.wait() => return,
+            };
             let mark = Mark {
                 number,
                 epoch: self.epoch.clone(),

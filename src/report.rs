@@ -165,8 +165,12 @@ impl Report {
             durable::create_directory(&folder, 0o755)?;
             let path = Self::kept(node, &self.epoch);
             durable::write(&path, &serde_json::to_vec_pretty(&self)?, 0o644)?;
-            fs::remove_file(Self::path(node))?;
-            durable::sync_directory_of(&Self::path(node))
+            match fs::remove_file(Self::path(node)) {
+                Ok(()) => durable::sync_directory_of(&Self::path(node)),
+                // It could not be kept before, on a disk that was full.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            }
         };
         keep().map_err(|error: std::io::Error| {
             Failure::failed(format!(

@@ -350,6 +350,7 @@ pub(crate) fn take_back(node: &Arc<Node>) {
     let is_given_up = node.given_up() == Some(epoch.clone());
     if node.config().peers(node.me()).count() < 2
         || is_given_up
+        || node.is_paused()
         || !has_parted(node)
         || node.is_coming_back.swap(true, Ordering::SeqCst)
     {
@@ -359,8 +360,14 @@ pub(crate) fn take_back(node: &Arc<Node>) {
     tokio::spawn(async move {
         let mut patience = Duration::from_secs(1);
         for attempt in 1..=TAKE_BACK_MAX {
-            let failure = match rejoin(&node, Order::default(), &NoProgress).await {
+            let order = Order {
+                by_itself: true,
+                ..Order::default()
+            };
+            let failure = match rejoin(&node, order, &NoProgress).await {
                 Ok(_) => break,
+                // It begins anew when the pause is over.
+                Err(_) if node.is_paused() => break,
                 Err(failure) => failure,
             };
             tracing::info!(failure = failure.message, attempt, "cannot take back yet");

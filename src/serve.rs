@@ -234,6 +234,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
     crate::drill::clear_leftovers(&node);
     crate::peer_api::refresh(&node);
     crate::promotion::remember(&node);
+    node.heed_pause();
     events.record(
         Severity::Info,
         "started",

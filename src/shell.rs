@@ -152,7 +152,10 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
                     format!("node {} stops its services and stores: {reason}", node.me()),
                 );
                 node.set_alone(matches!(next, Role::Returning { .. }));
-                if matches!(next, Role::Fenced { follows: true, .. }) {
+                let is_handing_over = matches!(next, Role::Fenced { follows: true, .. })
+                    // Once: what is announced since then is the other node's.
+                    && !matches!(before, Role::Fenced { .. });
+                if is_handing_over {
                     // In peace there is time to tell others first; never for longer than the hook has.
                     node.hooks.offline().await;
                 }
@@ -372,23 +375,31 @@ fn ask_peers(node: &Arc<Node>) {
             } else {
                 RETURNING_GRACE
             };
-            for peer in node.config().peers(node.me()) {
-                let Some(client) = node.peer(&peer.name) else {
-                    continue;
-                };
+            // All at once: who is dead must not keep the word of another waiting, and the word of one that has
+            // not heard of a higher epoch is nothing beside that of one that has.
+            let config = node.config();
+            let asked = config
+                .peers(node.me())
+                .filter_map(|peer| node.peer(&peer.name))
+                .map(async |client| (client.node().clone(), crate::peer_api::hello(&client).await));
+            let mut is_reassured = false;
+            let mut is_superseded = false;
+            for (peer, answer) in futures_util::future::join_all(asked).await {
                 // A higher epoch in the answer reaches the role machine by itself.
-                match crate::peer_api::hello(&client).await {
-                    Ok(hello) if hello.epoch <= epoch => {
-                        if let Err(error) = node.happen(Event::Reassured).await {
-                            tracing::warn!(%error, "cannot return to primary");
-                        }
-                        return;
-                    }
+                match answer {
+                    Ok(hello) if hello.epoch <= epoch => is_reassured = true,
                     Ok(hello) => {
-                        tracing::warn!(peer = %hello.node, epoch = %hello.epoch, "superseded");
+                        is_superseded = true;
+                        tracing::warn!(%peer, epoch = %hello.epoch, "superseded");
                     }
-                    Err(error) => tracing::info!(peer = %peer.name, %error, "no answer yet"),
+                    Err(error) => tracing::info!(%peer, %error, "no answer yet"),
                 }
+            }
+            if is_reassured && !is_superseded {
+                if let Err(error) = node.happen(Event::Reassured).await {
+                    tracing::warn!(%error, "cannot return to primary");
+                }
+                return;
             }
             if !is_alone && started.elapsed() > grace {
                 is_alone = true;

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 use understudy_config::{Config, Local};
 use understudy_replication::command::Command;
 use understudy_replication::durable;
@@ -110,7 +111,7 @@ pub(crate) struct FaultReport {
 /// What mends again what was broken.
 enum Mend {
     Nothing,
-    Continue(Pid),
+    Continue(Vec<Pid>),
     Routes(Vec<String>),
     Filler(PathBuf),
 }
@@ -120,8 +121,10 @@ impl Mend {
         match self {
             Self::Nothing => {}
             // A process that is gone needs nothing.
-            Self::Continue(pid) => {
-                let _gone = kill_process(pid, Signal::CONT).is_err();
+            Self::Continue(pids) => {
+                for pid in pids {
+                    let _gone = kill_process(pid, Signal::CONT).is_err();
+                }
             }
             Self::Routes(routes) => {
                 for route in routes {
@@ -178,7 +181,7 @@ impl Inject {
             mended_seconds: None,
             events: Vec::new(),
         };
-        let interrupted = tokio::signal::ctrl_c();
+        let interrupted = interrupted()?;
         tokio::pin!(interrupted);
         let mut failed_at = None;
         let mut is_interrupted = false;
@@ -217,7 +220,7 @@ impl Inject {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                _ = &mut interrupted => is_interrupted = true,
+                () = &mut interrupted => is_interrupted = true,
             }
         }
         broken.mend();
@@ -230,7 +233,7 @@ impl Inject {
             Fault::KillProcess => send(self.process()?, Signal::KILL),
             Fault::StopProcess => send(self.process()?, Signal::STOP),
             Fault::KillPostgres => send(postmaster(config, local)?, Signal::KILL),
-            Fault::StopPostgres => send(postmaster(config, local)?, Signal::STOP),
+            Fault::StopPostgres => stop_with_children(postmaster(config, local)?),
             Fault::KillDaemon => send(daemon(local)?, Signal::KILL),
             Fault::StopDaemon => send(daemon(local)?, Signal::STOP),
             Fault::CutLink => cut(config, local, |number| number == usize::from(self.link)),
@@ -282,6 +285,22 @@ impl FaultReport {
     }
 }
 
+/// Returns what ends when somebody interrupts this program, or the terminal goes.
+fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        signals.push(signal(kind)?);
+    }
+    Ok(async move {
+        let received = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+        futures_util::future::select_all(received).await;
+    })
+}
+
 /// Asks the daemon how it is, if it answers in time.
 async fn look(socket: &Path) -> Option<Status> {
     let status = crate::admin::ask(socket, Method::GET, "/status", &());
@@ -296,10 +315,30 @@ fn send(pid: Pid, signal: Signal) -> Result<Broken, Failure> {
         ))
     })?;
     Ok(Broken(if signal == Signal::STOP {
-        Mend::Continue(pid)
+        Mend::Continue(vec![pid])
     } else {
         Mend::Nothing
     }))
+}
+
+/// Stops a process and its children: those of a server do its work.
+fn stop_with_children(parent: Pid) -> Result<Broken, Failure> {
+    let mut broken = send(parent, Signal::STOP)?;
+    let number = parent.as_raw_nonzero();
+    // Stopped, it has no new ones.
+    let children = fs::read_to_string(format!("/proc/{number}/task/{number}/children"))?;
+    let children = children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok());
+    for child in children.filter_map(Pid::from_raw) {
+        // One that has just ended needs nothing.
+        if kill_process(child, Signal::STOP).is_ok()
+            && let Mend::Continue(pids) = &mut broken.0
+        {
+            pids.push(child);
+        }
+    }
+    Ok(broken)
 }
 
 fn read_pid(file: &Path) -> Result<Pid, Failure> {

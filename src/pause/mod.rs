@@ -150,6 +150,14 @@ impl Node {
         self.pauses.active().is_some()
     }
 
+    /// Has everything that does something by itself know whether it may.
+    pub(crate) fn heed_pause(&self) {
+        let is_paused = self.is_paused();
+        self.services.set_paused(is_paused);
+        self.jobs.set_paused(is_paused);
+        self.checks.set_muted(is_paused);
+    }
+
     /// Tells whoever acts by hand that somebody has paused the cluster.
     pub(crate) fn tell_pause(&self, progress: &dyn Progress) {
         if let Some(pause) = self.pauses.active() {
@@ -161,12 +169,14 @@ impl Node {
 /// Begins a pause on this node, and tells the others.
 pub(crate) async fn begin(node: &Arc<Node>, order: &Order) -> Result<Changed, Failure> {
     let pause = node.pauses.begin(node.me(), order)?;
+    node.heed_pause();
     Ok(spread(node, Some(pause)).await)
 }
 
 /// Ends a pause on this node, and tells the others.
 pub(crate) async fn end(node: &Arc<Node>) -> Result<Changed, Failure> {
     let was = node.pauses.end(node.me())?;
+    node.heed_pause();
     crate::returning::come_back(node);
     Ok(spread(node, was).await)
 }
@@ -213,6 +223,7 @@ pub(crate) async fn meet(node: &Arc<Node>, peer: &PeerClient, theirs: Option<Pau
     let theirs = theirs.unwrap_or_default();
     if theirs > node.pauses.record() {
         node.pauses.hear(peer.node(), theirs.clone());
+        node.heed_pause();
         crate::returning::come_back(node);
     }
     if node.pauses.record() > theirs
@@ -224,7 +235,9 @@ pub(crate) async fn meet(node: &Arc<Node>, peer: &PeerClient, theirs: Option<Pau
 
 /// Looks whether a pause has ended, and goes on with what waited for that.
 pub(crate) fn look(node: &Arc<Node>) {
-    if node.pauses.look() {
+    let has_ended = node.pauses.look();
+    node.heed_pause();
+    if has_ended {
         crate::returning::come_back(node);
     }
 }
@@ -236,6 +249,7 @@ pub(crate) async fn hear(
     Json(record): Json<PauseRecord>,
 ) -> Json<()> {
     node.pauses.hear(&caller.node, record);
+    node.heed_pause();
     // It may be the end of one.
     crate::returning::come_back(&node);
     Json(())

@@ -62,6 +62,7 @@ impl Service {
 
     /// Asks whether it is up.
     pub(super) async fn ask(&self) -> Answer {
+        let changes = self.changes();
         let asked = self
             .run(&self.config.status, self.config.status_timeout)
             .await;
@@ -76,8 +77,11 @@ impl Service {
             ) => Answer::Unasked(understudy_replication::error_chain(&error)),
         };
         let mut live = self.live();
-        live.probed = Some(WallTime::now());
-        live.is_up = Some(answer.is_up());
+        // A late answer says nothing of what was done since it was asked for.
+        if live.changes == changes {
+            live.probed = Some(WallTime::now());
+            live.is_up = Some(answer.is_up());
+        }
         answer
     }
 

@@ -45,7 +45,7 @@ pub(super) struct Live {
     /// Since when it should run and does not.
     down_since: Option<Instant>,
     /// Counts starts and stops: an answer from before says nothing after.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 /// How a service has come up.

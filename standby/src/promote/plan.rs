@@ -175,6 +175,9 @@ pub fn plan(seen: &Observation) -> Plan {
             mend: mend.clone(),
             can_be_forced: false,
         }));
+    }
+    // What a crash has cut short goes on: what a check looks at may be down for just that reason.
+    if !matches!(seen.role.name(), RoleName::Primary | RoleName::Promoting) {
         conditions.extend(seen.failing.iter().map(|(check, found)| Condition {
             what: format!("check {check} fails on node {}: {found}", seen.me),
             mend: format!("mend what check {check} looks at; see `understudy status`"),
