@@ -38,6 +38,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(7);
 /// and in all.
 const FENCE_PATIENCE_MAX: Duration = Duration::from_secs(3600);
 
+/// What stands against a switchover has this long to pass.
+const READY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A try of the daemon's own to change the role is over within this long.
 const TURN_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -122,14 +125,13 @@ pub(crate) async fn promote(
         true => None,
         false => Some(node.drills.bar().await),
     };
-    let seen = observe(node, order).await;
-    let mut plan = plan(&seen);
-    for mut condition in crate::others::absent(node, order.force).await {
-        condition.can_be_forced &= !order.planned;
-        if order.force && condition.can_be_forced {
-            plan.overridden.push(condition);
-        } else {
-            plan.unmet.push(condition);
+    let (mut seen, mut plan) = make_plan(node, order).await;
+    if order.planned && !order.dry_run {
+        // A stream that has just broken and is being opened again is no reason to send the operator away.
+        let until = Instant::now() + READY_PATIENCE;
+        while !plan.unmet.is_empty() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            (seen, plan) = make_plan(node, order).await;
         }
     }
     if order.dry_run {
@@ -230,6 +232,21 @@ pub(crate) async fn promote(
         ))
         .hint("mend that, then run `understudy promote` again: it does what is left")),
     }
+}
+
+/// Observes, and makes the plan of what is observed.
+async fn make_plan(node: &Arc<Node>, order: Order) -> (Observation, Plan) {
+    let seen = observe(node, order).await;
+    let mut plan = plan(&seen);
+    for mut condition in crate::others::absent(node, order.force).await {
+        condition.can_be_forced &= !order.planned;
+        if order.force && condition.can_be_forced {
+            plan.overridden.push(condition);
+        } else {
+            plan.unmet.push(condition);
+        }
+    }
+    (seen, plan)
 }
 
 /// Makes sure that the stores of a primary serve before anything is led to them.

@@ -42,7 +42,10 @@ fn m15_a_drill_swaps_the_roles_there_and_back_and_loses_nothing() {
             assert_eq!(loss["amount"], 0, "{report}");
         }
     }
-    assert_eq!(pair.roles(), ("primary".to_owned(), "standby".to_owned()));
+    until("b follows", Pair::PATIENCE, || {
+        let roles = pair.roles();
+        holds(roles == ("primary".to_owned(), "standby".to_owned()), roles)
+    });
     let reports = fs::read_dir(pair.a.state().join("reports")).unwrap();
     let is_kept = reports.into_iter().any(|entry| {
         let name = entry.unwrap().file_name();
