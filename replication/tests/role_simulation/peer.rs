@@ -139,7 +139,13 @@ impl World {
         match message {
             Message::Hello(ask) => {
                 let role = &self.nodes[to].role;
-                let (role, highest) = (role.name(), role.highest_epoch().clone());
+                // What nobody carries out binds nobody.
+                let is_idle = self.nodes[to].task.is_none();
+                let highest = match is_idle {
+                    true => role.epoch().clone(),
+                    false => role.highest_epoch().clone(),
+                };
+                let role = role.name();
                 self.send(to, from, Message::HelloAnswer { ask, role, highest });
             }
             Message::HelloAnswer { ask, role, highest } => {
