@@ -366,16 +366,18 @@ impl Index {
         }
         let (shelf, rows) = (self.shelf.clone(), rows.clone());
         let work = move || -> Result<Option<Kept>, RebuildError> {
-            let found = shelf.half().and_then(|path| {
-                // What cannot be understood is built anew.
-                let searchable = std::sync::Arc::new(Searchable::open(&path).ok()?);
-                let state = Written::state(&searchable).ok()??;
-                Some((path, Payload::parse(&state, &rows)?, searchable))
-            });
-            let Some((path, payload, searchable)) = found else {
+            // What cannot be understood is built anew.
+            let found = shelf
+                .half()
+                .and_then(|path| Some((Searchable::open(&path).ok()?, path)));
+            let Some((searchable, path)) = found else {
                 return Ok(None);
             };
-            let written = Written::open(searchable)?;
+            let written = Written::open(std::sync::Arc::new(searchable))?;
+            let state = written.state().ok().flatten();
+            let Some(payload) = state.and_then(|state| Payload::parse(&state, &rows)) else {
+                return Ok(None);
+            };
             let target = Target::Tantivy { written, path };
             Ok(Some(Kept { target, payload }))
         };

@@ -170,20 +170,25 @@ impl Written {
         Ok(written)
     }
 
-    /// Opens an index to write to it.
+    /// Opens an index to write to it, as whoever wrote before has left it.
     pub(super) fn open(searchable: Arc<Searchable>) -> Result<Self, EngineError> {
         let writer = searchable.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        // A commit goes on when whoever waits for it is cut short, so it may have ended after `searchable` was
+        // opened. From here on nobody else commits; what is not seen now would be written a second time.
+        searchable.reader.reload()?;
         Ok(Self {
             writer: Arc::new(Mutex::new(writer)),
             searchable,
         })
     }
 
-    /// Returns what the last commit was made with; `None` for an index of an older version.
-    pub(super) fn state(searchable: &Searchable) -> Result<Option<String>, EngineError> {
-        let schema = searchable.index.schema();
+    /// Returns what the last commit was made with; `None` for an index of an older version. It is of who
+    /// writes, because before one does another commit may come between the state and the documents.
+    pub(super) fn state(&self) -> Result<Option<String>, EngineError> {
+        let index = &self.searchable.index;
+        let schema = index.schema();
         let is_ours = schema.get_field(HASH).is_ok() && schema.get_field(MARK).is_ok();
-        Ok(searchable.index.load_metas()?.payload.filter(|_| is_ours))
+        Ok(index.load_metas()?.payload.filter(|_| is_ours))
     }
 
     fn writer(&self) -> MutexGuard<'_, IndexWriter> {
@@ -252,7 +257,8 @@ impl Written {
                     if present == Present::One(hashes.0, hashes.1) {
                         continue;
                     }
-                    if present != Present::None {
+                    // Even of a key that is not seen: a commit that failed may have left it to the next one.
+                    if manner == Manner::Replace {
                         writer.delete_term(term);
                     }
                     let mut document = TantivyDocument::default();

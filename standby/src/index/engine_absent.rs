@@ -62,8 +62,8 @@ impl Written {
         match searchable.0 {}
     }
 
-    pub(super) fn state(searchable: &Searchable) -> Result<Option<String>, EngineError> {
-        match searchable.0 {}
+    pub(super) fn state(&self) -> Result<Option<String>, EngineError> {
+        match self.searchable.0 {}
     }
 
     pub(super) fn apply(

@@ -245,16 +245,21 @@ impl Index {
             let Some((path, _)) = shelf.current()? else {
                 return Ok(None);
             };
-            let state = Written::state(&searchable)?;
-            let payload = state.and_then(|state| Payload::parse(&state, &rows));
+            let written = Written::open(searchable)?;
+            let payload = written
+                .state()?
+                .and_then(|state| Payload::parse(&state, &rows));
             let Some(payload) = payload.filter(Payload::is_ready) else {
                 return Ok(None);
             };
-            let written = Written::open(searchable)?;
             let target = Target::Tantivy { written, path };
             Ok(Some(Kept { target, payload }))
         };
-        tokio::task::spawn_blocking(work).await?
+        let opened = tokio::task::spawn_blocking(work).await??;
+        if let Some(searchable) = opened.as_ref().and_then(|kept| kept.target.searchable()) {
+            self.face().documents = searchable.documents();
+        }
+        Ok(opened)
     }
 
     pub(super) fn status(&self) -> IndexStatus {

@@ -15,6 +15,8 @@ use understudy_replication::store::NoProgress;
 
 use super::*;
 
+#[cfg(feature = "tantivy")]
+mod cut_short;
 mod elastic;
 mod elastic_model;
 mod postgres;
