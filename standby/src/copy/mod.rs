@@ -54,6 +54,14 @@ pub enum CopyError {
         /// Why not.
         source: io::Error,
     },
+    /// A folder of the copy is a link to somewhere else.
+    #[error("{} leads out of the copy, to {}: nothing is written there", path.display(), found.display())]
+    Outside {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        found: PathBuf,
+    },
     /// It was told to stop.
     #[error("it was told to stop")]
     Stopped,

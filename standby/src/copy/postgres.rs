@@ -103,11 +103,7 @@ pub async fn copy_postgres(
     if cluster.is_split() {
         let (config_dir, target) = (cluster.config_dir.clone(), place.of(&cluster.config_dir));
         let working = pace.clone();
-        aside(move || {
-            make_parent(&target)?;
-            copy_tree(&config_dir, &target, &working, &|_| false)
-        })
-        .await?;
+        aside(move || copy_top(&config_dir, &target, &working, &|_| false)).await?;
     }
     let row = client
         .query_one(
@@ -172,6 +168,18 @@ fn own_folder(path: &Path, owner: Option<Owner>) -> Result<(), CopyError> {
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed("give away", path))
 }
 
+/// Copies a folder of the cluster. Where its name is a link, what that leads to is copied: a link in the copy
+/// would lead back to the live server's own files, which would then be written to as the copy's.
+fn copy_top(
+    source: &Path,
+    target: &Path,
+    pace: &Pace,
+    is_skipped: &dyn Fn(&Path) -> bool,
+) -> Result<(), CopyError> {
+    make_parent(target)?;
+    copy_tree(&resolved(source)?, target, pace, is_skipped)
+}
+
 /// Copies all but the log.
 fn copy_data(
     source: &Path,
@@ -180,8 +188,7 @@ fn copy_data(
     owner: Option<Owner>,
     pace: &Pace,
 ) -> Result<(), CopyError> {
-    make_parent(target)?;
-    copy_tree(source, target, pace, &|within| {
+    copy_top(source, target, pace, &|within| {
         is_left_out(within)
             || within == Path::new(CONTROL)
             || within.parent() == Some(Path::new("pg_tblspc"))
@@ -288,6 +295,32 @@ mod tests {
         ] {
             assert!(!is_left_out(Path::new(path)), "{path}");
         }
+    }
+
+    #[test]
+    fn folders_that_are_links_are_copied_by_what_they_lead_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["disk/global", "disk/pg_tblspc", "disk/pg_wal", "etc"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("disk/global/pg_control"), "control").unwrap();
+        fs::write(path("etc/postgresql.conf"), "port = 5432\n").unwrap();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(path(to), path(name)).unwrap();
+        link("disk", "data");
+        link("etc", "conf");
+        let (_stopper, stop) = Stopper::new();
+        let pace = Pace::new(None, stop);
+        let (data, conf) = (path("copy/data"), path("copy/conf"));
+        copy_data(&path("data"), &data, &path("copy/spaces"), None, &pace).unwrap();
+        copy_top(&path("conf"), &conf, &pace, &|_| false).unwrap();
+        fs::write(conf.join("postgresql.conf"), "port = 1\n").unwrap();
+        assert_eq!(
+            fs::read_to_string(path("etc/postgresql.conf")).unwrap(),
+            "port = 5432\n"
+        );
+        assert!(data.join("pg_wal").is_dir() && !data.is_symlink());
+        assert_eq!(fs::read_to_string(data.join(CONTROL)).unwrap(), "control");
     }
 
     #[test]
