@@ -154,7 +154,11 @@ impl Shape {
             }) => (
                 format!("\"{column}\"::text"),
                 format!("coalesce(\"{column}\" <= {HORIZON}, false)"),
-                format!("(extract(epoch FROM \"{column}\") * 1000000)::bigint"),
+                // Infinity is no number.
+                format!(
+                    "CASE WHEN isfinite(\"{column}\") \
+                     THEN (extract(epoch FROM \"{column}\") * 1000000)::bigint END"
+                ),
             ),
             Some(Watermark {
                 column,
