@@ -34,7 +34,7 @@ use crate::files::FilesError;
 pub use kv::{KvCopied, copy_kv, take_over_kv};
 pub use listening::{ClusterCopy, Purpose, Served};
 pub use pace::{Copied, Pace};
-pub use postgres::{PostgresCopied, copy_postgres};
+pub use postgres::{PostgresCopied, copy_postgres, own_tablespaces, tablespaces};
 pub use settings::{SettingsCopied, copy_settings};
 pub use stores::{CheckOutcome, CopiedAndChecked, CopyCheck, Originals, StoreCopied};
 pub(crate) use stores::{failed as check_failed, passed as check_passed, skipped as check_skipped};

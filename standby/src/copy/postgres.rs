@@ -6,6 +6,7 @@
 //! where the log has to be replayed before the copy is consistent; on a standby that is what stands for the
 //! record of a backup's end.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -214,6 +215,43 @@ fn copy_data(
     copy_file(&file, &from, &to, pace)
 }
 
+/// Returns the tablespaces of a cluster by the names of their links, and where they are.
+pub fn tablespaces(cluster: &Cluster) -> Vec<(OsString, PathBuf)> {
+    let entries = fs::read_dir(cluster.data_dir.join("pg_tblspc"));
+    let links = entries.into_iter().flatten().flatten();
+    links
+        .filter(|entry| entry.file_type().is_ok_and(|it| it.is_symlink()))
+        .filter_map(|entry| Some((entry.file_name(), resolved(&entry.path()).ok()?)))
+        .collect()
+}
+
+/// Links the tablespaces of a copy that has replayed its log to their copies: the making of one, when it is
+/// replayed, links it to where the original has it. There the walls of the room had put the copy.
+///
+/// # Errors
+/// When a tablespace has no copy, or it cannot be linked.
+pub fn own_tablespaces(data_dir: &Path, place: &Place) -> Result<(), CopyError> {
+    let links = data_dir.join("pg_tblspc");
+    for entry in fs::read_dir(&links).map_err(failed("read", &links))? {
+        let link = entry.map_err(failed("read", &links))?.path();
+        let Ok(found) = fs::read_link(&link) else {
+            continue;
+        };
+        let copy = place
+            .tablespaces()
+            .join(link.file_name().unwrap_or_default());
+        if found == copy {
+            continue;
+        }
+        if !copy.is_dir() {
+            return Err(CopyError::Outside { path: link, found });
+        }
+        fs::remove_file(&link).map_err(failed("remove", &link))?;
+        std::os::unix::fs::symlink(&copy, &link).map_err(failed("make", &link))?;
+    }
+    durable::sync_directory_of(&links.join("any")).map_err(failed("sync", &links))
+}
+
 /// Returns whether a path within the data directory, or a tablespace, is of no use in a copy.
 fn is_left_out(within: &Path) -> bool {
     let name = within.file_name().unwrap_or_default().to_string_lossy();
@@ -321,6 +359,29 @@ mod tests {
         );
         assert!(data.join("pg_wal").is_dir() && !data.is_symlink());
         assert_eq!(fs::read_to_string(data.join(CONTROL)).unwrap(), "control");
+    }
+
+    #[test]
+    fn a_tablespace_that_leads_to_the_original_leads_to_its_copy_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let place = Place {
+            folder: path("copy"),
+            root: "/".into(),
+        };
+        let links = path("data/pg_tblspc");
+        for made in [links.clone(), path("live"), place.tablespaces().join("1")] {
+            fs::create_dir_all(made).unwrap();
+        }
+        std::os::unix::fs::symlink(path("live"), links.join("1")).unwrap();
+        own_tablespaces(&path("data"), &place).unwrap();
+        assert_eq!(
+            fs::read_link(links.join("1")).unwrap(),
+            place.tablespaces().join("1")
+        );
+        std::os::unix::fs::symlink(path("live"), links.join("2")).unwrap();
+        let lost = own_tablespaces(&path("data"), &place);
+        assert!(matches!(lost, Err(CopyError::Outside { .. })), "{lost:?}");
     }
 
     #[test]
