@@ -13,7 +13,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -358,8 +358,18 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
             )),
         );
     }
+    let at = &real(at)?;
     let has_something = std::fs::read_dir(at).is_ok_and(|mut found| found.next().is_some());
-    let is_ours = at == folder_of(&node.local, name);
+    let state_dir = real(&node.local.state_dir)?;
+    let is_ours = *at == real(&folder_of(&node.local, name))?;
+    if !is_ours && (at.starts_with(&state_dir) || state_dir.starts_with(at)) {
+        return Err(Failure::usage(format!(
+            "{} overlaps with {}, where the node keeps what is its own",
+            at.display(),
+            state_dir.display()
+        ))
+        .hint("give a folder elsewhere with --at"));
+    }
     if has_something && !is_ours {
         return Err(Failure::refused(format!("{} is not empty", at.display()))
             .hint("give an empty or absent folder with --at"));
@@ -368,7 +378,8 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
     let stores = config.files.iter().map(|files| &files.path);
     let stores = stores.chain(config.postgres.iter().map(|postgres| &postgres.data_dir));
     let stores = stores.chain(config.settings.iter().flat_map(|settings| &settings.paths));
-    for store in stores.map(|path| node.local.resolve(path)) {
+    for store in stores.map(|path| real(&node.local.resolve(path))) {
+        let store = store?;
         if at.starts_with(&store) || store.starts_with(at) {
             return Err(Failure::usage(format!(
                 "{} overlaps with {}, which is replicated",
@@ -379,6 +390,31 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Returns a path as it is without links, also where it does not exist yet.
+fn real(path: &Path) -> Result<PathBuf, Failure> {
+    for above in path.ancestors() {
+        let found = match std::fs::canonicalize(above) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                let (path, error) = (above.display(), Failure::of(&error).message);
+                return Err(Failure::failed(format!("cannot follow {path}: {error}")));
+            }
+        };
+        let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
+        // What does not exist has no parent that `..` could lead to.
+        let is_plain = rest
+            .components()
+            .all(|it| matches!(it, Component::Normal(_)));
+        if is_plain {
+            return Ok(found.join(rest));
+        }
+        break;
+    }
+    Err(Failure::usage(format!("{} leads nowhere", path.display()))
+        .hint("give a path without `..` and broken links"))
 }
 
 async fn make_in(
@@ -633,6 +669,18 @@ mod tests {
         put(record.clone(), &json);
         remove(&state_dir, &name).unwrap();
         assert!(!record.exists());
+    }
+
+    #[test]
+    fn a_place_is_known_by_where_it_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("srv/docs")).unwrap();
+        std::os::unix::fs::symlink(root.join("srv"), root.join("link")).unwrap();
+        let docs = root.join("srv/docs/new/one");
+        assert_eq!(real(&root.join("link/docs/new/one")).unwrap(), docs);
+        assert_eq!(real(&root.join("srv/docs/../docs/new/one")).unwrap(), docs);
+        assert!(real(&root.join("srv/none/../docs/new")).is_err());
     }
 
     #[test]
