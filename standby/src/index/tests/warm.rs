@@ -187,6 +187,21 @@ async fn keys_of_a_fixed_length_are_found_again() {
 }
 
 #[tokio::test]
+async fn rows_that_a_policy_hides_are_told() {
+    let (postgres, place) = (articles(5).await, Place::new());
+    postgres
+        .execute(
+            "ALTER TABLE article ENABLE ROW LEVEL SECURITY;
+             CREATE ROLE reader; GRANT pg_read_all_data, pg_monitor TO reader; ALTER ROLE postgres SET role = reader",
+        )
+        .await;
+    let indexes = place.open(&following(NONE), postgres.database());
+    let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
+    let told = error_chain(&error);
+    assert!(told.contains("row-level security"), "{told}");
+}
+
+#[tokio::test]
 async fn tombstones_are_no_documents() {
     let (postgres, place) = (articles(10).await, Place::new());
     postgres
