@@ -173,6 +173,8 @@ impl Written {
     /// Opens an index to write to it.
     pub(super) fn open(searchable: Arc<Searchable>) -> Result<Self, EngineError> {
         let writer = searchable.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        // The writer before this one may have committed since it was opened: what it wrote would be written twice.
+        searchable.reader.reload()?;
         Ok(Self {
             writer: Arc::new(Mutex::new(writer)),
             searchable,
