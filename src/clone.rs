@@ -7,11 +7,13 @@
 //! DIR/root/…       the stores, at the paths of the configuration beneath another root
 //! DIR/state/       its role, the key-value store, the history of the settings
 //! DIR/etc/         understudy.toml, node.toml, pki/: for `understudy --config DIR/etc …`
+//! DIR/clone.json            the same as the next: what is in DIR is this clone, and may be removed
 //! STATE/clones/NAME.json    where it is; written last
 //! ```
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ use understudy_replication::trust::{self, Authority};
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::copy::{
     CheckOutcome, ClusterCopy, Originals, Pace, Place as CopyPlace, Purpose, Served, StoreCopied,
-    remove_tree,
+    own_tablespaces, remove_tree,
 };
 use understudy_standby::rehearsal::{self, Seal};
 
@@ -191,11 +193,16 @@ fn record(state_dir: &Path, name: &StoreName) -> PathBuf {
     folder(state_dir).join(format!("{name}.json"))
 }
 
+/// Proves that a folder holds a clone: a copy of its record. It goes last.
+fn proof(folder: &Path) -> PathBuf {
+    folder.join("clone.json")
+}
+
 fn list(state_dir: &Path) -> Result<Vec<Made>, Failure> {
     let folder = folder(state_dir);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
             return Err(Failure::failed(format!(
                 "cannot read {}: {error}",
@@ -221,6 +228,17 @@ fn remove(state_dir: &Path, name: &StoreName) -> Result<(), Failure> {
     let made = all.iter().find(|made| made.name == *name).ok_or_else(|| {
         Failure::usage(format!("there is no clone {name}")).hint("see `understudy clone list`")
     })?;
+    // Somebody may have deleted it by hand, and used the folder for something else.
+    let is_it =
+        std::fs::read(proof(&made.folder)).is_ok_and(|it| Some(it) == std::fs::read(&path).ok());
+    if !is_it && !is_gone(&made.folder)? {
+        let (folder, path) = (made.folder.display(), path.display());
+        return Err(
+            Failure::refused(format!("{folder} does not hold clone {name} any more")).hint(
+                format!("look at what is there; remove {path} to forget the clone"),
+            ),
+        );
+    }
     let runs = Failure::refused(format!("clone {name} runs"))
         .hint("stop its daemon and its Postgres first");
     let loaded = understudy_config::load(
@@ -240,11 +258,53 @@ fn remove(state_dir: &Path, name: &StoreName) -> Result<(), Failure> {
         true => Some(serve::lock(&state).map_err(|_| runs)?),
         false => None,
     };
-    remove_tree(&made.folder)?;
+    clear(&made.folder)?;
     std::fs::remove_file(&path)?;
     durable::sync_directory_of(&path)?;
     print(&format!("clone {name} is removed"));
     Ok(())
+}
+
+/// Returns whether nothing is there.
+fn is_gone(folder: &Path) -> Result<bool, Failure> {
+    match std::fs::read_dir(folder) {
+        Ok(mut found) => Ok(found.next().is_none()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(Failure::failed(format!(
+            "cannot read {}: {error}",
+            folder.display()
+        ))),
+    }
+}
+
+/// Removes what is in a clone's folder: the proof last, so that it can be repeated.
+fn clear(folder: &Path) -> Result<(), Failure> {
+    let proof = proof(folder);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.path() == proof {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    match std::fs::remove_file(&proof) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    match std::fs::remove_dir(folder) {
+        // Something is mounted there, which is the operator's.
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 /// Makes a clone of this standby.
@@ -298,8 +358,18 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
             )),
         );
     }
+    let at = &real(at)?;
     let has_something = std::fs::read_dir(at).is_ok_and(|mut found| found.next().is_some());
-    let is_ours = at == folder_of(&node.local, name);
+    let state_dir = real(&node.local.state_dir)?;
+    let is_ours = *at == real(&folder_of(&node.local, name))?;
+    if !is_ours && (at.starts_with(&state_dir) || state_dir.starts_with(at)) {
+        return Err(Failure::usage(format!(
+            "{} overlaps with {}, where the node keeps what is its own",
+            at.display(),
+            state_dir.display()
+        ))
+        .hint("give a folder elsewhere with --at"));
+    }
     if has_something && !is_ours {
         return Err(Failure::refused(format!("{} is not empty", at.display()))
             .hint("give an empty or absent folder with --at"));
@@ -308,7 +378,8 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
     let stores = config.files.iter().map(|files| &files.path);
     let stores = stores.chain(config.postgres.iter().map(|postgres| &postgres.data_dir));
     let stores = stores.chain(config.settings.iter().flat_map(|settings| &settings.paths));
-    for store in stores.map(|path| node.local.resolve(path)) {
+    for store in stores.map(|path| real(&node.local.resolve(path))) {
+        let store = store?;
         if at.starts_with(&store) || store.starts_with(at) {
             return Err(Failure::usage(format!(
                 "{} overlaps with {}, which is replicated",
@@ -319,6 +390,31 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Returns a path as it is without links, also where it does not exist yet.
+fn real(path: &Path) -> Result<PathBuf, Failure> {
+    for above in path.ancestors() {
+        let found = match std::fs::canonicalize(above) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                let (path, error) = (above.display(), Failure::of(&error).message);
+                return Err(Failure::failed(format!("cannot follow {path}: {error}")));
+            }
+        };
+        let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
+        // What does not exist has no parent that `..` could lead to.
+        let is_plain = rest
+            .components()
+            .all(|it| matches!(it, Component::Normal(_)));
+        if is_plain {
+            return Ok(found.join(rest));
+        }
+        break;
+    }
+    Err(Failure::usage(format!("{} leads nowhere", path.display()))
+        .hint("give a path without `..` and broken links"))
 }
 
 async fn make_in(
@@ -374,6 +470,8 @@ async fn make_in(
             return Err(Failure::failed("the sealed room of the clone did not end"));
         }
         recovered?;
+        let (data_dir, within) = (copy.data_dir, place.clone());
+        tokio::task::spawn_blocking(move || own_tablespaces(&data_dir, &within)).await??;
     }
     if stop.is_stopped() {
         return Err(Failure::failed("the clone was broken off"));
@@ -517,11 +615,9 @@ fn write(
     };
     RoleRecord::new(name, role).store(&state)?;
     durable::create_directory(&folder(&node.local.state_dir), 0o711)?;
-    durable::write(
-        &record(&node.local.state_dir, &made.name),
-        &serde_json::to_vec_pretty(made)?,
-        0o640,
-    )?;
+    let json = serde_json::to_vec_pretty(made)?;
+    durable::write(&proof(&made.folder), &json, 0o640)?;
+    durable::write(&record(&node.local.state_dir, &made.name), &json, 0o640)?;
     Ok(())
 }
 
@@ -536,6 +632,55 @@ mod tests {
         assert_eq!(cluster_name(&"c".repeat(63), &name), "test");
         let long: StoreName = "c".repeat(63).parse().unwrap();
         assert_eq!(cluster_name(&"c".repeat(63), &long), "clone");
+    }
+
+    #[test]
+    fn a_folder_that_holds_the_clone_no_more_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let (state_dir, folder) = (place.path().join("state"), place.path().join("test"));
+        let name: StoreName = "test".parse().unwrap();
+        let made = Made {
+            version: 1,
+            name: name.clone(),
+            folder: folder.clone(),
+            cluster: "catalog-test".to_owned(),
+            made: WallTime::now(),
+            peers: ([127, 0, 0, 1], 1).into(),
+            monitor: ([127, 0, 0, 1], 2).into(),
+            kv: None,
+            postgres: None,
+            stores: Vec::new(),
+        };
+        let json = serde_json::to_vec(&made).unwrap();
+        let put = |path: PathBuf, bytes: &[u8]| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        let record = record(&state_dir, &name);
+        put(record.clone(), &json);
+        put(folder.join("root/theses/1.txt"), b"a user's");
+        let failure = remove(&state_dir, &name).unwrap_err();
+        assert!(failure.to_string().contains("does not hold clone test"));
+        assert!(folder.join("root/theses/1.txt").exists() && record.exists());
+        put(proof(&folder), &json);
+        remove(&state_dir, &name).unwrap();
+        assert!(!folder.exists() && !record.exists());
+        // Removed by hand: nothing is left to do but to forget it.
+        put(record.clone(), &json);
+        remove(&state_dir, &name).unwrap();
+        assert!(!record.exists());
+    }
+
+    #[test]
+    fn a_place_is_known_by_where_it_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("srv/docs")).unwrap();
+        std::os::unix::fs::symlink(root.join("srv"), root.join("link")).unwrap();
+        let docs = root.join("srv/docs/new/one");
+        assert_eq!(real(&root.join("link/docs/new/one")).unwrap(), docs);
+        assert_eq!(real(&root.join("srv/docs/../docs/new/one")).unwrap(), docs);
+        assert!(real(&root.join("srv/none/../docs/new")).is_err());
     }
 
     #[test]

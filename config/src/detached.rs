@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::{Config, Engine, NodeName};
+use crate::{AfterFailover, Config, Engine, NodeName, On, Service, StoreName};
 
 /// What is different from the original.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,13 +96,40 @@ pub fn detached(config: &Config, answers: &Detached) -> String {
         }
     }
     if answers.with_services {
-        for service in &config.services {
+        // The copy is a primary: what runs on standbys only does not run there.
+        let runs = |service: &&Service| service.on != On::Standby;
+        let names: Vec<&StoreName> = config
+            .services
+            .iter()
+            .filter(runs)
+            .map(|it| &it.name)
+            .collect();
+        for service in config.services.iter().filter(runs) {
             file.heading("[[service]]");
             file.line("name", quoted(service.name.as_str()));
             file.line("start", list(&service.start));
             file.line("stop", list(&service.stop));
             file.line("status", list(&service.status));
+            if let Some(user) = &service.user {
+                file.line("user", quoted(user));
+            }
+            file.line("on", quoted(service.on.as_str()));
+            let after = service.after.iter().filter(|it| names.contains(it));
+            let after: Vec<String> = after.map(ToString::to_string).collect();
+            file.line("after", list(&after));
+            file.line("critical", service.is_critical.to_string());
+            file.line("restarts", service.restarts.to_string());
+            let window = seconds(service.restart_window);
+            file.line("restart_window", quoted(&window));
+            file.line("interval", quoted(&seconds(service.interval)));
             file.line("timeout", quoted(&seconds(service.timeout)));
+            file.line("status_timeout", quoted(&seconds(service.status_timeout)));
+            let after_failover = match service.after_failover {
+                AfterFailover::Start => "start",
+                AfterFailover::Hold => "hold",
+            };
+            file.line("after_failover", quoted(after_failover));
+            file.line("rehearse", service.rehearse.to_string());
         }
     }
     file.0
@@ -195,10 +222,32 @@ name = "other"
 engine = "command"
 command = ["reindex"]
 [[service]]
+name = "cache"
+start = ["a"]
+stop = ["c"]
+status = ["d"]
+on = "both"
+[[service]]
+name = "mirror"
+start = ["a"]
+stop = ["c"]
+status = ["d"]
+on = "standby"
+[[service]]
 name = "web"
 start = ["a", "b"]
 stop = ["c"]
 status = ["d"]
+user = "catalog"
+after = ["cache"]
+critical = false
+restarts = 7
+restart_window = "20m"
+interval = "3s"
+timeout = "41s"
+status_timeout = "4s"
+after_failover = "hold"
+rehearse = true
 [drill]
 schedule = "0 3 * * 0"
 "#,
@@ -235,6 +284,9 @@ schedule = "0 3 * * 0"
         assert_eq!(copy.services, []);
         assert_eq!(copy.drill.schedule, None);
         answers.with_services = true;
-        assert_eq!(parsed(&answers).services, original.services);
+        let mut expected = original.services.clone();
+        expected.retain(|it| it.name.as_str() != "mirror");
+        assert_eq!(expected.len(), 2);
+        assert_eq!(parsed(&answers).services, expected);
     }
 }

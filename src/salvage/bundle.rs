@@ -105,6 +105,13 @@ impl Bundle {
 
     /// Deletes it.
     pub(super) fn remove(&self) -> Result<(), Failure> {
+        if matches!(self.held, Held::Tree) && !self.is_complete {
+            return Err(Failure::refused(format!(
+                "{} is still being set aside by a rejoin",
+                self.name
+            ))
+            .hint("wait until the rejoin has ended; one that was cut short goes on when it is asked for again"));
+        }
         let mut paths = vec![self.path.as_path()];
         if let Some(tree) = self.tree().filter(|tree| *tree != self.path) {
             // Its place is read from a file.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use fs_extra::dir::CopyOptions;
@@ -79,7 +79,9 @@ pub(super) fn export(bundle: &Bundle, local: &Local, to: &Path) -> Result<(PathB
 }
 
 fn write(bundle: &Bundle, local: &Local, partial: &Path) -> Result<(), Failure> {
-    fs::create_dir(partial).map_err(|error| failed("create", partial, &error))?;
+    // What is in it was closed to others where it was kept.
+    let made = fs::DirBuilder::new().mode(0o700).create(partial);
+    made.map_err(|error| failed("create", partial, &error))?;
     let skipped = match &bundle.held {
         Held::Tree => copy_tree(&bundle.path, &partial.join("files"))?,
         Held::Files(manifest) => {

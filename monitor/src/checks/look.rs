@@ -178,26 +178,65 @@ impl Looker {
         }
     }
 
+    /// Asks in a task of its own, at most one at a time: a connection lasts for as long as its query, also
+    /// when nobody waits any more, and each look would leave one more.
     async fn postgres(&self, query: &str, database: Option<String>) -> Look {
-        let Some(connect) = &self.connect else {
+        let Some(connect) = self.connect.clone() else {
             return bad("there is nothing to connect with");
         };
-        let client = match connect(database).await {
-            Ok(client) => client,
-            Err(error) => {
-                return bad(format!(
-                    "Postgres takes no connection: {}",
-                    error_chain(&*error)
-                ));
-            }
-        };
-        match client.simple_query(query).await {
-            Ok(_rows) => good("Postgres answers"),
-            Err(error) => bad(format!(
-                "Postgres does not answer the query: {}",
-                error_chain(&error)
-            )),
+        if self.is_stuck.swap(true, Ordering::AcqRel) {
+            return bad("an earlier look has not come back yet");
         }
+        let under_way = UnderWay(self.is_stuck.clone());
+        let (query, limit) = (query.to_owned(), self.timeout);
+        let asked = tokio::spawn(async move {
+            let look = ask_postgres(&connect, database, &query, limit).await;
+            drop(under_way);
+            look
+        });
+        asked
+            .await
+            .unwrap_or_else(|_| bad("the look was broken off"))
+    }
+}
+
+/// A look that is under way for as long as this lives.
+struct UnderWay(Arc<AtomicBool>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+async fn ask_postgres(
+    connect: &Connect,
+    database: Option<String>,
+    query: &str,
+    limit: Duration,
+) -> Look {
+    let client = match connect(database).await {
+        Ok(client) => client,
+        Err(error) => {
+            return bad(format!(
+                "Postgres takes no connection: {}",
+                error_chain(&*error)
+            ));
+        }
+    };
+    // The server ends what nobody waits for. 0 would be no limit.
+    let limit = format!("SET statement_timeout = {}", limit.as_millis().max(1));
+    let asking = async {
+        client.batch_execute(&limit).await?;
+        // What it returns is not kept.
+        client.batch_execute(query).await
+    };
+    match asking.await {
+        Ok(()) => good("Postgres answers"),
+        Err(error) => bad(format!(
+            "Postgres does not answer the query: {}",
+            error_chain(&error)
+        )),
     }
 }
 

@@ -33,6 +33,8 @@ struct Memory {
     /// Who else answers, and when he did last.
     conflict: Option<(Holder, Instant)>,
     had_carrier: bool,
+    /// Somebody else had it when the network came back: it is not taken from him by an announcement.
+    is_second: bool,
 }
 
 impl Address {
@@ -154,11 +156,43 @@ impl Address {
                 Err(error) => return self.fault("address_not_watched", &error),
             }
         }
-        let returned = !std::mem::replace(&mut memory.had_carrier, true);
+        let mut returned = !memory.had_carrier;
+        if returned {
+            match self.ask_again(memory, seen).await {
+                Ok(is_alone) => {
+                    memory.is_second = !is_alone;
+                    returned = is_alone;
+                }
+                Err(AddressError::BrokenOff) => return,
+                Err(error) => return self.fault("address_not_watched", &error),
+            }
+        }
+        memory.had_carrier = true;
         if let Err(error) = self.renew(held, memory, returned).await {
             return self.fault("address_not_announced", &error);
         }
         self.tell_held(memory);
+    }
+
+    /// Asks who has what this node has, since others may have seen nothing of it for a while, and taken it.
+    /// Returns whether nobody has it.
+    async fn ask_again(&self, memory: &mut Memory, seen: &Seen) -> Result<bool, AddressError> {
+        let Some(wire) = &memory.wire else {
+            return Ok(true);
+        };
+        let (ips, effort) = (self.all_ips(), (self.probe, PROBE_ROUNDS));
+        let orders = self.wanted.subscribe();
+        match self.ask(wire, seen, &ips, effort, orders).await {
+            Ok(()) => Ok(true),
+            // Who is about to take it learns from the kernel's answer that it is taken.
+            Err(AddressError::InUse { holder }) if holder.is_taking => Ok(true),
+            Err(AddressError::InUse { holder }) => {
+                self.set(AddressState::Held, "");
+                self.note_conflict(memory, holder);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes again what is missing, in full: somebody else may have it by now.
@@ -206,9 +240,10 @@ impl Address {
         if returned || schedule::is_announcement_due(last, now) {
             held.taken = Some((at, now));
             let ips = self.all_ips();
-            let told = wire
-                .put(&question(&ips, &memory.own))
-                .and_then(|()| wire.announce(&ips));
+            let mut told = wire.put(&question(&ips, &memory.own));
+            if !memory.is_second {
+                told = told.and_then(|()| wire.announce(&ips));
+            }
             told.map_err(|source| self.on_wire("announce the address", source))?;
         }
         Ok(())
@@ -244,6 +279,7 @@ impl Address {
             .conflict
             .take_if(|(_, at)| at.elapsed() > CONFLICT_MEMORY);
         if let Some((holder, _)) = over {
+            memory.is_second = false;
             let message = format!("nobody else answers for {} any more", holder.ip);
             self.events
                 .record(Severity::Info, "address_conflict_over", message);

@@ -10,6 +10,7 @@ use understudy_replication::postgres::{
 };
 
 use super::postgres::owner_of;
+use super::tree::resolved;
 use super::{CopyError, Place, failed};
 
 /// The settings that come of a running node, each in a file of its own.
@@ -45,6 +46,8 @@ pub struct ClusterCopy {
     pub config_dir: PathBuf,
     /// Where it takes connections.
     pub served: Served,
+    /// The copy's root, in which both of them are.
+    root: PathBuf,
     /// What connects to it. Nothing but that: the rest of it is the original's.
     original: Cluster,
 }
@@ -56,6 +59,7 @@ impl ClusterCopy {
             data_dir: place.of(&original.data_dir),
             config_dir: place.of(&original.config_dir),
             served,
+            root: place.root(),
             original: original.clone(),
         }
     }
@@ -110,8 +114,11 @@ impl ClusterCopy {
     /// stream from it.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
+    /// When a file cannot be read or written, or is none of the copy's.
     pub fn configure(&self, purpose: Purpose) -> Result<(), CopyError> {
+        for folder in [&self.data_dir, &self.config_dir] {
+            check_within(folder, &self.root)?;
+        }
         let ours = self.config_dir.join(OURS);
         let former = read(&ours)?.unwrap_or_default();
         // A server in recovery needs as much of these as its primary has.
@@ -192,6 +199,18 @@ impl ClusterCopy {
     }
 }
 
+/// Makes sure that a folder is the copy's own: what is written to it must not reach the live server.
+fn check_within(folder: &Path, root: &Path) -> Result<(), CopyError> {
+    let found = resolved(folder)?;
+    if found.starts_with(resolved(root)?) {
+        return Ok(());
+    }
+    Err(CopyError::Outside {
+        path: folder.to_owned(),
+        found,
+    })
+}
+
 fn read(path: &Path) -> Result<Option<String>, CopyError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -253,6 +272,18 @@ fn without_settings(auto: &str, overrides: &[(&'static str, String)]) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_leads_out_of_the_copy_is_not_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("copy/etc")).unwrap();
+        fs::create_dir(path("live")).unwrap();
+        std::os::unix::fs::symlink(path("live"), path("copy/led")).unwrap();
+        check_within(&path("copy/etc"), &path("copy")).unwrap();
+        let led = check_within(&path("copy/led"), &path("copy"));
+        assert!(matches!(led, Err(CopyError::Outside { .. })), "{led:?}");
+    }
 
     #[test]
     fn what_a_copy_is_told_is_the_last_word() {

@@ -34,7 +34,7 @@ use crate::files::FilesError;
 pub use kv::{KvCopied, copy_kv, take_over_kv};
 pub use listening::{ClusterCopy, Purpose, Served};
 pub use pace::{Copied, Pace};
-pub use postgres::{PostgresCopied, copy_postgres};
+pub use postgres::{PostgresCopied, copy_postgres, own_tablespaces, tablespaces};
 pub use settings::{SettingsCopied, copy_settings};
 pub use stores::{CheckOutcome, CopiedAndChecked, CopyCheck, Originals, StoreCopied};
 pub(crate) use stores::{failed as check_failed, passed as check_passed, skipped as check_skipped};
@@ -53,6 +53,14 @@ pub enum CopyError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// A folder of the copy is a link to somewhere else.
+    #[error("{} leads out of the copy, to {}: nothing is written there", path.display(), found.display())]
+    Outside {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        found: PathBuf,
     },
     /// It was told to stop.
     #[error("it was told to stop")]

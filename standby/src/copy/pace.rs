@@ -1,6 +1,6 @@
 //! How fast a copy is made, and whether it still is to be.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::setpriority_process;
@@ -35,6 +35,8 @@ impl Copied {
 #[derive(Debug)]
 pub struct Pace {
     bytes_per_second: Option<u64>,
+    /// Something waits for the copy: it is made as fast as it can be.
+    is_waited_for: AtomicBool,
     stop: Stop,
     begun: Instant,
     /// What counts towards the bandwidth: copied, or read again.
@@ -48,6 +50,7 @@ impl Pace {
     pub fn new(bytes_per_second: Option<u64>, stop: Stop) -> Self {
         Self {
             bytes_per_second,
+            is_waited_for: AtomicBool::new(false),
             stop,
             begun: Instant::now(),
             spent: AtomicU64::new(0),
@@ -83,6 +86,11 @@ impl Pace {
         self.shared.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Says whether something is held up until the copy is made: then no bandwidth counts.
+    pub(crate) fn is_waited_for(&self, is_waited_for: bool) {
+        self.is_waited_for.store(is_waited_for, Ordering::Relaxed);
+    }
+
     /// Waits for as long as reading so much was too fast.
     pub(crate) fn read(&self, bytes: u64) -> Result<(), CopyError> {
         self.check()?;
@@ -93,6 +101,9 @@ impl Pace {
         let Some(rate) = self.bytes_per_second else {
             return Ok(());
         };
+        if self.is_waited_for.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let millis = u128::from(spent) * 1000 / u128::from(rate.max(1));
         let due = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
         while let Some(left) = due.checked_sub(self.begun.elapsed()) {
@@ -118,6 +129,15 @@ pub(super) fn give_way() {
 mod tests {
     use super::*;
     use understudy_replication::store::Stopper;
+
+    #[test]
+    fn what_is_held_up_by_a_copy_does_not_wait_for_its_bandwidth() {
+        let (_stopper, stop) = Stopper::new();
+        let pace = Pace::new(Some(1), stop);
+        pace.is_waited_for(true);
+        // At this rate it would wait for years.
+        pace.copy(u64::MAX / 2).unwrap();
+    }
 
     #[test]
     fn a_copy_that_is_told_to_stop_does_not_wait_for_its_bandwidth() {

@@ -6,6 +6,7 @@
 //! where the log has to be replayed before the copy is consistent; on a standby that is what stands for the
 //! record of a backup's end.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -103,11 +104,7 @@ pub async fn copy_postgres(
     if cluster.is_split() {
         let (config_dir, target) = (cluster.config_dir.clone(), place.of(&cluster.config_dir));
         let working = pace.clone();
-        aside(move || {
-            make_parent(&target)?;
-            copy_tree(&config_dir, &target, &working, &|_| false)
-        })
-        .await?;
+        aside(move || copy_top(&config_dir, &target, &working, &|_| false)).await?;
     }
     let row = client
         .query_one(
@@ -172,6 +169,18 @@ fn own_folder(path: &Path, owner: Option<Owner>) -> Result<(), CopyError> {
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed("give away", path))
 }
 
+/// Copies a folder of the cluster. Where its name is a link, what that leads to is copied: a link in the copy
+/// would lead back to the live server's own files, which would then be written to as the copy's.
+fn copy_top(
+    source: &Path,
+    target: &Path,
+    pace: &Pace,
+    is_skipped: &dyn Fn(&Path) -> bool,
+) -> Result<(), CopyError> {
+    make_parent(target)?;
+    copy_tree(&resolved(source)?, target, pace, is_skipped)
+}
+
 /// Copies all but the log.
 fn copy_data(
     source: &Path,
@@ -180,8 +189,7 @@ fn copy_data(
     owner: Option<Owner>,
     pace: &Pace,
 ) -> Result<(), CopyError> {
-    make_parent(target)?;
-    copy_tree(source, target, pace, &|within| {
+    copy_top(source, target, pace, &|within| {
         is_left_out(within)
             || within == Path::new(CONTROL)
             || within.parent() == Some(Path::new("pg_tblspc"))
@@ -205,6 +213,43 @@ fn copy_data(
     let (from, to) = (source.join(CONTROL), target.join(CONTROL));
     let file = File::open(&from).map_err(failed("open", &from))?;
     copy_file(&file, &from, &to, pace)
+}
+
+/// Returns the tablespaces of a cluster by the names of their links, and where they are.
+pub fn tablespaces(cluster: &Cluster) -> Vec<(OsString, PathBuf)> {
+    let entries = fs::read_dir(cluster.data_dir.join("pg_tblspc"));
+    let links = entries.into_iter().flatten().flatten();
+    links
+        .filter(|entry| entry.file_type().is_ok_and(|it| it.is_symlink()))
+        .filter_map(|entry| Some((entry.file_name(), resolved(&entry.path()).ok()?)))
+        .collect()
+}
+
+/// Links the tablespaces of a copy that has replayed its log to their copies: the making of one, when it is
+/// replayed, links it to where the original has it. There the walls of the room had put the copy.
+///
+/// # Errors
+/// When a tablespace has no copy, or it cannot be linked.
+pub fn own_tablespaces(data_dir: &Path, place: &Place) -> Result<(), CopyError> {
+    let links = data_dir.join("pg_tblspc");
+    for entry in fs::read_dir(&links).map_err(failed("read", &links))? {
+        let link = entry.map_err(failed("read", &links))?.path();
+        let Ok(found) = fs::read_link(&link) else {
+            continue;
+        };
+        let copy = place
+            .tablespaces()
+            .join(link.file_name().unwrap_or_default());
+        if found == copy {
+            continue;
+        }
+        if !copy.is_dir() {
+            return Err(CopyError::Outside { path: link, found });
+        }
+        fs::remove_file(&link).map_err(failed("remove", &link))?;
+        std::os::unix::fs::symlink(&copy, &link).map_err(failed("make", &link))?;
+    }
+    durable::sync_directory_of(&links.join("any")).map_err(failed("sync", &links))
 }
 
 /// Returns whether a path within the data directory, or a tablespace, is of no use in a copy.
@@ -288,6 +333,55 @@ mod tests {
         ] {
             assert!(!is_left_out(Path::new(path)), "{path}");
         }
+    }
+
+    #[test]
+    fn folders_that_are_links_are_copied_by_what_they_lead_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["disk/global", "disk/pg_tblspc", "disk/pg_wal", "etc"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("disk/global/pg_control"), "control").unwrap();
+        fs::write(path("etc/postgresql.conf"), "port = 5432\n").unwrap();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(path(to), path(name)).unwrap();
+        link("disk", "data");
+        link("etc", "conf");
+        let (_stopper, stop) = Stopper::new();
+        let pace = Pace::new(None, stop);
+        let (data, conf) = (path("copy/data"), path("copy/conf"));
+        copy_data(&path("data"), &data, &path("copy/spaces"), None, &pace).unwrap();
+        copy_top(&path("conf"), &conf, &pace, &|_| false).unwrap();
+        fs::write(conf.join("postgresql.conf"), "port = 1\n").unwrap();
+        assert_eq!(
+            fs::read_to_string(path("etc/postgresql.conf")).unwrap(),
+            "port = 5432\n"
+        );
+        assert!(data.join("pg_wal").is_dir() && !data.is_symlink());
+        assert_eq!(fs::read_to_string(data.join(CONTROL)).unwrap(), "control");
+    }
+
+    #[test]
+    fn a_tablespace_that_leads_to_the_original_leads_to_its_copy_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let place = Place {
+            folder: path("copy"),
+            root: "/".into(),
+        };
+        let links = path("data/pg_tblspc");
+        for made in [links.clone(), path("live"), place.tablespaces().join("1")] {
+            fs::create_dir_all(made).unwrap();
+        }
+        std::os::unix::fs::symlink(path("live"), links.join("1")).unwrap();
+        own_tablespaces(&path("data"), &place).unwrap();
+        assert_eq!(
+            fs::read_link(links.join("1")).unwrap(),
+            place.tablespaces().join("1")
+        );
+        std::os::unix::fs::symlink(path("live"), links.join("2")).unwrap();
+        let lost = own_tablespaces(&path("data"), &place);
+        assert!(matches!(lost, Err(CopyError::Outside { .. })), "{lost:?}");
     }
 
     #[test]

@@ -104,7 +104,11 @@ impl Originals {
         use std::os::unix::fs::MetadataExt;
         let device = |path: &std::path::Path| std::fs::metadata(path).map(|it| it.dev()).ok();
         let ours = device(place.folder());
-        let cluster = self.cluster.iter().map(|it| it.data_dir.clone());
+        // What is copied is what it leads to.
+        let cluster = self
+            .cluster
+            .iter()
+            .map(|it| std::fs::canonicalize(&it.data_dir).unwrap_or_else(|_| it.data_dir.clone()));
         let files = self.config.files.iter();
         let files = files.map(|files| self.local.resolve(&files.path));
         let settings = self.config.settings.iter().flat_map(|it| &it.paths);

@@ -28,8 +28,9 @@ use crate::copy::{CopyError, Pace, content};
 const HELD_BYTES_MAX: u64 = 64 << 20;
 const HELD_ENTRIES_MAX: usize = 1000;
 
-/// After so many rounds the last one is made, however much there is to copy.
+/// After so many rounds the last one is made, if it would not hold the replica for longer than some seconds.
 const ROUNDS_MAX: u32 = 8;
+const LAST_BYTES_MAX: u64 = 1 << 30;
 
 /// How long is waited for a replica that can be believed.
 const SOUND_PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +64,7 @@ impl FilesReceiver {
             before: Manifest::default(),
             links: BTreeMap::new(),
         };
+        let copied_before = pace.copied().copied_bytes;
         let mut copied = self.now()?;
         for round in 0.. {
             pace.check()?;
@@ -78,8 +80,18 @@ impl FilesReceiver {
             copied = now;
             let (entries, bytes) = copying.weigh(&copied.manifest);
             let is_little = entries <= HELD_ENTRIES_MAX && bytes <= HELD_BYTES_MAX;
-            if is_little || round >= ROUNDS_MAX {
-                copying.bring(&copied.manifest)?;
+            let is_last = round >= ROUNDS_MAX;
+            // Where blocks are shared it takes no time, however much it is.
+            let shares = pace.copied().copied_bytes == copied_before;
+            if is_last && bytes > LAST_BYTES_MAX && !shares {
+                let store = self.inner.id.name.clone();
+                return Err(FilesError::Restless { store, bytes }.into());
+            }
+            if is_little || is_last {
+                pace.is_waited_for(true);
+                let brought = copying.bring(&copied.manifest);
+                pace.is_waited_for(false);
+                brought?;
                 break;
             }
         }

@@ -32,6 +32,17 @@ pub enum FilesError {
         /// The top of the tree.
         path: PathBuf,
     },
+    /// It changes faster than it can be copied.
+    #[error(
+        "store {store} changes faster than it can be copied: {bytes} bytes have changed while the changes before \
+         them were copied; raise `bandwidth` in [drill], or try it when less is written"
+    )]
+    Restless {
+        /// The store.
+        store: StoreName,
+        /// How many bytes are still to be copied.
+        bytes: u64,
+    },
     /// What is kept of the store cannot be used.
     #[error("cannot use what is kept of the store")]
     Ledger(#[from] LedgerError),
@@ -190,6 +201,7 @@ impl FilesError {
             Self::Peer(_) | Self::Wire(_) | Self::Silent { .. } | Self::Ended => true,
             Self::NotEmpty { .. }
             | Self::NotMounted { .. }
+            | Self::Restless { .. }
             | Self::Ledger(_)
             | Self::Log(_)
             | Self::Record(_)

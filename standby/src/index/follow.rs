@@ -219,6 +219,17 @@ impl Index {
         if let Some(depth) = depth {
             let tell = |_| ();
             applied += sweep(&reading, &kept.target, depth, &payload, tell).await?;
+            if applied.newer > 0 {
+                let message = format!(
+                    "{} documents of index {} differ from their rows and are of a later watermark: they stay \
+                     as they are until the rows have one as late, or until `understudy index rebuild {}`",
+                    applied.newer,
+                    self.name(),
+                    self.name()
+                );
+                self.events
+                    .record(Severity::Warning, "index_newer", message);
+            }
             greatest = reading.greatest_mark().await?;
             payload.marks.read(greatest, before.clock, warm.overlap);
             payload.stamp = Some(moment.stamp.clone());
@@ -230,7 +241,8 @@ impl Index {
         kept.payload = payload;
         keeper.is_counted = is_swept || care == Care::Equal;
         keeper.seen = Some(moment.snapshot);
-        if applied != Applied::default() {
+        // Who asks for equality is told the number; work that was cut short may have changed it, too.
+        if applied != Applied::default() || care == Care::Equal {
             kept.target.settle().await?;
             let documents = kept.target.documents().await?;
             self.face().documents = documents;

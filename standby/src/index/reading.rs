@@ -127,7 +127,7 @@ impl Reading<'_> {
         self.portal(&sql, key.as_slice()).await
     }
 
-    /// Returns the rows of some keys.
+    /// Returns the rows of some keys, which this reading has seen.
     pub(super) async fn rows_of(&self, keys: &[String]) -> Result<Vec<Row>, SourceError> {
         let shape = self.shape;
         let sql = format!(
@@ -138,6 +138,13 @@ impl Reading<'_> {
             shape.key_type
         );
         let rows = by(self.deadline, self.transaction.query(&sql, &[&keys])).await?;
+        // They are of this very snapshot: else they would be missing for ever, and nobody would know.
+        if let (true, Some(key)) = (rows.is_empty(), keys.first()) {
+            return Err(SourceError::LostKeys {
+                count: keys.len(),
+                key: key.chars().take(40).collect(),
+            });
+        }
         rows.iter().map(|row| self.row(row)).collect()
     }
 

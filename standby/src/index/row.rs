@@ -100,12 +100,15 @@ pub(super) struct Applied {
     pub(super) written: u64,
     /// Documents that were removed.
     pub(super) removed: u64,
+    /// Documents that were left as they are, since they are of a later watermark than their rows.
+    pub(super) newer: u64,
 }
 
 impl std::ops::AddAssign for Applied {
     fn add_assign(&mut self, more: Self) {
         self.written = self.written.saturating_add(more.written);
         self.removed = self.removed.saturating_add(more.removed);
+        self.newer = self.newer.saturating_add(more.newer);
     }
 }
 

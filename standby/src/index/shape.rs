@@ -63,7 +63,8 @@ impl Shape {
                 })
         };
         let written = async |of_type: &Type| -> Result<String, SourceError> {
-            let sql = "SELECT format_type($1, NULL)";
+            // Of no length: `character` alone is one letter in a cast, where `bpchar` is any.
+            let sql = "SELECT format_type($1, -1)";
             Ok(by(deadline, client.query_one(sql, &[&of_type.oid()]))
                 .await?
                 .try_get(0)?)
@@ -153,7 +154,11 @@ impl Shape {
             }) => (
                 format!("\"{column}\"::text"),
                 format!("coalesce(\"{column}\" <= {HORIZON}, false)"),
-                format!("(extract(epoch FROM \"{column}\") * 1000000)::bigint"),
+                // Infinity is no number.
+                format!(
+                    "CASE WHEN isfinite(\"{column}\") \
+                     THEN (extract(epoch FROM \"{column}\") * 1000000)::bigint END"
+                ),
             ),
             Some(Watermark {
                 column,

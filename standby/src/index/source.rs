@@ -101,6 +101,17 @@ pub enum SourceError {
         /// The types that would do.
         expected: &'static str,
     },
+    /// Rows that are there are not found by their keys.
+    #[error(
+        "none of {count} rows is found again by its key, such as `{key}`: give the source a key whose text \
+         means the same value, with a cast in its query"
+    )]
+    LostKeys {
+        /// How many.
+        count: usize,
+        /// One of them.
+        key: String,
+    },
     /// A key is too long.
     #[error(
         "a row's key has {bytes} bytes, and at most {KEY_BYTES_MAX} can be; it begins `{start}`"
@@ -140,6 +151,7 @@ impl SourceError {
             | Self::SameName { .. }
             | Self::NoColumn { .. }
             | Self::ColumnType { .. }
+            | Self::LostKeys { .. }
             | Self::LongKey { .. } => false,
         }
     }

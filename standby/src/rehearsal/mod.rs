@@ -23,6 +23,7 @@ pub use seal::{Order, Seal, SealError, SealStage, Walls, sealed};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use understudy_replication::command::CommandError;
 use understudy_replication::postgres::PostgresError;
 
 use crate::copy::CopyError;
@@ -63,6 +64,14 @@ pub enum RehearsalError {
         action: String,
         /// Why not.
         source: SealError,
+    },
+    /// A service runs as somebody who cannot be looked up.
+    #[error("cannot look up the user of service {service}")]
+    User {
+        /// The service.
+        service: String,
+        /// Why not.
+        source: CommandError,
     },
     /// The copy's server did not become a primary.
     #[error("the copy of postgres is still in recovery after its promotion")]

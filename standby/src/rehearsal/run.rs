@@ -19,7 +19,7 @@ use super::seal::{Seal, Walls};
 use super::{checks, postgres, services};
 use crate::copy::{
     CheckOutcome, ClusterCopy, CopyCheck, CopyError, Originals, Pace, Place, Purpose, Served,
-    can_share_blocks, remove_tree,
+    can_share_blocks, remove_tree, tablespaces,
 };
 use crate::index::{Database, Indexes};
 
@@ -541,13 +541,23 @@ pub fn walls(originals: &Originals, place: &Place) -> Walls {
     if let Some(cluster) = cluster {
         replaced.push((place.socket(), cluster.socket_dir.clone()));
     }
+    let mut hidden = vec![
+        local.state_dir.clone(),
+        local.pki_dir.clone(),
+        local.run_dir.clone(),
+    ];
+    // A tablespace whose making is replayed is linked to where the original has it.
+    for (name, original) in cluster.iter().flat_map(tablespaces) {
+        let copy = place.tablespaces().join(name);
+        if copy.is_dir() {
+            replaced.push((copy, original));
+        } else {
+            hidden.push(original);
+        }
+    }
     Walls {
         open: place.folder().to_owned(),
-        hidden: vec![
-            local.state_dir.clone(),
-            local.pki_dir.clone(),
-            local.run_dir.clone(),
-        ],
+        hidden,
         replaced,
     }
 }

@@ -126,7 +126,10 @@ impl ElasticIndex {
                     Some(200 | 201) => applied.written = applied.written.saturating_add(1),
                     // It is not there, or a newer one is.
                     Some(404) if line.is_delete => {}
-                    Some(409) => tracing::warn!(key = line.key, "a newer document is there"),
+                    Some(409) => {
+                        applied.newer = applied.newer.saturating_add(1);
+                        tracing::warn!(key = line.key, "a newer document is there");
+                    }
                     Some(429 | 503) => again.push(line),
                     Some(status) => {
                         return Err(ElasticError::Document {

@@ -65,6 +65,13 @@ fn reason(error: &Value) -> String {
     said.chars().take(300).collect()
 }
 
+/// Returns whether an index is one that was made to stand behind this alias.
+fn is_made_for(alias: &str, name: &str) -> bool {
+    let rest = name.strip_prefix(alias);
+    let made = rest.and_then(|rest| rest.strip_prefix('-'));
+    made.is_some_and(|made| !made.is_empty() && made.bytes().all(|it| it.is_ascii_digit()))
+}
+
 fn refused(what: &'static str, answer: &Answer) -> ElasticError {
     ElasticError::Refused {
         what,
@@ -106,7 +113,8 @@ impl Elastic {
         let found = found.as_object().ok_or(ElasticError::Answer { what })?;
         let meta = |(name, index): (&String, &Value)| {
             let meta = &index["mappings"]["_meta"]["understudy"];
-            if meta["index"].as_str()? != self.owner {
+            // The alias of another appliance may begin as ours does, and its index be named like ours.
+            if meta["index"].as_str()? != self.owner || !is_made_for(&self.alias, name) {
                 return None;
             }
             let columns = meta["columns"].as_array()?.iter();
@@ -295,4 +303,22 @@ fn parse(answer: &Value) -> Option<SearchResult> {
         total: answer["hits"]["total"]["value"].as_u64()?,
         hits: hits.map(hit).collect::<Option<_>>()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_made_for;
+
+    #[test]
+    fn an_index_of_another_alias_that_begins_alike_is_not_ours() {
+        assert!(is_made_for("catalog", "catalog-1763770000000"));
+        for other in [
+            "catalog-test-1763770000000",
+            "catalog-",
+            "catalog",
+            "other-1",
+        ] {
+            assert!(!is_made_for("catalog", other), "{other}");
+        }
+    }
 }

@@ -95,6 +95,10 @@ impl ElasticIndex {
                 return Err(ElasticError::Answer { what });
             }
             for (key, document) in keys.iter().zip(documents) {
+                // What is away for now is not what is not there.
+                if document["error"].is_object() {
+                    return Err(ElasticError::Answer { what });
+                }
                 let is_there = document["found"].as_bool() == Some(true);
                 let is_right = match changes.get(key) {
                     Some(Change::Put(row)) => {
@@ -132,6 +136,7 @@ impl ElasticIndex {
         let path = format!("/{}/_search", self.name);
         let asking = self.elastic.ask(what, Method::POST, &path, Some(body));
         let answer = asking.await?;
+        check_whole(what, &answer)?;
         let hits = answer["hits"]["hits"]
             .as_array()
             .ok_or(ElasticError::Answer { what })?;
@@ -161,6 +166,7 @@ impl ElasticIndex {
         let what = "count documents";
         let path = format!("/{}/_count", self.name);
         let answer = self.elastic.ask(what, Method::GET, &path, None).await?;
+        check_whole(what, &answer)?;
         answer["count"]
             .as_u64()
             .ok_or(ElasticError::Answer { what })
@@ -194,4 +200,13 @@ impl ElasticIndex {
             .await?;
         elastic.clean(std::slice::from_ref(&self.name)).await
     }
+}
+
+/// Makes sure that an answer is of all shards: one of some would be taken for all that there is.
+fn check_whole(what: &'static str, answer: &Value) -> Result<(), ElasticError> {
+    let failed = answer["_shards"]["failed"].as_u64().unwrap_or(0);
+    if failed > 0 || answer["timed_out"].as_bool() == Some(true) {
+        return Err(ElasticError::Answer { what });
+    }
+    Ok(())
 }

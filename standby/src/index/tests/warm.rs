@@ -162,6 +162,45 @@ async fn a_transaction_that_commits_out_of_order_is_not_missed() {
     assert!(documents(&indexes).await.contains_key("early"));
 }
 
+/// The name of the type without its length means one letter.
+#[tokio::test]
+async fn keys_of_a_fixed_length_are_found_again() {
+    let (postgres, place) = (Postgres::start().await, Place::new());
+    postgres
+        .execute(
+            "CREATE SEQUENCE mark;
+             CREATE TABLE article (id char(8) PRIMARY KEY, title text, is_gone boolean DEFAULT false,
+               mark bigint NOT NULL DEFAULT nextval('mark'));
+             INSERT INTO article SELECT 'A' || n, 'Number ' || n FROM generate_series(11, 40) n",
+        )
+        .await;
+    let configs = following(NONE);
+    let indexes = place.open(&configs, postgres.database());
+    assert_eq!(catch_up(&indexes).await, 30);
+    mature(&indexes, &postgres).await;
+    // Too late to be read by their watermarks: the number of rows tells that they are missing.
+    postgres
+        .execute("INSERT INTO article VALUES ('A10', 'Late', false, -1), ('A9', 'Late', false, -2)")
+        .await;
+    assert_equal(&indexes, &configs, &postgres, "late").await;
+    assert_eq!(catch_up(&indexes).await, 32);
+}
+
+#[tokio::test]
+async fn rows_that_a_policy_hides_are_told() {
+    let (postgres, place) = (articles(5).await, Place::new());
+    postgres
+        .execute(
+            "ALTER TABLE article ENABLE ROW LEVEL SECURITY;
+             CREATE ROLE reader; GRANT pg_read_all_data, pg_monitor TO reader; ALTER ROLE postgres SET role = reader",
+        )
+        .await;
+    let indexes = place.open(&following(NONE), postgres.database());
+    let error = indexes.rebuild("search", &NoProgress).await.unwrap_err();
+    let told = error_chain(&error);
+    assert!(told.contains("row-level security"), "{told}");
+}
+
 #[tokio::test]
 async fn tombstones_are_no_documents() {
     let (postgres, place) = (articles(10).await, Place::new());
