@@ -30,7 +30,8 @@ pub(crate) enum Invariant {
     ARestartedPrimaryWaitsForAWord,
     /// No standby takes a write of an epoch below its own.
     NoPeerTakesAWriteOfALowerEpoch,
-    /// A node that has answered a fence does not serve in a lower epoch afterwards.
+    /// A node that has answered a fence does not serve in a lower epoch, for as long as whoever asked for it goes
+    /// on with it.
     AnAnsweredFenceHolds,
     /// When the faults stop and an operator does what the status says, one node is primary and all follow it.
     TheClusterHeals,
@@ -138,9 +139,16 @@ impl World {
                 format!("{me} has restarted, and serves in {epoch} without a word of anybody")
             });
         }
+        let is_meant = |answered: &Epoch| {
+            // A promotion that was given up binds nobody: the next one has its peers fenced anew.
+            self.nodes.iter().any(|other| {
+                let opens = *other.disk.epoch() >= *answered || other.task.is_some();
+                other.me == answered.node && opens
+            })
+        };
         if self.answered[at]
             .as_ref()
-            .is_some_and(|answered| answered > epoch)
+            .is_some_and(|answered| answered > epoch && is_meant(answered))
         {
             self.breaks(Invariant::AnAnsweredFenceHolds, || {
                 format!("{me} serves in {epoch}, and has answered a fence for a higher one")
