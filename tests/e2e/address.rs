@@ -19,7 +19,7 @@ fn pair(test: &str) -> Option<Pair> {
 
 /// Runs `ip address` on a machine, and returns what it says.
 fn address(pair: &Pair, machine: &Machine, arguments: &[&str]) -> String {
-    let namespace = pair.network.as_ref().unwrap().namespace(&machine.name);
+    let namespace = pair.network.as_ref().unwrap().namespace(machine.name);
     let mut command = Command::new("ip");
     let said = command
         .args(["-n", &namespace, "address"])

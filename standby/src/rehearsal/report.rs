@@ -65,7 +65,7 @@ pub struct StepTime {
 /// The evidence of a rehearsal; kept under `reports/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`VERSION`].
+    /// What the report is written in: 1 in this version.
     pub version: u32,
     /// [`KIND`].
     pub kind: String,

@@ -107,7 +107,7 @@ async fn what_only_a_former_primary_has_is_listed_and_set_aside_and_deletions_ar
     assert!(!pair.source().join("left").exists());
     let salvaged = rejoined.salvaged.unwrap();
     assert!(salvaged.is_complete, "{salvaged:?}");
-    assert_eq!(bundles(&pair), [salvaged.path.clone()]);
+    assert_eq!(bundles(&pair), std::slice::from_ref(&salvaged.path));
     assert_eq!(listed(&salvaged.path), expected());
     let manifest = fs::read(salvaged.path.join(KEPT_MANIFEST)).unwrap();
     let manifest: KeptManifest = serde_json::from_slice(&manifest).unwrap();

@@ -137,11 +137,12 @@ impl Postgres {
     pub(super) async fn value(&self, sql: &str) -> String {
         let client = connect(self.folder.path(), None).await.unwrap();
         let rows = client.simple_query(sql).await.unwrap();
-        let row = rows.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        row.unwrap().get(0).unwrap().to_owned()
+        for message in &rows {
+            if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+                return row.get(0).unwrap().to_owned();
+            }
+        }
+        panic!("no row: {sql}")
     }
 }
 

@@ -536,7 +536,7 @@ async fn what_is_kept_warm_catches_up_by_its_changes_alone() {
     let indexes = place.open(&following(NONE), postgres.database());
     let start = std::time::Instant::now();
     catch_up(&indexes).await;
-    println!("cold: {:?} for {count} documents", start.elapsed());
+    eprintln!("cold: {:?} for {count} documents", start.elapsed());
     mature(&indexes, &postgres).await;
     let sql = format!(
         "UPDATE article SET title = 'Turtle', mark = nextval('mark')
@@ -546,10 +546,10 @@ async fn what_is_kept_warm_catches_up_by_its_changes_alone() {
     postgres.execute(&sql).await;
     let start = std::time::Instant::now();
     catch_up(&indexes).await;
-    println!("catch_up: {:?} for 1000 changes", start.elapsed());
+    eprintln!("catch_up: {:?} for 1000 changes", start.elapsed());
     let start = std::time::Instant::now();
     catch_up(&indexes).await;
-    println!("catch_up: {:?} for none", start.elapsed());
+    eprintln!("catch_up: {:?} for none", start.elapsed());
     assert_eq!(
         indexes.search("search", "turtle", 0).await.unwrap().total,
         1000
@@ -559,7 +559,7 @@ async fn what_is_kept_warm_catches_up_by_its_changes_alone() {
         .await;
     let start = std::time::Instant::now();
     catch_up(&indexes).await;
-    println!(
+    eprintln!(
         "catch_up: {:?} for a deletion, which is looked for",
         start.elapsed()
     );
