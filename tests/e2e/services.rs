@@ -255,7 +255,7 @@ fn l15_l17_each_role_runs_its_services_and_jobs_as_their_users_and_operators_are
              hint: ask node a, which is primary\n"
         );
     }
-    let unknown = pair.a.try_understudy(&["services", "start", "wroker"]);
+    let unknown = pair.a.try_understudy(&["services", "start", "worker2"]);
     assert_eq!(unknown.status, Some(2), "{unknown:?}");
 
     // What an operator stops stays stopped, whatever becomes of the daemon.

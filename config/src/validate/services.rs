@@ -19,13 +19,13 @@ pub(super) fn services(
     let read = elements(raw).map(|it| service(&it.value, findings));
     let read = super::all(read.collect::<Vec<_>>().into_iter());
     let sections: Vec<_> = elements(raw).collect();
-    let befores = befores(&sections, findings)?;
+    let predecessors = predecessors(&sections, findings)?;
     let mut services = read?;
     let names: Vec<StoreName> = services.iter().map(|it| it.name.clone()).collect();
-    for (service, befores) in services.iter_mut().zip(&befores) {
-        service.after = befores.iter().map(|at| names[*at].clone()).collect();
+    for (service, predecessors) in services.iter_mut().zip(&predecessors) {
+        service.after = predecessors.iter().map(|at| names[*at].clone()).collect();
     }
-    let order = match order(&befores) {
+    let order = match order(&predecessors) {
         Ok(order) => order,
         Err(circle) => {
             report_circle(&circle, &sections, &names, findings);
@@ -183,7 +183,7 @@ fn interval(text: &str) -> Result<Duration, Mistake> {
 }
 
 /// Returns which services each of them waits for, by their places in the file.
-fn befores(
+fn predecessors(
     sections: &[&Placed<raw::Service>],
     findings: &mut Findings,
 ) -> Option<Vec<BTreeSet<usize>>> {
@@ -200,12 +200,12 @@ fn befores(
             all.push(number.checked_sub(1).into_iter().collect());
             continue;
         };
-        let mut befores = BTreeSet::new();
+        let mut predecessors = BTreeSet::new();
         for name in &after.value {
             let known = at.get(name.value.as_str()).copied();
             match known {
                 Some(before) if before != number => {
-                    befores.insert(before);
+                    predecessors.insert(before);
                 }
                 Some(_) => {
                     is_known = false;
@@ -221,7 +221,7 @@ fn befores(
                 }
             }
         }
-        all.push(befores);
+        all.push(predecessors);
     }
     is_known.then_some(all)
 }
@@ -230,13 +230,13 @@ fn befores(
 ///
 /// # Errors
 /// With some that wait for each other, each for the next and the last for the first.
-fn order(befores: &[BTreeSet<usize>]) -> Result<Vec<usize>, Vec<usize>> {
+fn order(predecessors: &[BTreeSet<usize>]) -> Result<Vec<usize>, Vec<usize>> {
     let mut order = Vec::new();
-    let mut left: BTreeSet<usize> = (0..befores.len()).collect();
+    let mut left: BTreeSet<usize> = (0..predecessors.len()).collect();
     while let Some(first) = left.first() {
-        let ready = left.iter().find(|at| befores[**at].is_disjoint(&left));
+        let ready = left.iter().find(|at| predecessors[**at].is_disjoint(&left));
         let Some(ready) = ready.copied() else {
-            return Err(circle(befores, &left, *first));
+            return Err(circle(predecessors, &left, *first));
         };
         left.remove(&ready);
         order.push(ready);
@@ -245,11 +245,11 @@ fn order(befores: &[BTreeSet<usize>]) -> Result<Vec<usize>, Vec<usize>> {
 }
 
 /// Finds a circle among those that are `left`, of which each waits for another of them.
-fn circle(befores: &[BTreeSet<usize>], left: &BTreeSet<usize>, first: usize) -> Vec<usize> {
+fn circle(predecessors: &[BTreeSet<usize>], left: &BTreeSet<usize>, first: usize) -> Vec<usize> {
     let mut walked = vec![first];
     while let Some(next) = walked
         .last()
-        .and_then(|at| befores[*at].intersection(left).next())
+        .and_then(|at| predecessors[*at].intersection(left).next())
     {
         if let Some(begin) = walked.iter().position(|at| at == next) {
             walked.drain(..begin);
@@ -309,20 +309,20 @@ mod tests {
             ranks in Just((0..12_usize).collect::<Vec<_>>()).prop_shuffle(),
             edges in prop::collection::vec((0..12_usize, 0..12_usize), 0..30),
         ) {
-            let mut befores = vec![BTreeSet::new(); 12];
+            let mut predecessors = vec![BTreeSet::new(); 12];
             for (left, right) in edges {
                 if ranks[left] < ranks[right] {
-                    befores[right].insert(left);
+                    predecessors[right].insert(left);
                 }
             }
-            let order = order(&befores).unwrap();
+            let order = order(&predecessors).unwrap();
             let mut done = BTreeSet::new();
             for at in &order {
-                prop_assert!(befores[*at].is_subset(&done));
+                prop_assert!(predecessors[*at].is_subset(&done));
                 // Nothing that stands before it in the file could have gone first.
                 let earlier = (0..*at).filter(|it| !done.contains(it));
                 for other in earlier {
-                    prop_assert!(!befores[other].is_subset(&done));
+                    prop_assert!(!predecessors[other].is_subset(&done));
                 }
                 done.insert(*at);
             }
@@ -331,15 +331,15 @@ mod tests {
 
         #[test]
         fn a_circle_is_told_as_one(edges in prop::collection::vec((0..8_usize, 0..8_usize), 0..30)) {
-            let mut befores = vec![BTreeSet::new(); 8];
+            let mut predecessors = vec![BTreeSet::new(); 8];
             for (left, right) in edges {
                 if left != right {
-                    befores[left].insert(right);
+                    predecessors[left].insert(right);
                 }
             }
-            if let Err(circle) = order(&befores) {
+            if let Err(circle) = order(&predecessors) {
                 for (at, next) in circle.iter().zip(circle.iter().cycle().skip(1)) {
-                    prop_assert!(befores[*at].contains(next));
+                    prop_assert!(predecessors[*at].contains(next));
                 }
             }
         }

@@ -123,8 +123,8 @@ async fn a_mount_is_there_of_its_kind_and_can_be_written() {
     assert!(told.contains("No space left on device"), "{told}");
     fs::remove_file(small.path().join("filler")).unwrap();
     watched.is(Well).await;
-    let umounted = Command::new("umount").arg("-l").arg(small.path()).status();
-    assert!(umounted.unwrap().success());
+    let unmounted = Command::new("umount").arg("-l").arg(small.path()).status();
+    assert!(unmounted.unwrap().success());
     assert_eq!(
         watched.is(Failed).await,
         format!("nothing is mounted at {shown}")

@@ -116,10 +116,10 @@ impl Services {
 
     /// Returns one that must be up before a service is started, and is not.
     fn waits_for(&self, service: &Service, wish: Wish) -> Option<&Service> {
-        let befores = service.config.after.iter();
-        let mut befores =
-            befores.filter_map(|name| self.services.iter().find(|it| it.name() == name));
-        befores.find(|before| {
+        let predecessors = service.config.after.iter();
+        let mut predecessors =
+            predecessors.filter_map(|name| self.services.iter().find(|it| it.name() == name));
+        predecessors.find(|before| {
             before.config.is_critical
                 && self.is_wanted(before, wish)
                 && before.state() != ServiceState::Online

@@ -128,7 +128,7 @@ async fn m03_a_start_that_succeeds_at_the_second_try_is_no_failure() {
 async fn a_start_that_fails_names_the_service_and_what_it_said_is_in_the_events() {
     let place = Place::new();
     let mut broken = place.service("web");
-    broken.start = shell("echo first; printf '\\033[31mport 80 is taken\\n' >&2; exit 1");
+    broken.start = shell("echo first; printf '\\033[31mthe port 80 is taken\\n' >&2; exit 1");
     broken.restarts = 0;
     let services = place.services(&[broken]);
     let error = services.primary().await.unwrap_err();
@@ -138,7 +138,7 @@ async fn a_start_that_fails_names_the_service_and_what_it_said_is_in_the_events(
     );
     assert_eq!(
         place.messages("service_output"),
-        ["service web, start: first | port 80 is taken"]
+        ["service web, start: first | the port 80 is taken"]
     );
 }
 
