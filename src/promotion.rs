@@ -251,11 +251,21 @@ async fn make_plan(node: &Arc<Node>, order: Order) -> (Observation, Plan) {
 
 /// Makes sure that the stores of a primary serve before anything is led to them.
 async fn are_stores_open(node: &Node) -> Result<(), Failure> {
-    let are_open = match node.stage() {
-        Stage::Primary(run) => run.are_open(OPEN_PATIENCE).await,
-        Stage::Standby(_) | Stage::Idle => false,
+    let open = async {
+        loop {
+            match node.stage() {
+                Stage::Primary(run) => return run.are_open(OPEN_PATIENCE).await,
+                // A daemon that has just started is opening them.
+                Stage::Standby(_) | Stage::Idle => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
     };
-    if are_open {
+    if tokio::time::timeout(OPEN_PATIENCE, open)
+        .await
+        .is_ok_and(|are_open| are_open)
+    {
         return Ok(());
     }
     Err(Failure::failed(format!(

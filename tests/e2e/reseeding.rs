@@ -202,7 +202,7 @@ fn a_re_seed_that_is_killed_again_and_again_ends_with_a_whole_copy() {
     };
     let started = ended(by_hand.arg("-D").arg(pair.b.at("/data/pg")));
     // By its control file, or by whatever else of it is not whole yet.
-    assert_eq!(started.status, Some(1), "{started:?}");
+    assert!(matches!(started.status, Some(1 | 2)), "{started:?}");
     assert!(
         started.stderr.contains("FATAL") || started.stderr.contains("pg_control"),
         "{started:?}"
