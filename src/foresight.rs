@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
 use understudy_replication::error_chain;
 use understudy_replication::rejoin::Foreseen;
-use understudy_replication::role::Role;
 use understudy_replication::store::{Progress, Receiver, StoreId, Unit};
 use understudy_replication::transport::{PeerClient, PeerError, frames};
 use understudy_replication::wall_time::WallTime;
@@ -138,23 +137,7 @@ pub(crate) async fn foresee(
     node: &Arc<Node>,
     progress: &dyn Progress,
 ) -> Result<Prediction, Failure> {
-    let Ok(_alone) = node.promoting.try_lock() else {
-        return Err(
-            Failure::refused("a promotion or a rejoin is running on this node")
-                .hint("watch it with `understudy status`"),
-        );
-    };
-    match node.role() {
-        Role::Fenced { .. } | Role::Standby { .. } => {}
-        role @ (Role::Primary { .. } | Role::Returning { .. } | Role::Promoting { .. }) => {
-            return Err(Failure::refused(format!(
-                "node {} is {}: only a node that has been superseded, or a standby, can rejoin",
-                node.me(),
-                role.name().as_str()
-            ))
-            .hint("see `understudy status` on every node"));
-        }
-    }
+    let _alone = crate::returning::begin_rejoin(node)?;
     let primary = find_primary(node).await?;
     let run = match node.stage() {
         Stage::Standby(run) => run,

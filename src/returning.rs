@@ -85,31 +85,37 @@ pub(crate) struct StoreRejoined {
     pub(crate) rejoined: Rejoined,
 }
 
+/// Returns the right to make a standby of this node, or to look how that would go: one at a time, and only where
+/// its role allows it.
+pub(crate) fn begin_rejoin(node: &Node) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+    let Ok(alone) = node.promoting.try_lock() else {
+        return Err(
+            Failure::refused("a promotion or a rejoin is running on this node")
+                .hint("watch it with `understudy status`"),
+        );
+    };
+    match node.role() {
+        Role::Fenced { .. } | Role::Standby { .. } => Ok(alone),
+        role @ (Role::Primary { .. } | Role::Returning { .. } | Role::Promoting { .. }) => {
+            Err(Failure::refused(format!(
+                "node {} is {}: only a node that has been superseded, or a standby, can rejoin",
+                node.me(),
+                role.name().as_str()
+            ))
+            .hint("see `understudy status` on every node"))
+        }
+    }
+}
+
 /// Makes this node a standby of the node that is primary now.
 pub(crate) async fn rejoin(
     node: &Arc<Node>,
     order: Order,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
-    let Ok(_alone) = node.promoting.try_lock() else {
-        return Err(
-            Failure::refused("a promotion or a rejoin is running on this node")
-                .hint("watch it with `understudy status`"),
-        );
-    };
+    let _alone = begin_rejoin(node)?;
     let _no_drills = node.drills.bar().await;
     let begun = Instant::now();
-    match node.role() {
-        Role::Fenced { .. } | Role::Standby { .. } => {}
-        role @ (Role::Primary { .. } | Role::Returning { .. } | Role::Promoting { .. }) => {
-            return Err(Failure::refused(format!(
-                "node {} is {}: only a node that has been superseded, or a standby, can rejoin",
-                node.me(),
-                role.name().as_str()
-            ))
-            .hint("see `understudy status` on every node"));
-        }
-    }
     let primary = find_primary(node).await?;
     // One that was down when the pause began has heard of it just now.
     if order.by_itself && node.is_paused() {
