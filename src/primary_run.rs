@@ -164,6 +164,7 @@ impl PrimaryRun {
         let mut tick = tokio::time::interval(MARK_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut number = 0;
+        let run = WallTime::now();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -180,6 +181,7 @@ impl PrimaryRun {
             };
             let mark = Mark {
                 number,
+                run,
                 epoch: self.epoch.clone(),
                 time,
                 bytes: self.bytes(&positions),

@@ -180,6 +180,7 @@ mod tests {
             let mark = Mark {
                 number: number + 1,
                 epoch: "1.a".parse().unwrap(),
+                run: WallTime(0),
                 time: WallTime(number * 1000),
                 bytes: positions
                     .iter()

@@ -29,8 +29,12 @@ pub const MARKS_MAX: usize = 3600;
 /// Where every store was at one moment on the primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Counts up within an epoch; the first is 1.
+    /// Counts up within a run of the primary; the first is 1.
     pub number: u64,
+    /// When the primary began this run, by its wall clock: a daemon that is started again in the same epoch
+    /// counts anew. 0 from those that do not tell.
+    #[serde(default)]
+    pub run: WallTime,
     /// The epoch in which the primary marked.
     pub epoch: Epoch,
     /// The primary's wall clock at the moment.
@@ -54,12 +58,13 @@ pub struct Marks {
 
 impl Marks {
     /// Remembers `mark`, learned at `now`. Marks of another epoch than the newest are forgotten: they
-    /// say nothing about positions of this one. A mark that is not newer is ignored.
+    /// say nothing about positions of this one. A mark that is not newer is ignored: one that came before the
+    /// link was opened anew.
     pub fn push(&mut self, mark: Mark, now: Instant) {
         if let Some((_, newest)) = self.marks.back() {
             if newest.epoch != mark.epoch {
                 self.marks.clear();
-            } else if newest.number >= mark.number {
+            } else if newest.run == mark.run && newest.number >= mark.number {
                 return;
             }
         }
@@ -129,6 +134,7 @@ mod tests {
         Mark {
             number,
             epoch: epoch.parse().unwrap(),
+            run: WallTime(0),
             time: WallTime(number * 1000),
             positions: positions
                 .iter()
@@ -182,6 +188,21 @@ mod tests {
             number(marks.covered(&name("docs"), Position(1000))),
             Some(1)
         );
+    }
+
+    #[test]
+    fn marks_of_a_primary_that_was_started_again_count_from_the_first() {
+        let start = Instant::now();
+        let mut marks = Marks::default();
+        marks.push(mark(114, "1.a", &[("pg", 10)]), start);
+        let mut again = mark(1, "1.a", &[("pg", 12)]);
+        again.run = WallTime(5000);
+        marks.push(again.clone(), start + Duration::from_secs(9));
+        assert_eq!(number(marks.newest()), Some(1));
+        assert_eq!(number(marks.covered(&name("pg"), Position(12))), Some(1));
+        assert_eq!(number(marks.covered(&name("pg"), Position(11))), Some(114));
+        marks.push(again, start + Duration::from_secs(10));
+        assert_eq!(marks.newest().unwrap().0, start + Duration::from_secs(9));
     }
 
     #[test]
