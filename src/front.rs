@@ -115,7 +115,11 @@ pub(crate) async fn keep(node: Arc<Node>, opened: Vec<watch::Receiver<bool>>, st
             // A fence stops the services next; a start under way is cut off.
             () = stop.wait() => return,
         }
-        if !is_first && has_address(&node) {
+        let is_up = node.services.are_up() && has_address(&node);
+        if is_up && node.set_announcement_owed(false) {
+            node.hooks.online().await;
+        }
+        if !is_first && has_address(&node) && !node.is_announcement_owed() {
             // It is kept from now on, and put back where somebody removes it, by its own watch.
             return;
         }

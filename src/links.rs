@@ -21,7 +21,7 @@ use understudy_replication::wall_time::WallTime;
 use crate::node::Node;
 
 /// How often the peers are greeted.
-const GREETING_INTERVAL: Duration = Duration::from_secs(2);
+const GREETING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A peer, and where it is reached.
 type Way = (NodeName, SocketAddr);
@@ -37,6 +37,8 @@ struct Link {
     client: Arc<PeerClient>,
     /// What the newest greeting has found; `None` before the first.
     status: Option<LinkStatus>,
+    /// When it was greeted first of those times that have had no answer.
+    unanswered: Option<Instant>,
     /// The peer has told that its configuration says something else than this node's.
     is_other_config: bool,
 }
@@ -81,6 +83,27 @@ impl Links {
         ways.peek().is_some() && ways.all(|(_, link)| is_down(link))
     }
 
+    /// Returns for how long a peer has owed the answer to a greeting, on every way to it.
+    pub(crate) fn silent_for(&self, peer: &NodeName) -> Duration {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ways = links.iter().filter(|((name, _), _)| name == peer);
+        let silent_for = |link: &Link| {
+            link.unanswered
+                .map_or(Duration::ZERO, |since| since.elapsed())
+        };
+        ways.map(|(_, link)| silent_for(link))
+            .min()
+            .unwrap_or_default()
+    }
+
+    /// Takes in that a peer is being greeted.
+    fn greeting(&self, client: &PeerClient, now: Instant) {
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get_mut(&(client.node().clone(), client.address())) {
+            link.unanswered.get_or_insert(now);
+        }
+    }
+
     /// Returns a client for each way that the configuration names, and forgets the others.
     fn clients(&self, node: &Arc<Node>) -> Vec<Arc<PeerClient>> {
         let config = node.config();
@@ -99,6 +122,7 @@ impl Links {
                     node.clone(),
                 )),
                 status: None,
+                unanswered: None,
                 is_other_config: false,
             });
         }
@@ -130,6 +154,7 @@ impl Links {
                     theirs.software == ours.software && theirs.digest != ours.digest
                 };
                 link.is_other_config = theirs.is_some_and(is_other);
+                link.unanswered = None;
                 (Some(round_trip.as_secs_f64() * 1000.0), String::new())
             }
             Err(reason) => (None, reason),
@@ -172,6 +197,7 @@ pub(crate) async fn greet_always(node: Arc<Node>, stop: Stop) {
             let node = node.clone();
             async move {
                 let begun = Instant::now();
+                node.links.greeting(&client, begun);
                 let (answer, pause) = match crate::peer_api::hello(&client).await {
                     Ok(hello) => (Ok((begun.elapsed(), hello.config)), Some(hello.pause)),
                     Err(error) => (Err(error_chain(&error)), None),

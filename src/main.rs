@@ -15,6 +15,7 @@ mod demo;
 mod drill;
 mod events;
 mod failure;
+mod fenced_at;
 mod foresight;
 mod front;
 mod index;

@@ -83,6 +83,8 @@ pub(crate) struct Node {
     stores_problem: Mutex<Option<String>>,
     /// Something that the last fence was to stop may still run.
     is_fence_owed: AtomicBool,
+    /// A promotion has ended without all of the front: `[hooks] online` is to run once it is up.
+    is_announcement_owed: AtomicBool,
     /// A restarted primary has waited long enough for a peer's word.
     is_alone: AtomicBool,
     /// A task tries to make a standby of this node, which has been superseded.
@@ -154,6 +156,7 @@ impl Node {
             config_problem: Mutex::new(None),
             stores_problem: Mutex::new(None),
             is_fence_owed: AtomicBool::new(false),
+            is_announcement_owed: AtomicBool::new(false),
             is_alone: AtomicBool::new(false),
             is_coming_back: AtomicBool::new(false),
             given_up: Mutex::new(None),
@@ -237,6 +240,15 @@ impl Node {
     /// Returns whether something that the last fence was to stop may still run.
     pub(crate) fn is_fence_owed(&self) -> bool {
         self.is_fence_owed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_announcement_owed(&self) -> bool {
+        self.is_announcement_owed.load(Ordering::SeqCst)
+    }
+
+    /// Returns what it was before.
+    pub(crate) fn set_announcement_owed(&self, is_owed: bool) -> bool {
+        self.is_announcement_owed.swap(is_owed, Ordering::SeqCst)
     }
 
     pub(crate) fn set_fence_owed(&self, is_owed: bool) {

@@ -166,8 +166,14 @@ async fn fence(
     }
     let positions = match node.stage() {
         Stage::Primary(run) => {
-            run.all_positions(&Selection::default(), POSITION_PATIENCE)
-                .await
+            let ends = run
+                .all_positions(&Selection::default(), POSITION_PATIENCE)
+                .await;
+            crate::fenced_at::keep(&node.local.state_dir, &request.epoch, &ends);
+            ends
+        }
+        Stage::Idle if was == RoleName::Fenced => {
+            crate::fenced_at::load(&node.local.state_dir, &request.epoch)
         }
         Stage::Idle | Stage::Standby(_) => Default::default(),
     };

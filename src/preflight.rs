@@ -10,10 +10,9 @@ use understudy_replication::role::Role;
 use understudy_replication::status::ProofStatus;
 use understudy_replication::store::Stop;
 use understudy_replication::wall_time::WallTime;
-use understudy_standby::promote::plan;
 
 use crate::node::{Node, Stage};
-use crate::promotion::{Order, observe};
+use crate::promotion::{Order, look};
 
 /// How often it is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -54,14 +53,10 @@ async fn ask(node: &Arc<Node>) {
     if node.promoting.try_lock().is_err() {
         return;
     }
-    let mut seen = observe(node, Order::default()).await;
-    let mut promote = plan(&seen);
-    seen.is_planned = true;
-    let mut switchover = plan(&seen);
-    for condition in crate::others::absent(node, false).await {
-        promote.unmet.push(condition.clone());
-        switchover.unmet.push(condition);
-    }
+    let mut seen = look(node, Order::default()).await;
+    let promote = seen.plan();
+    seen.of.is_planned = true;
+    let switchover = seen.plan();
     let preflight = Preflight {
         checked: WallTime::now(),
         promote: promote.unmet,

@@ -102,6 +102,7 @@ fn report_text(report: &Report) -> String {
     for condition in &report.overridden {
         text += &format!("  overridden by --force: {}\n", condition.what);
     }
+    text += &format!("  {:30} {:8.3} s\n", "look", report.looking_seconds);
     for step in &report.steps {
         let failure = step
             .failure

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
@@ -33,6 +34,32 @@ pub(crate) struct StepTime {
     pub(crate) failure: Option<String>,
 }
 
+/// What was asked of this node, and when.
+pub(crate) struct Word {
+    given: WallTime,
+    begun: Instant,
+    looked_for: Duration,
+    /// The roles are to be swapped in peace.
+    pub(crate) is_planned: bool,
+}
+
+impl Word {
+    /// Takes in that it is given now.
+    pub(crate) fn given(is_planned: bool) -> Self {
+        Self {
+            given: WallTime::now(),
+            begun: Instant::now(),
+            looked_for: Duration::ZERO,
+            is_planned,
+        }
+    }
+
+    /// Takes in that it is known now what there is to do.
+    pub(crate) fn looked(&mut self) {
+        self.looked_for = self.begun.elapsed();
+    }
+}
+
 /// The evidence of a promotion; kept under `reports/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -45,8 +72,14 @@ pub(crate) struct Report {
     pub(crate) started: WallTime,
     /// When it served.
     pub(crate) finished: Option<WallTime>,
-    /// How long the steps took together.
+    /// How long it took to ask the other nodes and to make the plan, before the first step.
+    #[serde(default)]
+    pub(crate) looking_seconds: f64,
+    /// How long that and the steps took together.
     pub(crate) seconds: f64,
+    /// It is the second half of a switchover: the old primary was there, and stopped in order.
+    #[serde(default)]
+    pub(crate) planned: bool,
     /// How often it was begun: more than once after a crash.
     pub(crate) attempts: u32,
     /// The steps, in order.
@@ -72,14 +105,17 @@ pub(crate) struct Report {
 
 impl Report {
     /// Returns the report of a promotion that begins now.
-    pub(crate) fn new(node: &Node, epoch: Epoch, plan: &Plan) -> Self {
+    pub(crate) fn new(node: &Node, epoch: Epoch, plan: &Plan, word: &Word) -> Self {
+        let looking_seconds = word.looked_for.as_secs_f64();
         Self {
             version: VERSION,
             node: node.me().clone(),
             epoch,
-            started: WallTime::now(),
+            started: word.given,
             finished: None,
-            seconds: 0.0,
+            looking_seconds,
+            seconds: looking_seconds,
+            planned: word.is_planned,
             attempts: 1,
             steps: Vec::new(),
             cut: plan.cut,

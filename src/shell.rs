@@ -73,6 +73,7 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                     if must_not_serve(&node) && (node.is_fence_owed() || node.is_serving()) {
                         fence(&node).await;
                     }
+                    record_again(&node);
                     if !stop.is_stopped() {
                         open_again(&node).await;
                         crate::returning::come_back(&node);
@@ -190,6 +191,24 @@ pub(crate) fn left(node: &Node) -> Vec<Event> {
     gone.map(Event::Left).collect()
 }
 
+/// Records that this node is fenced, where a disk that was full then has kept that from being on it.
+fn record_again(node: &Node) {
+    let record = node.role.borrow().clone();
+    if !matches!(record.role, Role::Fenced { .. }) {
+        return;
+    }
+    let state_dir = &node.local.state_dir;
+    let is_recorded = RoleRecord::load(state_dir, node.me())
+        .is_ok_and(|kept| kept.is_some_and(|kept| kept.role == record.role));
+    if is_recorded {
+        return;
+    }
+    match record.store(state_dir) {
+        Ok(()) => tracing::info!("the fence is on disk now"),
+        Err(error) => tracing::warn!(%error, "the fence is not on disk yet"),
+    }
+}
+
 /// Returns whether nothing may serve on this node, by its role.
 fn must_not_serve(node: &Node) -> bool {
     match node.role() {
@@ -202,6 +221,7 @@ fn must_not_serve(node: &Node) -> bool {
 /// Gives up the address, stops the services and the stores. What fails is told, and owed: [`run`] tries it again.
 async fn fence(node: &Arc<Node>) {
     let mut is_done = true;
+    node.set_announcement_owed(false);
     // First of all, so that a promotion under way does not start what is about to be stopped.
     if let Some(Err(error)) = node.cluster.as_ref().map(|cluster| cluster.disavow()) {
         tracing::warn!(%error, "postgres could be started by somebody else");

@@ -39,12 +39,15 @@ pub(crate) struct ThereAndBack {
     pub(crate) there: Report,
     /// How long it took until the roles could be swapped back, in seconds.
     pub(crate) between_seconds: f64,
-    /// The second swap.
-    pub(crate) back: Report,
+    /// The second swap; `None` where it failed.
+    pub(crate) back: Option<Report>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failure: Option<String>,
 }
 
-/// Swaps the roles, waits until all is well, and swaps them back. Where the second swap is not possible, the
-/// roles stay swapped, and the failure says so.
+/// Swaps the roles, waits until all is well, and swaps them back. Where the second swap fails, the failure says
+/// who is primary; a report is kept in any case.
 pub(crate) async fn run(
     node: &Arc<Node>,
     to: Option<NodeName>,
@@ -69,36 +72,58 @@ pub(crate) async fn run(
         to: (!is_home).then(|| home.clone()),
         dry_run: false,
     };
-    let stays = |failure: Failure| Failure {
-        message: format!(
-            "the roles were swapped, and could not be swapped back: {}; node {away} is primary",
-            failure.message
-        ),
-        ..failure
-    };
-    wait_until_ready(node, &back, progress)
-        .await
-        .map_err(stays)?;
+    let is_ready = wait_until_ready(node, &back, progress).await;
     let between_seconds = swapped.elapsed().as_secs_f64();
-    let back = switchover(node, back, progress).await.map_err(stays)?;
-    let report = ThereAndBack {
+    let swapped_back = match is_ready {
+        Ok(()) => switchover(node, back, progress).await.and_then(promoted),
+        Err(failure) => Err(failure),
+    };
+    let mut report = ThereAndBack {
         version: VERSION,
         started,
-        home,
+        home: home.clone(),
         there,
         between_seconds,
-        back: promoted(back)?,
+        back: None,
+        failure: None,
     };
-    keep(&node.local.state_dir, &report)?;
-    node.events.record(
-        Severity::Info,
-        "drill_switchover",
-        format!(
-            "the roles were swapped in {:.2} s, and back in {:.2} s",
-            report.there.seconds, report.back.seconds
-        ),
-    );
-    Ok(report)
+    match swapped_back {
+        Ok(back) => {
+            let message = format!(
+                "the roles were swapped in {:.2} s, and back in {:.2} s",
+                report.there.seconds, back.seconds
+            );
+            report.back = Some(back);
+            keep(&node.local.state_dir, &report)?;
+            node.events
+                .record(Severity::Info, "drill_switchover", message);
+            Ok(report)
+        }
+        Err(failure) => {
+            let primary = match node.role().primary(node.me()) {
+                Some(primary) if primary == home => format!("node {home} is primary again"),
+                Some(primary) => format!("node {primary} is primary"),
+                None => format!("node {away} was primary last"),
+            };
+            let failure = Failure {
+                message: format!(
+                    "the roles were swapped, and the way back failed: {}; {primary}",
+                    failure.message
+                ),
+                ..failure
+            };
+            report.failure = Some(failure.message.clone());
+            if let Err(unkept) = keep(&node.local.state_dir, &report) {
+                tracing::warn!(failure = unkept.message, "no report of the drill");
+            }
+            node.events.record(
+                Severity::Error,
+                "drill_switchover_failed",
+                failure.message.clone(),
+            );
+            Err(failure)
+        }
+    }
 }
 
 /// Waits until the plan for the way back has nothing against it.
@@ -151,7 +176,7 @@ fn keep(state_dir: &Path, report: &ThereAndBack) -> Result<(), Failure> {
     };
     keep().map_err(|error: std::io::Error| {
         Failure::failed(format!(
-            "the drill went well, but its report cannot be kept in {}: {error}",
+            "the report of the drill cannot be kept in {}: {error}",
             folder.display()
         ))
     })
@@ -167,17 +192,24 @@ pub(crate) fn text(report: &ThereAndBack) -> String {
             "nothing was lost"
         }
     };
-    format!(
-        "Node {} took over in {:.2} s ({}), and was followed by node {} after {:.1} s.\n\
-         Node {} is primary again after {:.2} s ({}), in epoch {}.",
+    let there = format!(
+        "Node {} took over in {:.2} s ({}), and was followed by node {} after {:.1} s.",
         report.there.node,
         report.there.seconds,
         lost(&report.there),
         report.home,
         report.between_seconds,
-        report.back.node,
-        report.back.seconds,
-        lost(&report.back),
-        report.back.epoch,
-    )
+    );
+    let back = match (&report.back, &report.failure) {
+        (Some(back), _) => format!(
+            "Node {} is primary again after {:.2} s ({}), in epoch {}.",
+            back.node,
+            back.seconds,
+            lost(back),
+            back.epoch,
+        ),
+        (None, Some(failure)) => failure.clone(),
+        (None, None) => "The roles were not swapped back.".to_owned(),
+    };
+    format!("{there}\n{back}")
 }
