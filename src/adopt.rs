@@ -143,7 +143,7 @@ pub(crate) async fn look(cluster: &Cluster) -> Result<Adoption, Failure> {
         ))
         .hint("understudy needs both in one folder: move pg_hba.conf and pg_ident.conf there"));
     }
-    let needs = present.needs(cluster.ip);
+    let needs = cluster.needs(&present);
     Ok(if needs.is_empty() {
         Adoption::GoesOn(serving)
     } else {

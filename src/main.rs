@@ -43,6 +43,7 @@ mod promote;
 mod promotion;
 mod rejoin;
 mod rejoin_report;
+mod remembered;
 mod report;
 mod returning;
 mod role_file;

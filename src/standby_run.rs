@@ -1,6 +1,7 @@
 //! What runs on a standby: receives every store, follows the primary's marks, reports back.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(20);
 /// How soon a broken stream of marks is opened again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often the marks are written down, for a restart.
+const KEEP_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Clocks that differ by more are told as a warning: reports of the two nodes are hard to compare.
 const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -51,7 +55,10 @@ pub(crate) struct StandbyRun {
     /// The epoch that it was opened in: its streams were checked against that one.
     epoch: Epoch,
     link: Mutex<Link>,
-    started: Instant,
+    /// Where the marks are written down.
+    state_dir: PathBuf,
+    /// When the primary was heard last before this was opened; when this was opened, if that is not known.
+    heard_before: Instant,
     events: Events,
     stopper: Stopper,
     /// Shared by the checks that run; whoever stops the stores takes it alone.
@@ -66,6 +73,8 @@ struct Link {
     heard: Option<Instant>,
     clock_ahead_ms: Option<i64>,
     is_clock_told: bool,
+    /// When the marks were written down last.
+    kept: Option<Instant>,
 }
 
 impl StandbyRun {
@@ -77,14 +86,22 @@ impl StandbyRun {
             .await
             .map_err(|error| error.to_string())??;
         let (stopper, _) = Stopper::new();
+        let (state_dir, epoch) = (node.local.state_dir.clone(), primary.epoch());
+        let now = Now::read();
+        let (marks, heard_before) = crate::remembered::load(&state_dir, &epoch, now)
+            .unwrap_or_else(|| (Marks::default(), now.instant));
         Ok(Arc::new(Self {
             receivers: receivers.all,
             keyspace: receivers.keyspace,
             files: receivers.files,
-            epoch: primary.epoch(),
+            epoch,
             primary: Arc::new(primary),
-            link: Mutex::new(Link::default()),
-            started: Instant::now(),
+            link: Mutex::new(Link {
+                marks,
+                ..Link::default()
+            }),
+            state_dir,
+            heard_before,
             events: node.events.clone(),
             stopper,
             checks: Arc::default(),
@@ -144,6 +161,9 @@ impl StandbyRun {
                 },
                 () = stop.wait() => return,
             };
+            if is_up {
+                self.keep_marks();
+            }
             if is_up || failure != told {
                 self.events
                     .record(Severity::Warning, "link_down", failure.clone());
@@ -211,6 +231,29 @@ impl StandbyRun {
             self.hurry();
         }
         link.marks.push(mark, now.instant);
+        let is_due = link
+            .kept
+            .is_none_or(|kept| kept.elapsed() >= KEEP_INTERVAL);
+        drop(link);
+        if is_due {
+            self.keep_marks();
+        }
+    }
+
+    /// Writes down what is known of the primary's marks, if any was heard by this run.
+    fn keep_marks(&self) {
+        let positions = self.receivers.iter().map(|receiver| {
+            let name = receiver.id().name.clone();
+            (name, receiver.received().applied)
+        });
+        let applied = positions.collect();
+        let now = Now::read();
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(heard) = link.heard else { return };
+        link.kept = Some(now.instant);
+        let marks = link.marks.clone();
+        drop(link);
+        crate::remembered::keep(&self.state_dir, &marks, heard, &applied, now);
     }
 
     /// Makes every store ask for what the primary has now.
@@ -312,7 +355,7 @@ impl StandbyRun {
     pub(crate) fn upstream(&self, now: Now) -> UpstreamStatus {
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         let what = format!("the primary, node {}", self.primary.node());
-        let silence = silence(&what, link.heard, self.started, now);
+        let silence = silence(&what, link.heard, self.heard_before, now);
         let mut applied = BTreeMap::new();
         let stores = self
             .receivers
@@ -376,5 +419,6 @@ impl StandbyRun {
         let _no_checks = self.checks.write().await;
         let mut tasks = self.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
+        self.keep_marks();
     }
 }

@@ -1,10 +1,8 @@
 //! What the server says of its streams, its slots and its settings, asked once.
 
-use std::net::IpAddr;
-
 use tokio_postgres::{Client, Row};
 use understudy_replication::position::Lsn;
-use understudy_replication::postgres::{Need, PRESENT_QUERY, PostgresError, Present, lsn};
+use understudy_replication::postgres::{Cluster, Need, PRESENT_QUERY, PostgresError, Present, lsn};
 
 /// All of it, as of one moment.
 #[derive(Debug)]
@@ -85,8 +83,8 @@ const OVERRIDDEN: &str = "SELECT name || ' in ' || coalesce(sourcefile, source) 
      WHERE item ~* '^synchronous_commit=' AND item !~* '=\\W*(on|remote_apply|true|yes|1)\\W*$' ORDER BY 1";
 
 impl Look {
-    /// Asks the server of the node whose address is `ip`.
-    pub(super) async fn take(client: &Client, ip: IpAddr) -> Result<Self, PostgresError> {
+    /// Asks the server of `cluster`.
+    pub(super) async fn take(client: &Client, cluster: &Cluster) -> Result<Self, PostgresError> {
         let streams = ask(client, "tell its streams", STREAMS).await?;
         let slots = format!("SELECT slot_name::text, {IS_LOST}, {SLOTS}");
         let slots = ask(client, "tell its slots", &slots).await?;
@@ -106,7 +104,7 @@ impl Look {
         Ok(Self {
             streams: streams.iter().map(stream).collect::<Result<_, _>>()?,
             slots: slots.iter().map(slot).collect(),
-            needs_restart: present.needs(ip),
+            needs_restart: cluster.needs(&present),
             flushed: lsn(&here, 0)?.unwrap_or(Lsn(0)),
             waiting: WaitingSettings {
                 waits_for: here.get(1),

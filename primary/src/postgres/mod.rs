@@ -130,7 +130,7 @@ impl PostgresShipper {
     /// Looks at the streams and the slots once, and has commits wait or not wait accordingly.
     async fn look(&self) -> Result<(), PostgresError> {
         let look = self
-            .with_client(async |client| Look::take(client, self.cluster.ip).await)
+            .with_client(async |client| Look::take(client, &self.cluster).await)
             .await?;
         let now = Instant::now();
         let action = {

@@ -59,7 +59,7 @@ impl PostgresShipper {
                 data_dir: cluster.data_dir.clone(),
             }));
         }
-        let look = Look::take(&client, cluster.ip).await?;
+        let look = Look::take(&client, cluster).await?;
         if !look.needs_restart.is_empty() {
             self.events.record(
                 Severity::Warning,

@@ -62,7 +62,7 @@ pub(super) async fn if_permitted(cluster: &Cluster, events: &Events) -> Result<(
     if !forget_permission(cluster)? {
         return Ok(());
     }
-    let needs = cluster.present_settings().await?.needs(cluster.ip);
+    let needs = cluster.needs(&cluster.present_settings().await?);
     if needs.is_empty() {
         return Ok(());
     }

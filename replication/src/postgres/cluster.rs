@@ -15,7 +15,7 @@ use super::configuration;
 use super::control_data::ControlData;
 use super::error::{PostgresError, VERSION_MIN};
 use super::history::{Ended, History, parse_history};
-use super::requirements::{PRESENT_QUERY, Present};
+use super::requirements::{Need, PRESENT_QUERY, Present};
 use super::settings::{self, Circumstances, Duty, Minimums};
 use super::wal;
 use crate::command::{Command, CommandError, OsUser};
@@ -384,6 +384,11 @@ impl Cluster {
         let script = format!("{PRESENT_QUERY};\n");
         let answer = self.psql(script, "ask for the settings of").await?;
         Present::parse(&answer).map_err(|source| PostgresError::Settings { source })
+    }
+
+    /// Returns what a server with the settings `present` needs a restart for.
+    pub fn needs(&self, present: &Present) -> Vec<Need> {
+        present.needs(self.ip, self.listens_everywhere)
     }
 
     pub(super) async fn psql(

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::settings::{covers, listen_addresses};
+use super::settings::{covers, is_everywhere, listen_addresses};
 use super::vouch;
 
 /// So many streams and base backups at once are needed at least: a base backup takes two.
@@ -101,7 +101,7 @@ impl Present {
     }
 
     /// Returns what must change before standbys can stream from the server at `ip`.
-    pub fn needs(&self, ip: IpAddr) -> Vec<Need> {
+    pub fn needs(&self, ip: IpAddr, listens_everywhere: bool) -> Vec<Need> {
         let mut needs = Vec::new();
         let mut need = |setting: &'static str, needed: String, why: &'static str| {
             let file = self.0.get(setting).and_then(|it| it.file.as_deref());
@@ -143,7 +143,10 @@ impl Present {
             .0
             .get("listen_addresses")
             .and_then(|it| it.value.as_deref());
-        if let Some(listens) = listens
+        if listens_everywhere && listens.is_some_and(|listens| !is_everywhere(listens)) {
+            let why = "clients connect to the address of `[address]`, which comes and goes";
+            need("listen_addresses", "*".to_owned(), why);
+        } else if let Some(listens) = listens
             && !covers(listens, ip)
         {
             let why = "standbys connect to the node's address";
@@ -182,7 +185,7 @@ mod tests {
     }
 
     fn told(settings: &[(&str, &str)]) -> Vec<String> {
-        let needs = present(settings).needs("10.0.0.1".parse().unwrap());
+        let needs = present(settings).needs("10.0.0.1".parse().unwrap(), false);
         needs.iter().map(ToString::to_string).collect()
     }
 
@@ -194,7 +197,7 @@ mod tests {
         assert_eq!(told(&hints), Vec::<String>::new());
         // What cannot be seen is not complained about.
         let unknown = Present::parse("{}").unwrap();
-        assert_eq!(unknown.needs("10.0.0.1".parse().unwrap()), []);
+        assert_eq!(unknown.needs("10.0.0.1".parse().unwrap(), true), []);
     }
 
     #[test]
@@ -216,12 +219,21 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_moves_is_listened_to_by_listening_everywhere() {
+        let ip = "10.0.0.1".parse().unwrap();
+        let listens = present(&[("listen_addresses", "localhost, 10.0.0.1")]);
+        assert_eq!(listens.needs(ip, false), []);
+        assert_eq!(listens.needs(ip, true)[0].needed, "*");
+        assert_eq!(present(&[]).needs(ip, true), []);
+    }
+
+    #[test]
     fn what_was_set_with_alter_system_must_be_reset() {
         let present = Present::parse(
             r#"{"wal_level":{"value":"minimal","file":"/pg/postgresql.auto.conf"}}"#,
         )
         .unwrap();
-        let needs = present.needs("10.0.0.1".parse().unwrap());
+        let needs = present.needs("10.0.0.1".parse().unwrap(), false);
         assert!(needs[0].to_string().ends_with("RESET wal_level` first)"));
     }
 }

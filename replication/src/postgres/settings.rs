@@ -325,6 +325,11 @@ pub(super) fn covers(addresses: &str, ip: IpAddr) -> bool {
     })
 }
 
+/// Returns whether a server that listens to `addresses` listens to whatever address its machine is given.
+pub(super) fn is_everywhere(addresses: &str) -> bool {
+    listed(addresses).any(|address| matches!(address, "*" | "0.0.0.0" | "::"))
+}
+
 /// Adds the folder of the socket that we use to those of the operator.
 fn socket_directories(operators: &[String], ours: &Path) -> String {
     let is_there = operators.iter().any(|folder| Path::new(folder) == ours);

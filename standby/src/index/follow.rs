@@ -150,9 +150,17 @@ impl Index {
         let is_parted = depth == Some(Depth::Contents);
         let is_same = keeper.seen.as_ref() == Some(&before.snapshot);
         if is_same && !is_parted && (keeper.is_counted || care == Care::Usual && depth.is_none()) {
-            if depth.is_some() {
-                // The promotion itself has changed nothing.
+            // Nothing was written since. Once that is durable, a restart does not take for a crash what was none.
+            let is_durable_now = !stamp.is_durable && before.stamp.is_durable;
+            if depth.is_some() || is_durable_now {
+                // Nor has the promotion itself changed anything.
                 kept.payload.stamp = Some(before.stamp);
+            }
+            if is_durable_now && care == Care::Usual {
+                let payload = kept.payload.clone();
+                kept.target
+                    .apply(Vec::new(), Manner::Replace, &payload, true)
+                    .await?;
             }
             return Ok(Followed::Done);
         }
@@ -168,8 +176,13 @@ impl Index {
             depth = Some(Depth::Marks);
         }
         let reading = session.read(deadline).await?;
-        let moment = reading.moment.clone();
+        let mut moment = reading.moment.clone();
         self.may_write(&moment)?;
+        // Whoever waits for the index is not kept waiting for this: it is seen to the next time.
+        if !moment.stamp.is_durable && care == Care::Usual {
+            let end = moment.stamp.history.end;
+            moment.stamp.is_durable = reading.is_durable_soon(end).await?;
+        }
         let mut payload = kept.payload.clone();
         if !is_parted {
             payload.stamp = Some(moment.stamp.clone());

@@ -1,7 +1,10 @@
 //! Reading rows: of one snapshot, through a portal, so that memory is bounded.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tokio_postgres::{Portal, Transaction};
+use understudy_replication::position::Lsn;
 
 use super::row::Row;
 use super::session::Moment;
@@ -13,6 +16,13 @@ const BATCH_ROWS: i32 = 500;
 
 /// How many keys with their watermarks are read at once.
 const BATCH_MARKS: i32 = 5000;
+
+/// The log is on the disk within some tenths of a second, even of those who do not wait for it.
+const DURABLE_PATIENCE: Duration = Duration::from_secs(1);
+const DURABLE_INTERVAL: Duration = Duration::from_millis(20);
+
+const IS_DURABLE: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN true \
+     ELSE pg_current_wal_flush_lsn() >= $1::text::pg_lsn END";
 
 /// One snapshot of the database.
 pub(super) struct Reading<'a> {
@@ -33,6 +43,24 @@ impl Reading<'_> {
         let sql = format!("SELECT count(*) {} WHERE {}", shape.from(), shape.is_kept());
         let row = by(self.deadline, self.transaction.query_one(&sql, &[])).await?;
         Ok(u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0))
+    }
+
+    /// Waits until a primary has all that is visible on its disk, up to `end`: neither a stop nor a crash takes any
+    /// of it then. Returns whether it has, as after a write of somebody who does not wait it may take a while.
+    pub(super) async fn is_durable_soon(&self, end: Lsn) -> Result<bool, SourceError> {
+        let until = self.deadline.min(Instant::now() + DURABLE_PATIENCE);
+        let end = end.to_string();
+        loop {
+            let row = by(
+                self.deadline,
+                self.transaction.query_one(IS_DURABLE, &[&end]),
+            )
+            .await?;
+            if row.try_get(0)? || Instant::now() >= until {
+                return Ok(row.try_get(0)?);
+            }
+            tokio::time::sleep(DURABLE_INTERVAL).await;
+        }
     }
 
     /// Returns the greatest watermark that is believed.

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use understudy_config::{NodeName, StoreName};
 use understudy_replication::epoch::Epoch;
-use understudy_replication::event::Events;
+use understudy_replication::error_chain;
+use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
     Cluster, Duty, History, MAINTENANCE_DATABASE, PostgresError, Relation, SlotInfo, Upstream,
@@ -172,10 +173,41 @@ impl PostgresReceiver {
         self.cluster.control_data().await?;
         self.cluster
             .configure(&self.pki, Duty::Standby(&upstream))?;
-        if self.cluster.is_running() {
-            self.cluster.reload().await
-        } else {
-            self.cluster.start().await
+        if !self.cluster.is_running() {
+            return self.cluster.start().await;
+        }
+        if !self.is_deaf().await {
+            return self.cluster.reload().await;
+        }
+        self.events.record(
+            Severity::Warning,
+            "postgres_restarting",
+            format!(
+                "postgres in {} is restarted, so that it listens to the address that clients use when this node \
+                 is promoted",
+                self.cluster.data_dir.display()
+            ),
+        );
+        self.cluster.stop().await?;
+        self.cluster.start().await
+    }
+
+    /// Returns whether the server, which runs, would not hear who comes to the address that moves. A reload does
+    /// not change that, and a promotion does not restart it.
+    async fn is_deaf(&self) -> bool {
+        if !self.cluster.listens_everywhere {
+            return false;
+        }
+        match self.cluster.present_settings().await {
+            Ok(present) => {
+                let needs = self.cluster.needs(&present);
+                needs.iter().any(|need| need.setting == "listen_addresses")
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::warn!(error, "postgres does not tell where it listens");
+                false
+            }
         }
     }
 

@@ -119,7 +119,7 @@ impl SettingsReceiver {
             bytes.extend_from_slice(&frame);
         }
         if bytes.is_empty() {
-            return self.stay(place).await;
+            return self.stay(place, have).await;
         }
         let decoded = tokio::task::spawn_blocking(move || Revision::decode(&bytes)).await?;
         let revision = match decoded {
@@ -151,14 +151,25 @@ impl SettingsReceiver {
         Ok(Pulled::Applied { number })
     }
 
-    /// The primary has nothing new: what is applied is the newest, and local changes are undone.
-    async fn stay(&self, place: &mut Place) -> Result<Pulled, PullError> {
+    /// The primary has nothing newer than what this node `had`: that is the newest, and local changes are undone.
+    async fn stay(&self, place: &mut Place, had: Option<Marker>) -> Result<Pulled, PullError> {
         let applied = place
-            .work(|scope, history| {
+            .work(move |scope, history| {
                 // Something newer was accepted and not completed, and the primary has gone back.
                 let finished = finish(scope, history)?;
                 let restored = restore(scope, history)?;
                 history.clear_refused()?;
+                // What this node captured as primary is of the primary's lineage, then: after a restart, too,
+                // when nobody may be there to say so again.
+                let captured = had.filter(|had| had.origin == Origin::Captured);
+                if let Some(marker) = captured
+                    && history.applied()?.as_ref() == Some(&marker)
+                {
+                    history.set_applied(&Marker {
+                        origin: Origin::Received,
+                        ..marker
+                    })?;
+                }
                 Ok(finished
                     .filter(|_| restored.changed.is_empty())
                     .unwrap_or(restored))

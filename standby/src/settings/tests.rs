@@ -12,7 +12,7 @@ use understudy_primary::settings::{RollbackError, SettingsShipper};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
 use understudy_replication::position::Position;
-use understudy_replication::settings::{History, Origin, Revision};
+use understudy_replication::settings::{History, Marker, Origin, Revision};
 use understudy_replication::store::{NoProgress, Receiver, Shipper, Stop, Stopper};
 use understudy_replication::transport::{Identity, Lineage, PeerClient, PeerServer, SharedRouter};
 use understudy_replication::trust::Authority;
@@ -470,6 +470,28 @@ async fn a_new_primary_continues_the_numbers_and_the_old_one_follows() {
         .collect();
     let lost = Revision::decode(&fs::read(&superseded[0]).unwrap()).unwrap();
     assert_eq!((superseded.len(), lost.number()), (1, 2));
+}
+
+#[tokio::test]
+async fn what_was_captured_here_and_confirmed_since_can_be_promoted_after_a_restart() {
+    let pair = Pair::new().await;
+    pair.write("a", "etc/catalog/a.conf", "one");
+    let (_shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&config()));
+    receiver.pull(&pair.client).await.unwrap();
+    // As a node has it that was primary before, and handed over all that there was.
+    let received = receiver.history().applied().unwrap().unwrap();
+    let captured = Marker {
+        origin: Origin::Captured,
+        ..received.clone()
+    };
+    receiver.history().set_applied(&captured).unwrap();
+    let returned = pair.receiver(&config());
+    assert_eq!(returned.received().applied, None);
+    assert_eq!(returned.pull(&pair.client).await.unwrap(), Pulled::Current);
+    // Nobody is there to confirm it again.
+    let restarted = pair.receiver(&config());
+    assert_eq!(restarted.received().applied, position(1));
+    assert_eq!(restarted.history().applied().unwrap().unwrap(), received);
 }
 
 #[tokio::test]

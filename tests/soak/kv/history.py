@@ -37,6 +37,8 @@ class TakeOver:
     lost: int | None
     # What the old primary kept aside when it came back.
     salvaged: bytes = b""
+    # Operators have promoted both since then: what the old one has promised holds for nobody but itself and its standbys.
+    overruled: float | None = None
 
     @property
     def is_clean(self) -> bool:

@@ -55,6 +55,9 @@ def branches(seen: Round) -> tuple[list[Operation], list[Operation]]:
             alone.append(one)
             if not is_promised(one, seen, change):
                 one = replace(one, returned=NEVER, value=None if one.kind is Kind.ADD else one.value)
+        elif change.overruled is not None and one.called < change.overruled and one.kind is not Kind.READ:
+            # The other one was primary then, and what it did may be known to the old one or not.
+            alone.append(replace(one, returned=NEVER, value=None if one.kind is Kind.ADD else one.value))
         main.append(one)
     return main, alone
 
@@ -65,6 +68,8 @@ def is_promised(one: Operation, seen: Round, change: TakeOver) -> bool:
     A read after the word was given must not: the old one cannot know yet that it is superseded.
     """
     if one.kind is Kind.READ and one.returned > change.begun:
+        return False
+    if change.overruled is not None and one.returned > change.overruled:
         return False
     if not seen.may_degrade or not one.is_known:
         return True

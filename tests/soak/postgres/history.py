@@ -58,6 +58,8 @@ class TakeOver:
     # The operator did not wait for what the old one still had.
     is_forced: bool
     loss: Loss
+    # Operators have promoted both since then: what the old one has promised holds for nobody but itself and its standbys.
+    overruled: float | None = None
 
 
 @dataclass

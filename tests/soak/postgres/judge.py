@@ -44,7 +44,8 @@ def lost(history: History, change: TakeOver, there: set[tuple[int, int]]) -> tup
         if older:
             found.append(f"everything up to the cut is there by the report, and rows from before are lost: "
                          f"{_told(older)}")
-    held = [ack for ack in missing if is_held(ack, history.claims)]
+    held = [ack for ack in missing if is_held(ack, history.claims)
+            and (change.overruled is None or ack.acked < change.overruled)]
     if held:
         found.append(f"rows are lost of which {change.old} had said that commits wait for a standby: {_told(held)}")
     return keys, found

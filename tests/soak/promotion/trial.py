@@ -206,7 +206,7 @@ class Trial:
     def _apart(self):
         """Notes that the nodes do not hear each other, or that one is not well."""
         lists = [self._seen.troubles, self._seen.cuts, self._rows.cuts]
-        since = time.monotonic()
+        since = self._apart_since = time.monotonic()
         for one in lists:
             one.append((since, None))
         try:
@@ -370,7 +370,7 @@ class Trial:
         words += ["switched off"] if report.get("switched_off") else []
         words += [f"{attempts} attempts"] if attempts > 1 else []
         # Before that it finds out whether the old primary answers.
-        words.append(f"begun after {report['started'] / 1000 - (time.time() - time.monotonic()) - begun:.1f} s")
+        words.append(f"begun after {report['looking_seconds']:.1f} s")
         done.append(", ".join([*words, f"epoch {report['epoch']['number']}.{report['epoch']['node']}"]))
         self._pair.swap()
         return report
@@ -434,6 +434,7 @@ class Trial:
                 self._had_split = True
                 # What the report of one side says is nothing about what the other one took.
                 take_over.is_fenced, take_over.is_forced = False, True
+                take_over.overruled = self._apart_since
                 if take_over.old != loser.name:
                     take_over.old, take_over.new, take_over.begun = loser.name, primary.name, self._begun
         if kind is Kind.SPLIT:
