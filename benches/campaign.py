@@ -4,9 +4,12 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.outside.binary import REPOSITORY, Binary
@@ -16,29 +19,121 @@ from .case import Case, NotMeasurable
 from .report import Result
 
 
-def parser(name: str, description: str, cases: tuple) -> argparse.ArgumentParser:
-    """Returns the arguments that every benchmark takes."""
-    arguments = argparse.ArgumentParser(
-        prog=f"scripts/bench {name}", description=description,
-        epilog="cases: " + ", ".join(f"{case.name} ({case.title})" for case in cases))
-    arguments.add_argument("--quick", action="store_true", help="smaller sizes and two rounds, for a look in between")
-    arguments.add_argument("--json", action="store_true", help="print JSON")
-    arguments.add_argument("--case", action="append", choices=[case.name for case in cases], metavar="CASE",
-                           help="run this one only (may be repeated)")
-    arguments.add_argument("--rounds", type=_positive, help="how often each case is run (default: 5, quick 2)")
-    arguments.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench",
-                           help="work in this folder, on a real disk")
-    arguments.add_argument("--keep", action="store_true", help="keep the nodes' folders")
-    arguments.add_argument("--gate", action="store_true", help="exit with 1 unless every target is met")
-    return arguments
+@dataclass(frozen=True)
+class Run:
+    """One run of a campaign: what was asked for, where it works, and what is to be known of its figures."""
+
+    arguments: argparse.Namespace
+    binary: Binary
+    folder: Path
+    sizes: object
+    facts: dict
 
 
-def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    parsed = arguments.parse_args()
-    if parsed.gate and parsed.quick:
-        arguments.error("--gate needs the full size: --quick cannot tell whether a target is met")
-    parsed.dir = parsed.dir.resolve()
-    return parsed
+class Campaign:
+    """One of `scripts/bench`, from its arguments to its exit status; each says what it has of its own."""
+
+    name: str
+    description: str
+    cases: tuple
+    # The sizes that the targets are meant for, and smaller ones.
+    full: object
+    quick: object
+    # What tells of the results.
+    report = report
+    quick_means = "smaller, and fewer rounds, than the targets are meant for, so none is called met"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds what this one takes beside what every one takes."""
+
+    def lacks(self) -> str | None:
+        """Returns what is missing here, if anything is."""
+
+    def enter(self) -> None:
+        """Begins this program again in a world of its own, where it needs one that is made so."""
+
+    def peers(self) -> dict[str, list]:
+        """Returns the commands that tell the versions of what is compared with."""
+        return {}
+
+    def prepare(self, run: Run) -> None:
+        """Makes the world in which the cases run."""
+
+    def measure(self, run: Run) -> list:
+        """Runs the cases, and returns their results."""
+        raise NotImplementedError
+
+    def notes(self, run: Run) -> list[str]:
+        """Returns what people are told below the table."""
+        return []
+
+    def remove(self, run: Run) -> None:
+        """Removes what the run has made; is called whatever has happened."""
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+    def main(self) -> int:
+        """Runs it, and returns the exit status."""
+        arguments = self._parse()
+        if lacking := self.lacks():
+            print(f"scripts/bench {self.name}: {lacking}", file=sys.stderr)
+            return 2
+        self.enter()
+        # A terminated run cleans up as one that ends.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        binary = Binary()
+        started = f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = arguments.dir / started
+        folder.mkdir(parents=True)
+        facts = {"machine": machine(folder, binary, **self.peers()), "quick": arguments.quick}
+        run = Run(arguments, binary, folder, self.quick if arguments.quick else self.full, facts)
+        self.prepare(run)
+        try:
+            results = self.measure(run)
+        finally:
+            if not arguments.keep:
+                self.remove(run)
+        return self._tell(run, results, arguments.dir / f"{started}.json")
+
+    def _parse(self) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(
+            prog=f"scripts/bench {self.name}", description=self.description,
+            epilog="cases: " + ", ".join(f"{case.name} ({case.title})" for case in self.cases))
+        parser.add_argument("--quick", action="store_true", help="smaller sizes and two rounds, for a look in between")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--case", action="append", choices=[case.name for case in self.cases], metavar="CASE",
+                            help="run this one only (may be repeated)")
+        parser.add_argument("--rounds", type=_positive, help="how often each case is run (default: 5, quick 2)")
+        parser.add_argument("--dir", type=Path, default=REPOSITORY / "target/bench",
+                            help="work in this folder, on a real disk")
+        parser.add_argument("--keep", action="store_true", help="keep the nodes' folders")
+        parser.add_argument("--gate", action="store_true", help="exit with 1 unless every target is met")
+        self.add_arguments(parser)
+        parsed = parser.parse_args()
+        if parsed.gate and parsed.quick:
+            parser.error("--gate needs the full size: --quick cannot tell whether a target is met")
+        parsed.dir = parsed.dir.resolve()
+        return parsed
+
+    def _tell(self, run: Run, results: list, kept: Path) -> int:
+        """Keeps the raw runs in `kept`, prints the figures, and returns the exit status."""
+        is_full_size = not run.arguments.quick
+        run.facts["machine"]["load_after"] = os.getloadavg()
+        kept.write_text(self.report.raw(results, run.facts))
+        told = [figure for result in results for figure in self.report.figures(result, is_full_size)]
+        if run.arguments.json:
+            print(json.dumps({"cases": told}))
+        else:
+            print(self.report.table(results, is_full_size))
+            print()
+            for note in self.notes(run):
+                print(note)
+            print("machine: " + ", ".join(f"{name} {value}" for name, value in run.facts["machine"].items()))
+            if not is_full_size:
+                print(f"quick: {self.quick_means}")
+            print(f"every run: {kept}")
+        misses = run.arguments.gate and any(
+            figure["target"] is not None and figure["met"] is not True for figure in told)
+        return 1 if misses or any(result.has_failed for result in results) else 0
 
 
 def _positive(text: str) -> int:
@@ -48,10 +143,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def wanted(cases: tuple, arguments: argparse.Namespace) -> list:
+    """Returns the cases that are asked for."""
+    return [case for case in cases if (case.name in arguments.case if arguments.case else case.is_default)]
+
+
 def run_cases(bench, cases: tuple[type[Case], ...], arguments: argparse.Namespace) -> list[Result]:
     """Runs the cases that are asked for, one side after the other in each round."""
-    wanted = [case for case in cases if (case.name in arguments.case if arguments.case else case.is_default)]
-    return [_run(bench, case, arguments.rounds or bench.sizes.rounds) for case in wanted]
+    return [_run(bench, case, arguments.rounds or bench.sizes.rounds) for case in wanted(cases, arguments)]
 
 
 def _run(bench, kind: type[Case], rounds: int) -> Result:
@@ -97,26 +196,6 @@ def machine(folder: Path, binary: Binary, **peers: list) -> dict:
     if told["file_system"] == "tmpfs":
         say(f"{folder} is in memory, where a sync costs nothing: no figure will mean much")
     return told
-
-
-def tell(results: list[Result], facts: dict, kept: Path, arguments: argparse.Namespace, notes: list[str] = ()) -> int:
-    """Keeps the raw runs in `kept`, prints the figures, and returns the exit status."""
-    facts["machine"]["load_after"] = os.getloadavg()
-    kept.write_text(report.raw(results, facts))
-    told = [figure for result in results for figure in report.figures(result, not arguments.quick)]
-    if arguments.json:
-        print(json.dumps({"cases": told}))
-    else:
-        print(report.table(results, not arguments.quick))
-        print()
-        for note in notes:
-            print(note)
-        print("machine: " + ", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
-        if arguments.quick:
-            print("quick: smaller, and fewer rounds, than the targets are meant for, so none is called met")
-        print(f"every run: {kept}")
-    misses = arguments.gate and any(figure["target"] is not None and figure["met"] is not True for figure in told)
-    return 1 if misses or any(result.failure for result in results) else 0
 
 
 def say(line: str) -> None:

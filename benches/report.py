@@ -18,6 +18,10 @@ class Result:
     failure: str | None = None
     missing: str | None = None
 
+    @property
+    def has_failed(self) -> bool:
+        return self.failure is not None
+
 
 def figures(result: Result, is_full_size: bool) -> list[dict]:
     """Returns the case's figures as `--json` prints them; what is not known is null.

@@ -1,11 +1,11 @@
 //! The report of a rejoin: what was foreseen, and what was done.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use understudy_replication::durable;
+use understudy_replication::reports;
 use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
@@ -40,8 +40,8 @@ struct Kept {
 /// Keeps the report of a rejoin, and returns it with its place. That it cannot be kept stops nothing: the node
 /// is a standby by now.
 pub(crate) fn keep(node: &Node, started: WallTime, mut report: Report) -> Report {
-    let path = path(node, started);
-    report.report = Some(path.clone());
+    let name = name(started);
+    report.report = Some(reports::folder(&node.local.state_dir).join(&name));
     let kept = Kept {
         version: VERSION,
         started,
@@ -50,7 +50,7 @@ pub(crate) fn keep(node: &Node, started: WallTime, mut report: Report) -> Report
         report: Some(report.clone()),
         failure: None,
     };
-    if !store(&path, &kept) {
+    if !store(node, &name, &kept) {
         report.report = None;
     }
     report
@@ -75,34 +75,26 @@ pub(crate) fn keep_failed(
         report: None,
         failure: Some(failure.clone()),
     };
-    let _told = store(&path(node, started), &kept);
+    let _told = store(node, &name(started), &kept);
 }
 
-fn path(node: &Node, started: WallTime) -> PathBuf {
+/// Returns the name of the file that the report of a rejoin is kept in.
+fn name(started: WallTime) -> String {
     let time = started.to_string().replace([':', '.', '-'], "");
-    let folder = node.local.state_dir.join("reports");
-    folder.join(format!("rejoin-{time}.json"))
+    format!("rejoin-{time}.json")
 }
 
-fn store(path: &Path, kept: &Kept) -> bool {
-    let stored = serde_json::to_vec_pretty(kept)
-        .map_err(std::io::Error::from)
-        .and_then(|text| {
-            if let Some(folder) = path.parent() {
-                durable::create_directory(folder, 0o755)?;
-            }
-            durable::write(path, &text, 0o644)
-        });
+fn store(node: &Node, name: &str, kept: &Kept) -> bool {
+    let stored = reports::keep(&node.local.state_dir, name, kept, 0o644);
     if let Err(error) = &stored {
-        tracing::warn!(%error, path = %path.display(), "the report of a rejoin cannot be kept");
+        tracing::warn!(%error, file = name, "the report of a rejoin cannot be kept");
     }
     stored.is_ok()
 }
 
 /// Returns how fast the newest rejoin went in which enough travelled, in bytes per second.
 pub(crate) fn last_rate(node: &Node) -> Option<u64> {
-    let folder = node.local.state_dir.join("reports");
-    let entries = fs::read_dir(folder).ok()?;
+    let entries = fs::read_dir(reports::folder(&node.local.state_dir)).ok()?;
     let mut names: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {

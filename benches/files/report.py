@@ -16,6 +16,10 @@ class Result:
     failure: str | None = None
     is_measurable: bool = True
 
+    @property
+    def has_failed(self) -> bool:
+        return self.failure is not None and self.is_measurable
+
 
 def figures(result: Result, is_full_size: bool) -> list[dict]:
     """Returns the case's figures as `--json` prints them; what is not known is null.

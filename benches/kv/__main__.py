@@ -1,16 +1,14 @@
 """`scripts/bench kv`: runs the cases, and prints what they took."""
 
 import os
-import shutil
-import signal
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from benches import campaign
+from benches.campaign import Campaign, Run, run_cases, say
+from benches.report import Result
 from tests.outside import redis_server
-from tests.outside.binary import Binary
 
 from . import load
 from .bench import Bench
@@ -21,32 +19,29 @@ from .sizes import FULL, QUICK
 APPENDED_BYTES = 200
 
 
-def main() -> int:
-    arguments = campaign.parse(campaign.parser(
-        "kv", "Measure the KV store beside a Redis that promises the same, in turn, in the same run.", CASES))
-    if not redis_server.is_there():
-        print("scripts/bench kv: redis-server and redis-benchmark are missing; `scripts/setup --test` installs them",
-              file=sys.stderr)
-        return 2
-    # A terminated run cleans up as one that ends.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    binary = Binary()
-    started = time.strftime("%Y%m%d-%H%M%S")
-    folder = arguments.dir / f"kv-{started}"
-    folder.mkdir(parents=True)
-    bench = Bench(binary, folder, QUICK if arguments.quick else FULL, arguments.keep)
-    facts = {"machine": campaign.machine(folder, binary, redis=[redis_server.SERVER, "--version"]), "quick": arguments.quick}
-    try:
-        facts["floors"] = _floors(bench)
-        results = campaign.run_cases(bench, CASES, arguments)
-    finally:
-        if not arguments.keep:
-            shutil.rmtree(folder, ignore_errors=True)
-    floors = facts["floors"]
-    notes = [f"floors: {floors['append_seconds'] * 1e6:.0f} us to append {APPENDED_BYTES} bytes and sync them, "
-             f"{floors['round_trip_seconds'] * 1e6:.0f} us for a byte over the loopback and back (medians); the clients of "
-             f"`writes-64` make {floors['clients_per_second']:,.0f} requests a second of a server that does nothing"]
-    return campaign.tell(results, facts, arguments.dir / f"kv-{started}.json", arguments, notes)
+class KvCampaign(Campaign):
+    name = "kv"
+    description = "Measure the KV store beside a Redis that promises the same, in turn, in the same run."
+    cases, full, quick = CASES, FULL, QUICK
+
+    def lacks(self) -> str | None:
+        if redis_server.is_there():
+            return None
+        return "redis-server and redis-benchmark are missing; `scripts/setup --test` installs them"
+
+    def peers(self) -> dict[str, list]:
+        return {"redis": [redis_server.SERVER, "--version"]}
+
+    def measure(self, run: Run) -> list[Result]:
+        bench = Bench(run.binary, run.folder, run.sizes, run.arguments.keep)
+        run.facts["floors"] = _floors(bench)
+        return run_cases(bench, CASES, run.arguments)
+
+    def notes(self, run: Run) -> list[str]:
+        floors = run.facts["floors"]
+        return [f"floors: {floors['append_seconds'] * 1e6:.0f} us to append {APPENDED_BYTES} bytes and sync them, "
+                f"{floors['round_trip_seconds'] * 1e6:.0f} us for a byte over the loopback and back (medians); the clients of "
+                f"`writes-64` make {floors['clients_per_second']:,.0f} requests a second of a server that does nothing"]
 
 
 def _floors(bench: Bench) -> dict:
@@ -54,7 +49,7 @@ def _floors(bench: Bench) -> dict:
     seconds = bench.sizes.slice_seconds / 2
     told = {"append_seconds": _append(bench.folder, seconds), "round_trip_seconds": load.round_trip(seconds),
             "clients_per_second": load.ceiling(CLIENTS, seconds, bench.sizes.value_bytes)}
-    campaign.say(f"floors: {told}")
+    say(f"floors: {told}")
     return told
 
 
@@ -74,4 +69,4 @@ def _append(folder: Path, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(KvCampaign().main())

@@ -10,6 +10,7 @@
 //!            Shipper, Receiver            store (what a store offers its role)
 //!            Log, Table                   log, table (durable forms)
 //! tells      Status, Events, Checked      status, event, check
+//!            evidence of what was done    reports
 //! per store  files, kv, postgres, settings the model that both sides share
 //! ```
 //! Read first: [`epoch::Epoch`], [`mark::Marks`], [`store::Shipper`] and [`store::Receiver`].
@@ -27,6 +28,7 @@ pub mod mark;
 pub mod pause;
 pub mod position;
 pub mod rejoin;
+pub mod reports;
 pub mod role;
 pub mod stall;
 pub mod status;

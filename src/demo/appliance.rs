@@ -135,7 +135,8 @@ validate = ["grep", "-q", "^generation = ", "{{dir}}{SETTINGS_FILE}"]
 [[index]]
 name = "search"
 engine = "tantivy"
-source = "SELECT name, version, section, description FROM package"
+source = "SELECT name, version, section, description, changed FROM package"
+watermark = "changed"
 
 [[service]]
 name = "catalog"
@@ -156,7 +157,9 @@ status = ["sh", "-c", "kill -0 $(cat $UNDERSTUDY_ROOT/run/catalog.pid)"]
         client
             .batch_execute(
                 "CREATE TABLE package (name text PRIMARY KEY, version text NOT NULL, \
-                 section text NOT NULL, description text NOT NULL, generation int NOT NULL DEFAULT 0);\
+                 section text NOT NULL, description text NOT NULL, generation int NOT NULL DEFAULT 0, \
+                 changed timestamptz NOT NULL DEFAULT now());\
+                 CREATE INDEX ON package (changed);\
                  CREATE TABLE change (number int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())",
             )
             .await?;

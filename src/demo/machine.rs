@@ -11,7 +11,7 @@ use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use understudy_replication::command::OsUser;
-use understudy_replication::status::{RoleName, Status, StoreLag};
+use understudy_replication::status::{IndexState, IndexStatus, RoleName, Status, StoreLag};
 use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
@@ -254,6 +254,11 @@ impl Machines {
             })
     }
 
+    /// Waits until a node's indexes follow their rows.
+    pub(super) async fn wait_for_indexes(&self, name: &str) -> Result<(), Failure> {
+        self.wait_until(name, has_warm_indexes).await
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.home(name).join("serve.log")
     }
@@ -460,6 +465,12 @@ fn is_ready(status: &Status) -> bool {
             .is_some_and(|upstream| upstream.is_connected),
         RoleName::Returning | RoleName::Promoting | RoleName::Fenced => false,
     }
+}
+
+/// Returns whether every index of a node can be searched and follows its rows.
+pub(super) fn has_warm_indexes(status: &Status) -> bool {
+    let is_warm = |index: &IndexStatus| index.is_warm && index.state == IndexState::Ready;
+    !status.indexes.is_empty() && status.indexes.iter().all(is_warm)
 }
 
 fn lag_text(store: &StoreLag) -> String {

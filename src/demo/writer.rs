@@ -121,7 +121,7 @@ async fn write_rows(client: Client, names: Vec<String>, written: Arc<Mutex<Writt
             .cloned();
         let name = name.unwrap_or_default();
         let update = "WITH changed AS (INSERT INTO change (number) VALUES ($1)) \
-            UPDATE package SET generation = $1 WHERE name = $2";
+            UPDATE package SET generation = $1, changed = now() WHERE name = $2";
         if client.execute(update, &[&number, &name]).await.is_err() {
             return;
         }

@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use understudy_config::{Config, Local};
 use understudy_replication::command::Command;
-use understudy_replication::durable;
 use understudy_replication::event::{Event, Severity};
+use understudy_replication::reports;
 use understudy_replication::status::Status;
 use understudy_replication::wall_time::WallTime;
 
@@ -432,18 +432,14 @@ fn fill(folder: &Path) -> Result<Broken, Failure> {
 }
 
 fn keep(state_dir: &Path, report: &FaultReport) -> Result<(), Failure> {
-    let folder = state_dir.join("reports");
-    let keep = || {
-        durable::create_directory(&folder, 0o755)?;
-        let path = folder.join(format!("fault-drill-{}.json", report.injected.0));
-        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o640)
-    };
-    keep().map_err(|error: std::io::Error| {
-        Failure::failed(format!(
+    let name = format!("fault-drill-{}.json", report.injected.0);
+    match reports::keep(state_dir, &name, report, 0o640) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::failed(format!(
             "the report cannot be kept in {}: {error}",
-            folder.display()
-        ))
-    })
+            reports::folder(state_dir).display()
+        ))),
+    }
 }
 
 /// Returns what the report tells people.

@@ -12,6 +12,7 @@ use clap::Subcommand;
 use hyper::Method;
 use indicatif::HumanBytes;
 use understudy_config::NodeName;
+use understudy_replication::reports::folder;
 use understudy_standby::copy::CheckOutcome;
 use understudy_standby::rehearsal::{Report, Verdict, reports};
 
@@ -147,7 +148,7 @@ fn kept(state_dir: &std::path::Path) -> Result<Vec<Report>, Failure> {
     reports(state_dir).map_err(|error| {
         Failure::failed(format!(
             "cannot read the reports in {}: {error}",
-            state_dir.join("reports").display()
+            folder(state_dir).display()
         ))
     })
 }

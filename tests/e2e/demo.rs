@@ -42,6 +42,10 @@ fn the_demo_loses_nothing_and_leaves_nothing_behind() {
     ];
     assert_eq!(stores, BTreeSet::from(expected));
     assert_eq!(report["epoch"]["number"], 2);
+    assert_eq!(report["index_was_warm"], true, "{report}");
+    for seconds in ["outage_seconds", "promotion_seconds"] {
+        assert!(report[seconds].as_f64() > Some(0.0), "{report}");
+    }
     assert!(report["index_hits"].as_u64() > Some(0), "{report}");
     let left: Vec<_> = fs::read_dir(folder.path())
         .unwrap()

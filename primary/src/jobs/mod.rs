@@ -13,7 +13,7 @@ mod process;
 mod tests;
 mod timetable;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,7 @@ use understudy_replication::status::{Hold, JobRun};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::wall_time::WallTime;
 
+use crate::services::holds::Holds;
 use crate::services::ledger::{Ledger, LedgerError};
 use crate::services::{Placement, ServicesError, nodes, user};
 use process::Process;
@@ -83,10 +84,8 @@ struct Asked {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Kept {
-    /// Held back since the failover.
-    held: BTreeSet<StoreName>,
-    /// Stopped by an operator.
-    stopped: BTreeSet<StoreName>,
+    #[serde(flatten)]
+    holds: Holds,
     /// The newest run of each that has ended.
     last: BTreeMap<StoreName, JobRun>,
     /// The runs under way.
@@ -253,8 +252,7 @@ impl Jobs {
             .send_modify(|count| *count = count.saturating_sub(1));
     }
 
-    /// Takes in where this node is. What a failover holds back and what operators have stopped of a primary is
-    /// over once it follows one.
+    /// Takes in where this node is.
     fn arrive(&self, here: Option<Placement>) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = *place != here;
@@ -265,10 +263,7 @@ impl Jobs {
                 let mut jobs = self.jobs.iter();
                 jobs.any(|job| job.name() == name && Placement::Standby.allows(job.config.on))
             };
-            self.keep(|kept| {
-                kept.held.clear();
-                kept.stopped.retain(is_of_standby);
-            });
+            self.keep(|kept| kept.holds.follow(is_of_standby));
         }
     }
 
@@ -283,16 +278,7 @@ impl Jobs {
     }
 
     fn hold(&self, job: &Job) -> Option<Hold> {
-        let name = job.name();
-        self.ledger.read(|kept| {
-            if kept.stopped.contains(name) {
-                Some(Hold::Operator)
-            } else if kept.held.contains(name) {
-                Some(Hold::Failover)
-            } else {
-                None
-            }
-        })
+        self.ledger.read(|kept| kept.holds.of(job.name()))
     }
 
     /// Changes what is remembered; that it cannot be written keeps nothing from being done.

@@ -1,7 +1,5 @@
 //! What an operator asks of a job, and is shown of it.
 
-use std::collections::BTreeSet;
-
 use tokio::sync::oneshot;
 use understudy_config::{AfterFailover, StoreName};
 use understudy_replication::event::Severity;
@@ -18,7 +16,7 @@ impl Jobs {
             .jobs
             .iter()
             .filter(|job| job.config.after_failover == AfterFailover::Hold);
-        let held: BTreeSet<StoreName> = held.map(|job| job.name().clone()).collect();
+        let held: Vec<StoreName> = held.map(|job| job.name().clone()).collect();
         for name in &held {
             let message = format!(
                 "job {name} is held back, since the primary has failed; start it with `understudy \
@@ -26,7 +24,7 @@ impl Jobs {
             );
             self.events.record(Severity::Warning, "job_held", message);
         }
-        self.keep(|kept| kept.held.extend(held));
+        self.keep(|kept| kept.holds.hold(held));
     }
 
     /// Lets a job run on its schedule, whatever has held it back.
@@ -35,10 +33,7 @@ impl Jobs {
     /// When there is none, the role of this node does not allow it, or it cannot be written down.
     pub fn start(&self, name: &StoreName) -> Result<(), JobError> {
         self.allowed(name)?;
-        self.ledger.change(|kept| {
-            kept.held.remove(name);
-            kept.stopped.remove(name);
-        })?;
+        self.ledger.change(|kept| kept.holds.let_go(name))?;
         Ok(())
     }
 
@@ -48,9 +43,7 @@ impl Jobs {
     /// When there is none, the role of this node does not allow it anyway, or it cannot be written down.
     pub async fn stop(&self, name: &StoreName) -> Result<(), JobError> {
         let number = self.allowed(name)?;
-        self.ledger.change(|kept| {
-            kept.stopped.insert(name.clone());
-        })?;
+        self.ledger.change(|kept| kept.holds.stop(name.clone()))?;
         let Some(job) = self.jobs.get(number) else {
             return Ok(());
         };

@@ -270,7 +270,7 @@ async fn l15_what_is_held_or_stopped_does_not_run_until_an_operator_starts_it() 
         assert_eq!(error.to_string(), "job tick runs on the primary only");
     })
     .await;
-    assert!(again.ledger.read(|kept| kept.stopped.is_empty()));
+    assert!(again.ledger.read(|kept| kept.holds == Holds::default()));
 }
 
 #[tokio::test]
@@ -311,4 +311,12 @@ async fn a_job_that_takes_too_long_is_killed() {
         assert!(run.message.ends_with("and was killed: working"), "{run:?}");
     })
     .await;
+}
+
+#[test]
+fn what_is_remembered_is_written_and_read_as_it_always_was() {
+    let text = r#"{"held":["mail"],"stopped":["dump"],"last":{},"running":{"long":{"pid":7,"start_ticks":5,"boot":"b"}}}"#;
+    let kept: Kept = serde_json::from_str(text).unwrap();
+    assert_eq!(kept.holds.of(&name("dump")), Some(Hold::Operator));
+    assert_eq!(serde_json::to_string(&kept).unwrap(), text);
 }

@@ -80,7 +80,8 @@ impl Service {
         // A late answer says nothing of what was done since it was asked for.
         if live.changes == changes {
             live.probed = Some(WallTime::now());
-            live.is_up = Some(answer.is_up());
+            // No answer says nothing either: what was up may still run.
+            live.is_up = answer.says().or(live.is_up);
         }
         answer
     }
@@ -192,6 +193,12 @@ impl Service {
                 }
                 Ok(())
             }
+            // One that is repeated may fail because the first has done it: what is in doubt is what it is now.
+            (answer @ Answer::Unasked(_), Ok(_) | Err(CommandError::Failed { .. }))
+            | (answer @ Answer::Silent, _) => {
+                let why = answer.line().to_owned();
+                Err(self.failed(ServiceError::Silent { service, why }))
+            }
             (Answer::Up(_) | Answer::Unasked(_), Err(source)) => {
                 Err(self.failed(ServiceError::Stop { service, source }))
             }
@@ -200,9 +207,6 @@ impl Service {
                 limit,
                 line,
             })),
-            (Answer::Silent, _) | (Answer::Unasked(_), Ok(_)) => {
-                Err(self.failed(ServiceError::Silent { service }))
-            }
         }
     }
 

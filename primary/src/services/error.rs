@@ -59,7 +59,7 @@ pub enum ServiceError {
         /// The service.
         service: StoreName,
     },
-    /// Its stop command failed, and it is up.
+    /// Its stop command failed, and it is up; or that was killed, whatever its status says then.
     #[error("service {service} did not stop")]
     Stop {
         /// The service.
@@ -81,11 +81,13 @@ pub enum ServiceError {
         /// The last line that its status command printed.
         line: String,
     },
-    /// Its status command does not answer, so nobody knows whether it has stopped.
-    #[error("service {service} was stopped, but may be up: its status command does not answer")]
+    /// Its status command does not answer, or cannot be run, so nobody knows whether it has stopped.
+    #[error("service {service} was stopped, but may be up: {why}")]
     Silent {
         /// The service.
         service: StoreName,
+        /// Why there is no answer.
+        why: String,
     },
 }
 

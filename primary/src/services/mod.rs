@@ -14,6 +14,7 @@
 mod budget;
 mod commands;
 mod error;
+pub(crate) mod holds;
 mod hooks;
 mod judge;
 pub(crate) mod ledger;
@@ -26,13 +27,11 @@ mod start;
 mod tests;
 mod watch;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, RwLock, watch as channel};
 use understudy_config::{AfterFailover, On, StoreName};
 use understudy_replication::command::OsUser;
@@ -41,6 +40,7 @@ use understudy_replication::status::{Hold, ServiceState, ServiceStatus};
 
 pub(crate) use error::nodes;
 pub use error::{OperatorError, ServiceError, ServicesError, StopError};
+use holds::Holds;
 pub use hooks::Hooks;
 use ledger::Ledger;
 pub use ledger::LedgerError;
@@ -60,23 +60,14 @@ pub struct Services {
     settled: channel::Sender<Option<Placement>>,
     changing: RwLock<()>,
     is_paused: AtomicBool,
-    ledger: Ledger<Kept>,
+    /// What operators and failovers have asked for: `services.json`.
+    ledger: Ledger<Holds>,
     changed: channel::Sender<()>,
     events: Events,
 }
 
 /// Ends when the services of a standby may be started.
 type Ready = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// What operators and failovers have asked for: `services.json`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-struct Kept {
-    /// Held back since the failover.
-    held: BTreeSet<StoreName>,
-    /// Stopped by an operator.
-    stopped: BTreeSet<StoreName>,
-}
 
 /// Looks up who runs the commands of a section.
 pub(crate) fn user(
@@ -204,7 +195,7 @@ impl Services {
     /// Holds back those that an operator is to start after a failover, until [`start_one`](Self::start_one) or
     /// until this node follows a primary. To be asked before the services are started.
     pub fn hold_after_failover(&self) {
-        let held: BTreeSet<StoreName> = self
+        let held: Vec<StoreName> = self
             .services
             .iter()
             .filter(|service| service.config.after_failover == AfterFailover::Hold)
@@ -218,24 +209,20 @@ impl Services {
             self.events
                 .record(Severity::Warning, "service_held", message);
         }
-        self.keep_anyway(|kept| kept.held.extend(held));
+        self.keep_anyway(|holds| holds.hold(held));
     }
 
-    /// Ends what a failover holds back and what operators have stopped of a primary: both is over once this node
-    /// follows one. Else a promotion in a year would leave down what somebody stops for a minute today.
+    /// Ends what is over once this node follows a primary.
     fn release(&self) {
         let is_of_standby = |name: &StoreName| {
             self.services
                 .iter()
                 .any(|it| it.name() == name && Placement::Standby.allows(it.config.on))
         };
-        self.keep_anyway(|kept| {
-            kept.held.clear();
-            kept.stopped.retain(is_of_standby);
-        });
+        self.keep_anyway(|holds| holds.follow(is_of_standby));
     }
 
-    fn keep_anyway(&self, change: impl FnOnce(&mut Kept)) {
+    fn keep_anyway(&self, change: impl FnOnce(&mut Holds)) {
         if let Err(error) = self.ledger.change_anyway(change) {
             let message = format!(
                 "{}; a restart of the daemon would forget what is held back",
@@ -258,16 +245,7 @@ impl Services {
     }
 
     fn hold(&self, service: &Service) -> Option<Hold> {
-        let name = service.name();
-        self.ledger.read(|kept| {
-            if kept.stopped.contains(name) {
-                Some(Hold::Operator)
-            } else if kept.held.contains(name) {
-                Some(Hold::Failover)
-            } else {
-                None
-            }
-        })
+        self.ledger.read(|holds| holds.of(service.name()))
     }
 
     /// Returns whether a service should run, by what is asked.

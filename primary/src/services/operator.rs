@@ -30,9 +30,7 @@ impl Services {
         let service = self.find(name)?;
         self.allowed(service)?;
         // On disk first: what an operator has stopped must not come up after a crash.
-        self.ledger.change(|kept| {
-            kept.stopped.insert(name.clone());
-        })?;
+        self.ledger.change(|holds| holds.stop(name.clone()))?;
         let _changing = self.halt(service).await?;
         Ok(())
     }
@@ -89,11 +87,7 @@ impl Services {
 
     /// Ends whatever keeps a service from running.
     fn let_go(&self, service: &Service) -> Result<(), OperatorError> {
-        let name = service.name();
-        self.ledger.change(|kept| {
-            kept.stopped.remove(name);
-            kept.held.remove(name);
-        })?;
+        self.ledger.change(|holds| holds.let_go(service.name()))?;
         service.clear();
         Ok(())
     }

@@ -36,7 +36,7 @@ pub(super) struct Live {
     state: ServiceState,
     since: WallTime,
     message: String,
-    /// What its status command said last, whatever was made of it.
+    /// What its status command said when it answered last, whatever was made of it.
     pub(super) is_up: Option<bool>,
     pub(super) probed: Option<WallTime>,
     budget: Budget,
@@ -74,6 +74,15 @@ impl Answer {
         match self {
             Self::Up(_) => true,
             Self::Down(_) | Self::Unasked(_) | Self::Silent => false,
+        }
+    }
+
+    /// Returns whether it is up, where the answer says that for certain.
+    pub(super) fn says(&self) -> Option<bool> {
+        match self {
+            Self::Up(_) => Some(true),
+            Self::Down(_) => Some(false),
+            Self::Unasked(_) | Self::Silent => None,
         }
     }
 
@@ -238,6 +247,15 @@ impl Service {
             self.changed.send_replace(());
         }
         before
+    }
+
+    /// Takes in that it is not up, and need not be. What could not be stopped stays a fault until its status says
+    /// for certain that it is down: no answer is not one.
+    pub(super) fn rest(&self, answer: &Answer) {
+        if answer.says().is_some() || self.state() != ServiceState::Fault {
+            self.set(ServiceState::Offline, answer.line());
+            self.end_outage();
+        }
     }
 
     pub(super) fn begin(&self, state: ServiceState) -> ServiceState {

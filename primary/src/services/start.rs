@@ -180,7 +180,7 @@ impl Services {
                 return None;
             }
             if !answer.is_up() {
-                service.set(ServiceState::Offline, answer.line());
+                service.rest(&answer);
                 continue;
             }
             if let Err(error) = service.stop().await {

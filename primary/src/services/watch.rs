@@ -67,8 +67,7 @@ impl Services {
                 interval
             }
             Verdict::Offline => {
-                service.set(ServiceState::Offline, answer.line());
-                service.end_outage();
+                service.rest(&answer);
                 interval
             }
             Verdict::Fault => {

@@ -60,7 +60,7 @@ fn story(seed: u64, began: Instant, fault: Option<Fault>) -> String {
 }
 
 #[test]
-fn no_schedule_breaks_a_promise() {
+fn l09_no_schedule_breaks_a_promise() {
     let (first, count) = (
         number("UNDERSTUDY_SEED", 0),
         number("UNDERSTUDY_SCHEDULES", SCHEDULES),

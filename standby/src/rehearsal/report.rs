@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
-use understudy_replication::durable;
+use understudy_replication::reports::{folder, keep};
 use understudy_replication::status::ProofStatus;
 use understudy_replication::wall_time::WallTime;
 
@@ -141,19 +141,12 @@ impl Report {
     /// # Errors
     /// When it cannot be written.
     pub fn keep(&self, state_dir: &Path) -> io::Result<PathBuf> {
-        let folder = folder(state_dir);
-        durable::create_directory(&folder, 0o755)?;
-        let path = folder.join(self.file_name());
-        durable::write(&path, &serde_json::to_vec_pretty(self)?, 0o640)?;
+        let path = keep(state_dir, &self.file_name(), self, 0o640)?;
         if let Err(error) = prune(state_dir) {
             tracing::warn!(%error, "cannot remove old reports of rehearsals");
         }
         Ok(path)
     }
-}
-
-fn folder(state_dir: &Path) -> PathBuf {
-    state_dir.join("reports")
 }
 
 /// Returns the files of drills, the oldest first.

@@ -1,6 +1,7 @@
 //! Services that are files: up while the file is there.
 
 mod all;
+mod fence;
 mod hooks;
 mod operator;
 mod order;

@@ -1,0 +1,91 @@
+//! What is held back on a node although its role allows it, over restarts of the daemon.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use understudy_config::StoreName;
+use understudy_replication::status::Hold;
+
+/// The services, or the jobs, that do not run by themselves. Kept in a [`Ledger`](super::ledger::Ledger).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Holds {
+    /// Held back since the failover.
+    held: BTreeSet<StoreName>,
+    /// Stopped by an operator.
+    stopped: BTreeSet<StoreName>,
+}
+
+impl Holds {
+    /// Returns what holds it back; an operator's word is the last.
+    pub(crate) fn of(&self, name: &StoreName) -> Option<Hold> {
+        if self.stopped.contains(name) {
+            Some(Hold::Operator)
+        } else if self.held.contains(name) {
+            Some(Hold::Failover)
+        } else {
+            None
+        }
+    }
+
+    /// Holds these back, since there was a failover.
+    pub(crate) fn hold(&mut self, names: impl IntoIterator<Item = StoreName>) {
+        self.held.extend(names);
+    }
+
+    /// Takes in that an operator stops it.
+    pub(crate) fn stop(&mut self, name: StoreName) {
+        self.stopped.insert(name);
+    }
+
+    /// Ends whatever holds it back.
+    pub(crate) fn let_go(&mut self, name: &StoreName) {
+        self.held.remove(name);
+        self.stopped.remove(name);
+    }
+
+    /// Ends what a failover holds back and what operators have stopped of a primary: both is over once this node
+    /// follows one. Else a promotion in a year would leave down what somebody stops for a minute today.
+    pub(crate) fn follow(&mut self, runs_on_standbys: impl Fn(&StoreName) -> bool) {
+        self.held.clear();
+        self.stopped.retain(runs_on_standbys);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> StoreName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_standby_forgets_what_was_held_of_a_primary() {
+        let (mail, report, web) = (name("mail"), name("report"), name("web"));
+        let mut holds = Holds::default();
+        holds.hold([mail.clone(), web.clone()]);
+        for stopped in [&report, &web] {
+            holds.stop(stopped.clone());
+        }
+        let of = |holds: &Holds| [&mail, &report, &web].map(|name| holds.of(name));
+        let (failover, operator) = (Some(Hold::Failover), Some(Hold::Operator));
+        assert_eq!(of(&holds), [failover, operator, operator]);
+        let mut promoted = holds.clone();
+        holds.follow(|name| *name == report);
+        assert_eq!(of(&holds), [None, operator, None]);
+        promoted.let_go(&web);
+        assert_eq!(of(&promoted), [failover, operator, None]);
+    }
+
+    #[test]
+    fn the_file_is_the_one_that_it_always_was() {
+        let text = r#"{"held":["mail"],"stopped":["web"]}"#;
+        let holds: Holds = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&holds).unwrap(), text);
+        assert_eq!(
+            serde_json::from_str::<Holds>("{}").unwrap(),
+            Holds::default()
+        );
+    }
+}
