@@ -270,6 +270,7 @@ fn store(
         id: id.clone(),
         position,
         position_text,
+        is_silent: report.is_silent,
         problems: report
             .problems
             .into_iter()

@@ -396,6 +396,7 @@ fn stores(positions: [u64; 5]) -> Vec<StoreStatus> {
             gauges,
             troubles: 0,
             durability: None,
+            is_silent: false,
         });
     }
     stores

@@ -90,7 +90,7 @@ type Verdict = Result<(), String>;
 
 fn does_its_part(status: &Status) -> Verdict {
     match status.role {
-        RoleName::Primary => takes_writes(status),
+        RoleName::Primary => takes_writes(status).and_then(|()| stores_answer(status)),
         RoleName::Standby => follows(status).map(drop),
         RoleName::Returning | RoleName::Promoting | RoleName::Fenced => {
             Err(format!("this node is {}", status.role.as_str()))
@@ -110,6 +110,13 @@ fn takes_writes(status: &Status) -> Verdict {
     match &status.promotion {
         Some(promotion) if promotion.is_running => Err("a promotion runs".to_owned()),
         Some(_) => Err("a promotion was cut short; run `understudy promote` again".to_owned()),
+        None => Ok(()),
+    }
+}
+
+fn stores_answer(status: &Status) -> Verdict {
+    match status.stores.iter().find(|store| store.is_silent) {
+        Some(store) => Err(format!("store {} does not answer", store.id.name)),
         None => Ok(()),
     }
 }
@@ -215,6 +222,20 @@ mod tests {
         assert_eq!(reason(&status).as_deref(), Some("1 service in fault: web"));
         status.services[1].is_critical = false;
         assert_eq!(reason(&status), None);
+    }
+
+    #[test]
+    fn a_primary_whose_postgres_hangs_is_neither_ready_nor_well() {
+        let mut status = example::primary();
+        let reason = |status: &Status, check| Answer::new(check, None, status).reason;
+        assert_eq!(reason(&status, Check::Readiness), None);
+        status.stores[0].is_silent = true;
+        for check in [Check::Readiness, Check::Health] {
+            let told = reason(&status, check).unwrap();
+            assert!(told.contains("does not answer"), "{told}");
+        }
+        // It is primary all the same: nobody else takes writes.
+        assert_eq!(reason(&status, Check::Primary), None);
     }
 
     #[test]

@@ -175,12 +175,11 @@ fn unfinished(status: &Status) -> Option<&PromotionStatus> {
 
 /// Returns what a promotion would give now, and where.
 fn could_promote(status: &Status, peers: &[Peer<'_>]) -> String {
-    if let Some(promotion) = unfinished(status) {
-        return if promotion.is_running {
-            "runs on this node now".to_owned()
-        } else {
-            "was cut short on this node, and is not finished".to_owned()
-        };
+    match (unfinished(status), status.role) {
+        (Some(promotion), _) if promotion.is_running => return "runs on this node now".to_owned(),
+        // Nothing has been opened: the next one begins anew.
+        (Some(_), RoleName::Standby) | (None, _) => {}
+        (Some(_), _) => return "was cut short on this node, and is not finished".to_owned(),
     }
     match status.role {
         RoleName::Standby => match (refusal(status.preflight.as_ref()), peers) {
@@ -269,6 +268,8 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     if let Some(promotion) = unfinished(status) {
         return if promotion.is_running {
             "wait: `understudy status --watch` shows each step".to_owned()
+        } else if promotion.error.is_some() {
+            "see at PROMOTION what has stopped it: mend that, and run the command again".to_owned()
         } else {
             "run `understudy promote`: it takes up what is left to do".to_owned()
         };
@@ -290,10 +291,13 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     }
     if let Some(peer) = peers.iter().find(|peer| !peer.is_connected) {
         let look = format!("look whether {} runs, and the network to it", peer.name);
-        return if status.role == RoleName::Standby {
-            format!("{look}; if it is lost, run `understudy promote`")
-        } else {
-            look
+        if status.role != RoleName::Standby {
+            return look;
+        }
+        let unmet = status.preflight.as_ref().and_then(|it| it.promote.first());
+        return match unmet {
+            Some(unmet) => format!("{look}; if it is lost: {}", unmet.mend),
+            None => format!("{look}; if it is lost, run `understudy promote`"),
         };
     }
     if count(status) > 0 {

@@ -232,6 +232,9 @@ pub struct StoreStatus {
     /// Whether what is acknowledged is on a standby, too; absent where that is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
+    /// What holds the data has not answered for some seconds: nobody can write to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_silent: bool,
 }
 
 /// The version of [`StoreDetail`] on the wire.

@@ -192,6 +192,9 @@ pub struct StoreReport {
     /// Whether what is acknowledged is on a standby, too, where that is asked of the store.
     #[serde(default)]
     pub durability: Option<Durability>,
+    /// What holds the data has not answered for some seconds: nobody can write to it.
+    #[serde(default)]
+    pub is_silent: bool,
 }
 
 /// Whether what a store acknowledges is durable on a standby by then.

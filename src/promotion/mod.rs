@@ -178,7 +178,10 @@ pub(crate) async fn promote(
         node.set_promotion(Some(report.status(
             None,
             false,
-            Some(failure.message.clone()),
+            Some(match &failure.hint {
+                Some(hint) => format!("{}; {hint}", failure.message),
+                None => failure.message.clone(),
+            }),
         )));
         node.events.record(
             Severity::Error,

@@ -267,5 +267,6 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
         problems,
         gauges,
         durability,
+        is_silent: false,
     }
 }

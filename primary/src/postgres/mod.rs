@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use tokio_postgres::Client;
 use understudy_config::{NodeName, StoreName};
+use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
 use understudy_replication::postgres::{
@@ -136,6 +137,11 @@ impl PostgresShipper {
         let action = {
             let mut seen = self.seen();
             self.tell_lost_slots(&look, &seen);
+            if seen.answers_again() {
+                let message = "postgres answers again".to_owned();
+                self.events
+                    .record(Severity::Info, "postgres_answers", message);
+            }
             seen.take(look, now);
             self.see_waiting(&mut seen, now)
         };
@@ -253,13 +259,22 @@ impl Shipper for PostgresShipper {
                     _ = tick.tick() => {}
                     () = stop.wait() => return Ok(()),
                 }
+                let begun = Instant::now();
                 if let Err(error) = self.look().await {
                     if self.ended().is_some() {
                         // Fenced: it does not answer because it was stopped.
                         *self.seen() = Seen::default();
                         return Ok(());
                     }
-                    let reason = format!("postgres does not answer: {error}");
+                    let reason = format!(
+                        "postgres does not answer: {}; look at its log, and at what its server waits for; if it \
+                         stays so, promote a standby",
+                        error_chain(&error)
+                    );
+                    if self.seen().falls_silent(begun, Instant::now()) {
+                        self.events
+                            .record(Severity::Error, "postgres_silent", reason.clone());
+                    }
                     let action = self.seen().hears_nothing(reason, Instant::now());
                     if action == Some(Action::Release) {
                         let (severity, kind, text) = told(

@@ -16,6 +16,9 @@ use super::retention::Rate;
 /// A standby answers each second; one that has not for this long is not there.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
+/// A server that answers nothing for so long is told to be silent.
+const SILENCE_MIN: Duration = Duration::from_secs(3);
+
 /// If a slot will be lost within this time, operators are told.
 const LOSS_TOLD_SECONDS: u64 = 6 * 60 * 60;
 
@@ -26,6 +29,9 @@ pub(super) struct Seen {
     needs_restart: Vec<Need>,
     settings: Option<WaitingSettings>,
     problem: Option<String>,
+    /// Since when no look has been answered.
+    silent_since: Option<Instant>,
+    is_silence_told: bool,
     /// What each standby has last answered, and when that was first seen.
     answers: BTreeMap<String, (Option<String>, Instant)>,
     pub(super) flushed: Lsn,
@@ -55,6 +61,20 @@ impl Seen {
         self.needs_restart = look.needs_restart;
         self.settings = Some(look.waiting);
         self.problem = None;
+        self.silent_since = None;
+    }
+
+    /// Notes that a look which began at `begun` was not answered; returns whether that is news by now: a restart
+    /// takes a moment, too.
+    pub(super) fn falls_silent(&mut self, begun: Instant, now: Instant) -> bool {
+        let since = *self.silent_since.get_or_insert(begun);
+        let is_long = now.saturating_duration_since(since) >= SILENCE_MIN;
+        is_long && !std::mem::replace(&mut self.is_silence_told, is_long)
+    }
+
+    /// Returns whether the server answers again of which it was told that it does not.
+    pub(super) fn answers_again(&mut self) -> bool {
+        std::mem::take(&mut self.is_silence_told)
     }
 
     /// Notes that the server does not answer; returns what it is to be told all the same.
@@ -186,6 +206,7 @@ impl Seen {
             problems,
             gauges,
             durability,
+            is_silent: self.is_silence_told,
         }
     }
 

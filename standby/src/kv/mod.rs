@@ -293,7 +293,7 @@ impl Receiver for KvReceiver {
             report: StoreReport {
                 problems: problems.into_iter().collect(),
                 gauges,
-                durability: None,
+                ..StoreReport::default()
             },
         }
     }

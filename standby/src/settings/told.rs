@@ -37,7 +37,7 @@ impl Told {
             report: StoreReport {
                 problems: problems.into_iter().flatten().cloned().collect(),
                 gauges: gauges.map(|(name, value)| (name.to_owned(), value)).into(),
-                durability: None,
+                ..StoreReport::default()
             },
         }
     }

@@ -15,6 +15,8 @@ JUDGE = -1
 HELD_FOR = 0.5
 # Before such a word nothing may have gone wrong for this long, lest the patience of a write is nearly over.
 CALM = 0.3
+# A cable is cut this soon after the word.
+CUT_TAKES = 1.0
 
 
 def violations(seen: Round) -> list[str]:
@@ -55,7 +57,7 @@ def branches(seen: Round) -> tuple[list[Operation], list[Operation]]:
             alone.append(one)
             if not is_promised(one, seen, change):
                 one = replace(one, returned=NEVER, value=None if one.kind is Kind.ADD else one.value)
-        elif change.overruled is not None and one.called < change.overruled and one.kind is not Kind.READ:
+        elif change.overruled is not None and one.called < change.overruled + CUT_TAKES and one.kind is not Kind.READ:
             # The other one was primary then, and what it did may be known to the old one or not.
             alone.append(replace(one, returned=NEVER, value=None if one.kind is Kind.ADD else one.value))
         main.append(one)
