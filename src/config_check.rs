@@ -52,6 +52,16 @@ impl Config {
             }
         };
         let config = &loaded.config;
+        let obstacles = crate::local_check::obstacles(config);
+        let lacks = crate::local_check::lacks(config, &loaded.local);
+        let is_ready = obstacles.is_empty() && lacks.is_empty();
+        let verdict = || match is_ready {
+            true => Ok(()),
+            false => Err(Failure::usage(format!(
+                "node {} does not have all that the configuration names",
+                loaded.local.name
+            ))),
+        };
         let times = |schedule: &Schedule| -> Vec<String> {
             let next = schedule.next(SystemTime::now(), 3).into_iter();
             next.map(|time| WallTime::from(time).to_string()).collect()
@@ -64,7 +74,14 @@ impl Config {
             .map(|job| (job.name.as_str(), times(&job.schedule)))
             .collect();
         if json {
-            return print_json(&json!({"valid": true, "settings_next": next, "jobs_next": jobs}));
+            print_json(&json!({
+                "valid": true,
+                "obstacles": obstacles,
+                "lacks": lacks,
+                "settings_next": next,
+                "jobs_next": jobs,
+            }))?;
+            return verdict();
         }
         let mut text = format!(
             "The configuration is valid: cluster {}, {} node(s), this is node {}.\n",
@@ -88,7 +105,13 @@ impl Config {
         for (name, next) in jobs {
             text += &format!("job {name} runs next at {}\n", next.join(", "));
         }
+        for obstacle in obstacles {
+            text += &format!("the daemon would not start on this node: {obstacle}\n");
+        }
+        for lack in lacks {
+            text += &format!("missing on this node: {lack}\n");
+        }
         print(&text);
-        Ok(())
+        verdict()
     }
 }

@@ -37,9 +37,9 @@ fn has_address(node: &Node) -> bool {
         .is_none_or(|address| is_held(address.status().state))
 }
 
-/// Starts the services in order.
+/// Starts the services that the address waits for, in order. The others are started by who keeps the front up.
 pub(crate) async fn start_services(node: &Node, progress: &dyn Progress) -> Result<(), Failure> {
-    let started = node.services.start_all(Placement::Primary, progress).await;
+    let started = node.services.start_critical(progress).await;
     started.map_err(|error| {
         Failure::failed(error_chain(&error)).hint(
             "mend the service, then run `understudy services start` with its name: the address follows by \
@@ -87,6 +87,18 @@ pub(crate) async fn give_up_address(node: &Node) -> bool {
             node.events.record(Severity::Error, "fence_failed", message);
             false
         }
+    }
+}
+
+/// Brings the front up again that was brought down for a switchover which is not to be.
+pub(crate) async fn restore(node: &Arc<Node>) {
+    let _front = node.front.lock().await;
+    if !matches!(node.role(), Role::Primary { .. }) {
+        return;
+    }
+    bring_up(node, true).await;
+    if node.services.are_up() && has_address(node) {
+        node.hooks.online().await;
     }
 }
 
@@ -142,6 +154,7 @@ async fn bring_up(node: &Node, is_first: bool) -> bool {
             .record(Severity::Error, "service_failed", failure.message);
     }
     if !node.services.are_up() || has_address(node) {
+        start_rest(node, is_first).await;
         return true;
     }
     // Why it cannot be taken is an event, and part of the status, of the address itself.
@@ -151,5 +164,18 @@ async fn bring_up(node: &Node, is_first: bool) -> bool {
             "the address is not taken, which is tried again"
         );
     }
+    start_rest(node, is_first).await;
     true
+}
+
+/// Starts the services that no client should wait for. What becomes of them is told by themselves.
+async fn start_rest(node: &Node, is_first: bool) {
+    if !is_first {
+        return;
+    }
+    let started = node.services.start_all(Placement::Primary, &NoProgress);
+    if let Err(error) = started.await {
+        let error = error_chain(&error);
+        tracing::warn!(error, "not every service is in place");
+    }
 }

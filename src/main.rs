@@ -29,6 +29,7 @@ mod kv_api;
 mod kv_bundles;
 mod kv_clients;
 mod links;
+mod local_check;
 mod manual;
 mod node;
 mod others;

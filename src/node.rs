@@ -79,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) joining: Mutex<()>,
     /// What is wrong with the configuration on disk, which is not in force.
     config_problem: Mutex<Option<String>>,
+    /// What the configuration names and this machine does not have.
+    lacks: Mutex<Vec<String>>,
     /// Why the stores of a node that should have them open are not.
     stores_problem: Mutex<Option<String>>,
     /// Something that the last fence was to stop may still run.
@@ -154,6 +156,7 @@ impl Node {
             preflight: Mutex::new(None),
             joining: Mutex::new(()),
             config_problem: Mutex::new(None),
+            lacks: Mutex::default(),
             stores_problem: Mutex::new(None),
             is_fence_owed: AtomicBool::new(false),
             is_announcement_owed: AtomicBool::new(false),
@@ -223,6 +226,20 @@ impl Node {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *held, problem)
+    }
+
+    /// Looks again at what the configuration names and this machine does not have.
+    pub(crate) fn look_for_lacks(&self) {
+        let lacks = crate::local_check::lacks(&self.config(), &self.local);
+        *self.lacks.lock().unwrap_or_else(PoisonError::into_inner) = lacks;
+    }
+
+    /// Returns what was missing when it was looked at last.
+    pub(crate) fn lacks(&self) -> Vec<String> {
+        self.lacks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Returns the epoch in which this node has given up to make its copies equal by itself.

@@ -139,6 +139,14 @@ async fn fence(
         let reason = format!("node {} is in epoch {ours} already", node.me());
         return (StatusCode::CONFLICT, reason).into_response();
     }
+    // A point from which there is a way back: once the role is another one, there is none.
+    if request.hands_over
+        && was == RoleName::Primary
+        && let Err(reason) = crate::shell::step_aside(&node).await
+    {
+        let reason = format!("{reason}; node {} serves on", node.me());
+        return (StatusCode::CONFLICT, reason).into_response();
+    }
     let event = if request.hands_over {
         Event::HandOver(request.epoch.clone())
     } else {

@@ -37,6 +37,7 @@ pub(crate) async fn ask_always(node: Arc<Node>, stop: Stop) {
             _ = tick.tick() => {}
             () = stop.wait() => return,
         }
+        node.look_for_lacks();
         tokio::select! {
             () = ask(&node) => {}
             () = stop.wait() => return,

@@ -99,6 +99,9 @@ fn report_text(report: &Report) -> String {
         "Node {} is primary in epoch {}, after {:.2} s.\n",
         report.node, report.epoch, report.seconds
     );
+    if let Some(peer) = &report.switched_off {
+        text += &format!("  node {peer} was switched off by the command of [fence]\n");
+    }
     for condition in &report.overridden {
         text += &format!("  overridden by --force: {}\n", condition.what);
     }

@@ -23,6 +23,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The stores of a standby have this long to tell where they are, before what runs beside them is started.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Whoever brings the front up is waited for so long before it is brought down.
+const FRONT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long a restarted primary leaves running what it found while no peer answers.
 const RETURNING_GRACE: Duration = Duration::from_secs(10);
 
@@ -153,13 +156,6 @@ async fn handle(node: &Arc<Node>, event: Event) -> Result<(), ShellError> {
                     format!("node {} stops its services and stores: {reason}", node.me()),
                 );
                 node.set_alone(matches!(next, Role::Returning { .. }));
-                let is_handing_over = matches!(next, Role::Fenced { follows: true, .. })
-                    // Once: what is announced since then is the other node's.
-                    && !matches!(before, Role::Fenced { .. });
-                if is_handing_over {
-                    // In peace there is time to tell others first; never for longer than the hook has.
-                    node.hooks.offline().await;
-                }
                 fence(node).await;
             }
             Action::Serve => serve(node, &next).await?,
@@ -234,8 +230,12 @@ async fn fence(node: &Arc<Node>) {
         is_done = false;
     }
     let failures = if matches!(node.role(), Role::Fenced { follows: true, .. }) {
-        // In peace: what services write while they stop is waited for, and not lost.
-        let mut failures = stop_services(node).await;
+        // In peace: what services write while they stop is waited for, and not lost. They have stopped by now,
+        // unless the daemon was started again meanwhile.
+        let mut failures = match node.services.is_serving() {
+            true => stop_services(node).await,
+            false => Vec::new(),
+        };
         failures.extend(stop_stores(node).await);
         failures
     } else {
@@ -248,6 +248,38 @@ async fn fence(node: &Arc<Node>) {
         is_done = false;
     }
     node.set_fence_owed(!is_done);
+}
+
+/// Stops in peace what clients meet here, before this node hands over: whatever does not stop is found while
+/// there is a way back. Where something does not, all of it is brought up again, and the reason returned.
+pub(crate) async fn step_aside(node: &Arc<Node>) -> Result<(), String> {
+    let failures = {
+        // Whoever brings the front up behind the scenes waits, and finds another role after it; one who does it
+        // now breaks off once the services are to stop.
+        let _front = tokio::time::timeout(FRONT_PATIENCE, node.front.lock()).await;
+        node.hooks.offline().await;
+        let mut failures = Vec::new();
+        if !crate::front::give_up_address(node).await {
+            failures.push("cannot give up the address that clients use".to_owned());
+        }
+        failures.extend(stop_services(node).await);
+        failures
+    };
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let reason = failures.join("; ");
+    node.events.record(
+        Severity::Error,
+        "handover_failed",
+        format!(
+            "node {} does not hand over, and brings up what it had stopped: {reason}",
+            node.me()
+        ),
+    );
+    let restored = node.clone();
+    tokio::spawn(async move { crate::front::restore(&restored).await });
+    Err(reason)
 }
 
 /// Stops the services and the jobs; returns what could not be stopped.

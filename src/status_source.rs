@@ -92,6 +92,7 @@ impl StatusSource for Node {
         problems.extend(self.config_problem());
         problems.extend(self.stores_problem());
         problems.extend(self.links.problems());
+        problems.extend(self.lacks());
         if let Role::Primary { standbys, .. } = &record.role {
             let strays = config
                 .peers(self.me())

@@ -12,7 +12,7 @@ use understudy_replication::event::Severity;
 use understudy_replication::link::{FenceAnswer, FenceRequest};
 use understudy_replication::position::Position;
 use understudy_replication::status::RoleName;
-use understudy_replication::transport::PeerClient;
+use understudy_replication::transport::{PeerClient, PeerError};
 use understudy_standby::promote::Basis;
 
 use crate::failure::Failure;
@@ -31,8 +31,15 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether it is there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a fenced primary still had must arrive within this long.
+/// A fence that breaks on its way is asked for again, so often,
+const FENCE_ATTEMPTS: u32 = 3;
+/// after so long.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a fenced primary still had must arrive within this long,
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+/// and where an operator does without it, within this long.
+const FORCED_DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Returns the client of a peer, whose connections are open already.
 pub(super) fn known(node: &Arc<Node>, peer: &NodeName) -> Result<Arc<PeerClient>, Failure> {
@@ -55,8 +62,29 @@ pub(super) async fn fence(
         supersedes: Some(superseded.clone()),
     };
     let patience = fence_patience(&node.config());
+    let ask = async {
+        let mut attempt = 1;
+        loop {
+            match client
+                .call::<FenceAnswer>("/peer/fence", &request, patience)
+                .await
+            {
+                // A connection that had broken long ago may have been taken for one that is open. To ask twice does
+                // no harm, and whoever does not answer is switched off.
+                Err(error @ (PeerError::Connect { .. } | PeerError::Broken { .. }))
+                    if attempt < FENCE_ATTEMPTS =>
+                {
+                    let error = error_chain(&error);
+                    tracing::warn!(%peer, error, "the fence did not get through, and is asked for again");
+                    attempt += 1;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                answer => return answer,
+            }
+        }
+    };
     let answer: FenceAnswer = tokio::select! {
-        answer = client.call("/peer/fence", &request, patience) => answer?,
+        answer = ask => answer?,
         () = fell_silent(node, peer) => {
             return Err(Failure::failed(format!(
                 "node {peer} was told to stop, and has not answered anything for {} s",
@@ -157,7 +185,11 @@ pub(super) async fn drain(
              what may be missing",
         ));
     }
-    let missing = crate::wait::until_received(&run, until, DRAIN_PATIENCE).await;
+    let patience = match is_forced {
+        true => FORCED_DRAIN_PATIENCE,
+        false => DRAIN_PATIENCE,
+    };
+    let missing = crate::wait::until_received(&run, until, patience).await;
     if missing.is_empty() {
         return Ok(());
     }

@@ -140,7 +140,7 @@ async fn observe(node: &Arc<Node>, order: Order) -> Observation {
             .map(|index| index.name.clone())
             .collect(),
         front: crate::front::observe(node),
-        can_power_off: config.fence.is_some(),
+        can_power_off: crate::local_check::can_fence(&config),
         failing: node.checks.blocking(),
         broken: broken_copies(node),
         elsewhere: kv_elsewhere(node, old.as_ref()).await,
@@ -156,7 +156,7 @@ fn patience(node: &Node, name: &NodeName, order: Order) -> Option<Duration> {
     if order.force || node.links.is_down(name) {
         return Some(FORCED_PATIENCE);
     }
-    let is_enough = node.config().fence.is_some() && !order.planned;
+    let is_enough = crate::local_check::can_fence(&node.config()) && !order.planned;
     is_enough.then(|| {
         let silent_for = node.links.silent_for(name);
         SILENCE.saturating_sub(silent_for).max(LAST_WORD)

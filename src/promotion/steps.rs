@@ -85,6 +85,12 @@ pub(super) async fn execute(
                         }
                     }
                     Err(failure) if order.force => Some(failure.message),
+                    Err(failure) if order.planned => {
+                        return Err(Failure::refused(failure.message).hint(format!(
+                            "see `understudy status` on {peer}: as long as it is primary, mend what did not stop \
+                             there and swap the roles again; if it is fenced, run `understudy promote`"
+                        )));
+                    }
                     Err(failure) => {
                         return Err(Failure::refused(failure.message).hint(format!(
                             "make sure that {peer} is switched off, then run `understudy promote \

@@ -208,6 +208,27 @@ fn a_standby_whose_server_hangs_is_told() {
     assert_eq!(pair.b.health("/replica"), 200);
 }
 
+#[test]
+fn a_primary_whose_server_hangs_is_told_and_is_superseded_without_force_or_loss() {
+    let mut pair = Pair::new(Plan::postgres());
+    pair.write(1);
+    pair.wait();
+    for pid in pair.a.postgres_processes() {
+        signal(pid, Signal::STOP);
+    }
+    pair.a
+        .wait_for_event("postgres_not_answering", "postgres does not answer");
+    until("a is not ready", Pair::PATIENCE, || {
+        holds(pair.a.health("/readiness") == 503, "it is ready")
+    });
+    let promoted = pair.b.json(&["promote"]);
+    let lost = &promoted["promoted"]["lost"][0];
+    assert_eq!(lost["amount"], 0, "{promoted}");
+    pair.assert_a_is_fenced();
+    pair.assert_b_is_primary();
+    pair.assert_written(1);
+}
+
 /// Runs a program of Postgres on a machine, as the user whose data it is.
 fn run_as_postgres(machine: &Machine, program: &str, arguments: &[&str]) {
     let program = postgres_program(program);

@@ -155,6 +155,26 @@ fn a_primary_whose_service_does_not_stop_is_not_called_fenced() {
     pair.assert_b_is_primary();
 }
 
+#[test]
+fn a_switchover_for_which_a_service_does_not_stop_is_refused_and_the_primary_goes_on() {
+    let mut pair = Pair::new(plan());
+    wait_for_states(&pair.a, ["one online", "two online", "three online"]);
+    pair.write(1);
+    fs::write(pair.a.at("/stuck"), "").unwrap();
+    let refused = pair.b.try_understudy(&["switchover"]);
+    assert_eq!(refused.status, Some(3), "{refused:?}");
+    assert!(refused.stderr.contains("service three"), "{refused:?}");
+    assert_eq!(pair.roles(), ("primary".to_owned(), "standby".to_owned()));
+    assert_eq!(journal(&pair.b), "");
+    pair.write(2);
+    fs::remove_file(pair.a.at("/stuck")).unwrap();
+    wait_for_states(&pair.a, ["one online", "two online", "three online"]);
+    pair.wait();
+    pair.b.understudy(&["switchover"]);
+    wait_for_states(&pair.b, ["one online", "two online", "three online"]);
+    pair.assert_written(2);
+}
+
 /// A worker of the primary that runs as another user, a report of standbys, and a job of the primary.
 const WORKERS: &str = r#"
 [[service]]

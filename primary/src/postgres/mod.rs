@@ -272,8 +272,11 @@ impl Shipper for PostgresShipper {
                         error_chain(&error)
                     );
                     if self.seen().falls_silent(begun, Instant::now()) {
-                        self.events
-                            .record(Severity::Error, "postgres_silent", reason.clone());
+                        self.events.record(
+                            Severity::Error,
+                            "postgres_not_answering",
+                            reason.clone(),
+                        );
                     }
                     let action = self.seen().hears_nothing(reason, Instant::now());
                     if action == Some(Action::Release) {
@@ -307,12 +310,20 @@ impl Shipper for PostgresShipper {
             self.backups.end_all();
             // In peace: the server sends its shutdown checkpoint to the standbys, so that nothing
             // committed is left behind while the link is up.
-            self.cluster.stop().await?;
+            let is_silent = self.seen().is_silent();
+            if is_silent {
+                // Whoever waits for this must not wait for a server that would not hear of it.
+                self.cluster.stop_at_once().await?;
+            } else {
+                self.cluster.stop().await?;
+            }
             let mut end = self.cluster.control_data().await?.end();
             if end.is_none() && !self.cluster.is_standby() {
-                // It had to be stopped at once: its log tells where it ended only after a recovery.
+                // It had to be stopped at once. What its recovery adds is of no use to anybody, and cannot be sent.
+                let log_end = self.cluster.log_end().await;
                 self.cluster.recover().await?;
-                end = self.cluster.control_data().await?.end();
+                let recovered = self.cluster.control_data().await?.end();
+                end = log_end.map(Position::from).or(recovered);
             }
             *self.ended() = end;
             Ok(())

@@ -72,6 +72,11 @@ impl Seen {
         is_long && !std::mem::replace(&mut self.is_silence_told, is_long)
     }
 
+    /// Returns whether the server has been told to answer nothing.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silence_told
+    }
+
     /// Returns whether the server answers again of which it was told that it does not.
     pub(super) fn answers_again(&mut self) -> bool {
         std::mem::take(&mut self.is_silence_told)

@@ -31,7 +31,23 @@ impl Services {
         progress: &dyn Progress,
     ) -> Result<(), ServiceError> {
         let wish = self.wish_for(Where::At(place), true);
-        self.carry_out(wish, place, progress).await
+        self.carry_out(wish, place, progress, self.services.len())
+            .await
+    }
+
+    /// Starts the services of a primary up to the last one that is critical: what comes after is nothing that
+    /// clients should wait for. [`start_all`](Self::start_all) starts the rest.
+    ///
+    /// # Errors
+    /// As those of [`start_all`](Self::start_all).
+    pub async fn start_critical(&self, progress: &dyn Progress) -> Result<(), ServiceError> {
+        let place = Placement::Primary;
+        let is_critical =
+            |service: &Service| service.config.is_critical && place.allows(service.config.on);
+        let last = self.services.iter().rposition(|it| is_critical(it));
+        let count = last.map_or(0, |last| last + 1);
+        let wish = self.wish_for(Where::At(place), true);
+        self.carry_out(wish, place, progress, count).await
     }
 
     /// Takes in that this node follows a primary: [`watch`](Self::watch) stops what runs on the primary only.
@@ -85,7 +101,8 @@ impl Services {
                 }
             }
             let place = Placement::Standby;
-            if let Err(error) = self.carry_out(wish, place, &NoProgress).await {
+            let count = self.services.len();
+            if let Err(error) = self.carry_out(wish, place, &NoProgress, count).await {
                 // Its service has told it as an event.
                 let error = understudy_replication::error_chain(&error);
                 tracing::warn!(error, "not every service is in place");
@@ -109,6 +126,7 @@ impl Services {
         wish: Wish,
         place: Placement,
         progress: &dyn Progress,
+        count: usize,
     ) -> Result<(), ServiceError> {
         let _changing = self.changing.write().await;
         let Some(wish) = self.open(wish) else {
@@ -121,7 +139,7 @@ impl Services {
             self.release();
         }
         let strays = self.stop_strays(wish, place).await;
-        for service in &self.services {
+        for service in self.services.iter().take(count) {
             if !self.is_wanted(service, wish) {
                 continue;
             }
@@ -146,7 +164,9 @@ impl Services {
                 }
             }
         }
-        self.settle(wish, place);
+        if count == self.services.len() {
+            self.settle(wish, place);
+        }
         match (strays, place) {
             (Some(error), Placement::Standby) => Err(error),
             // A primary must not stay down because a report still runs that is a standby's.

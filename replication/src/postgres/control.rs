@@ -16,6 +16,7 @@ use super::error::PostgresError;
 use super::postmaster::{self, Held, Server};
 use super::replay::REPLAY_PATIENCE;
 use crate::command::{Command, CommandError};
+use crate::position::Lsn;
 
 /// Starting may take this long: a crash is recovered from first. A standby's replay may take longer, as
 /// long as it gets on.
@@ -30,6 +31,12 @@ const FAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Stopping at once, or being killed, may take this long.
 const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// One that answers nothing is killed sooner.
+const SILENT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Reading the end of a log that was not closed may take this long.
+const LOG_END_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Recovering from a crash without serving anybody may take this long.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(3600);
@@ -115,6 +122,25 @@ impl Cluster {
     /// # Errors
     /// When it still runs, or has been stopped and could be started again by somebody else.
     pub async fn stop(&self) -> Result<(), PostgresError> {
+        let in_peace = (Signal::INT, FAST_PATIENCE);
+        self.stop_by_signals([in_peace, (Signal::QUIT, IMMEDIATE_PATIENCE)])
+            .await
+    }
+
+    /// Stops a server, if it runs, that answers nothing: it would not stop in peace, either. Otherwise as
+    /// [`Cluster::stop`].
+    ///
+    /// # Errors
+    /// As those of [`Cluster::stop`].
+    pub async fn stop_at_once(&self) -> Result<(), PostgresError> {
+        self.stop_by_signals([(Signal::QUIT, SILENT_PATIENCE)])
+            .await
+    }
+
+    async fn stop_by_signals<const N: usize>(
+        &self,
+        signals: [(Signal, Duration); N],
+    ) -> Result<(), PostgresError> {
         // Before anything: what is stopped must not be started again by somebody else. A fence stops it
         // nevertheless where that fails.
         let disavowed = self.unlink();
@@ -122,11 +148,8 @@ impl Cluster {
             self.stop_by(commands, COMMAND_PATIENCE).await;
         }
         let fence = |source| self.file("stop the server of", &self.data_dir, source);
-        for (signal, patience) in [
-            (Signal::INT, FAST_PATIENCE),
-            (Signal::QUIT, IMMEDIATE_PATIENCE),
-            (Signal::KILL, IMMEDIATE_PATIENCE),
-        ] {
+        let in_the_end = [(Signal::KILL, IMMEDIATE_PATIENCE)];
+        for (signal, patience) in signals.into_iter().chain(in_the_end) {
             let Some(server) = Held::take(&self.data_dir).map_err(fence)? else {
                 break;
             };
@@ -203,6 +226,35 @@ impl Cluster {
         Ok(())
     }
 
+    /// Returns where the log of a cluster ends that was not shut down in peace, before it is recovered: whoever has
+    /// all up to there has everything that was committed, and what a recovery adds is its own. `None` where that
+    /// cannot be told.
+    pub async fn log_end(&self) -> Option<Lsn> {
+        let control = self.control_data().await.ok()?;
+        // Its newest timeline has no checkpoint yet.
+        if self.newest_timeline() != control.timeline {
+            return None;
+        }
+        let path = self.data_dir.join("pg_wal").display().to_string();
+        let argv = [
+            self.bin("pg_waldump"),
+            "--quiet".to_owned(),
+            format!("--path={path}"),
+            format!("--timeline={}", control.timeline),
+            format!("--start={}", control.checkpoint),
+        ];
+        let read = Command::new(argv)
+            .user(&self.user)
+            .limit(LOG_END_PATIENCE)
+            .run()
+            .await;
+        match read {
+            // The end of a log is an error to the program.
+            Err(CommandError::Failed { output, .. }) => end_told(&output),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     fn signal(&self, signal: Signal, action: &'static str) -> Result<(), PostgresError> {
         let failed = |source| self.file(action, &self.data_dir, source);
         let server = Held::take(&self.data_dir).map_err(failed)?;
@@ -277,9 +329,27 @@ impl Cluster {
     }
 }
 
+/// Returns where `pg_waldump` says that the next record should be and is not.
+fn end_told(said: &str) -> Option<Lsn> {
+    let (_, at) = said.split_once("invalid record length at ")?;
+    let digits = |c: char| c.is_ascii_hexdigit() || c == '/';
+    at.split(|c| !digits(c)).next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_where_the_next_record_should_be() {
+        let said = "pg_waldump: error: error in WAL record at 0/35CCE10: invalid record length at 0/35CCE48: wanted \
+                    24, got 0";
+        assert_eq!(end_told(said), Some(Lsn(0x35C_CE48)));
+        let torn = "pg_waldump: error: error in WAL record at 0/35CCE10: invalid magic number 0000 in log segment \
+                    000000010000000000000003, offset 6078464";
+        assert_eq!(end_told(torn), None);
+        assert_eq!(end_told(""), None);
+    }
 
     #[tokio::test]
     async fn a_server_is_stopped_though_it_cannot_be_disavowed_and_that_is_told() {
