@@ -60,6 +60,7 @@ mod stores;
 mod supervise;
 mod switchover;
 mod sync;
+mod turn;
 mod verify;
 mod wait;
 mod wait_verb;
