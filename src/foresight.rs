@@ -19,7 +19,7 @@ use understudy_replication::wall_time::WallTime;
 use crate::failure::Failure;
 use crate::node::{Node, Stage};
 use crate::rejoin_report::last_rate;
-use crate::returning::{find_primary, known_client};
+use crate::returning::{find_primary, known_client, may_rejoin};
 use crate::standby_run::StandbyRun;
 
 /// The version of the reports.
@@ -27,6 +27,10 @@ const VERSION: u32 = 1;
 
 /// A store may take so long to tell what it would do.
 const STORE_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Stores that were opened for a look are closed within this time, which is looked at so often.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+const CLOSE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A probe is so many frames of so many bytes,
 const PROBE_FRAMES: usize = 64;
@@ -132,15 +136,64 @@ async fn probe(primary: &PeerClient) -> Result<Option<u64>, PeerError> {
     Ok((rate > 0).then_some(rate))
 }
 
-/// Tells what a rejoin of this node would do now, and changes nothing of its role and its stores.
+/// Tells what a rejoin of this node would do now, and changes nothing of its role and its stores. Whoever
+/// changes either has it broken off.
 pub(crate) async fn foresee(
     node: &Arc<Node>,
     progress: &dyn Progress,
 ) -> Result<Prediction, Failure> {
-    let _alone = crate::returning::begin_rejoin(node)?;
-    let primary = find_primary(node).await?;
-    let run = match node.stage() {
-        Stage::Standby(run) => run,
+    may_rejoin(node)?;
+    let mut look = node.promoting.look().await?;
+    let mut role = node.role.subscribe();
+    let primary = tokio::select! {
+        biased;
+        () = look.is_wanted() => return Err(gave_way()),
+        found = find_primary(node) => found?,
+    };
+    // What is begun here is ended: stores that are half open could not be closed.
+    let (run, is_ours) = open(node, &primary).await?;
+    let told = tokio::select! {
+        biased;
+        () = look.is_wanted() => Err(gave_way()),
+        changed = role.changed() => {
+            drop(changed);
+            Err(Failure::refused("the role of this node has changed while it was looked at")
+                .hint("see `understudy status`"))
+        }
+        told = predict(node, &primary, &run.receivers, progress) => Ok(told),
+    };
+    match is_ours {
+        true => close(run).await,
+        false => drop(run),
+    }
+    drop(look);
+    told
+}
+
+fn gave_way() -> Failure {
+    Failure::refused("the look gave way to a promotion or a rejoin of this node")
+        .hint("run it again when that is over: see `understudy status`")
+}
+
+/// Closes stores that were opened for a look: whoever had it broken off is about to open them. A look at one of
+/// them may be on a thread that cannot be broken off.
+async fn close(run: Arc<StandbyRun>) {
+    let left: Vec<_> = run.receivers.iter().map(Arc::downgrade).collect();
+    drop(run);
+    let until = Instant::now() + CLOSE_PATIENCE;
+    while left.iter().any(|it| it.strong_count() > 0) {
+        if Instant::now() > until {
+            tracing::warn!("a store that was looked at is not closed yet");
+            return;
+        }
+        tokio::time::sleep(CLOSE_INTERVAL).await;
+    }
+}
+
+/// Returns the stores of this node, and whether they were opened for it.
+async fn open(node: &Arc<Node>, primary: &PeerClient) -> Result<(Arc<StandbyRun>, bool), Failure> {
+    match node.stage() {
+        Stage::Standby(run) => Ok((run, false)),
         Stage::Primary(_) | Stage::Idle => {
             if node.is_fence_owed() || node.is_serving() {
                 return Err(Failure::refused(format!(
@@ -155,12 +208,12 @@ pub(crate) async fn foresee(
                 crate::peer_api::refresh(node);
             }
             let client = known_client(node, primary.node())?;
-            StandbyRun::open(node, client)
+            let run = StandbyRun::open(node, client)
                 .await
-                .map_err(Failure::failed)?
+                .map_err(Failure::failed)?;
+            Ok((run, true))
         }
-    };
-    Ok(predict(node, &primary, &run.receivers, progress).await)
+    }
 }
 
 /// Asks every store what a rejoin would do to it. What cannot be told stops nothing.

@@ -63,6 +63,7 @@ mod stores;
 mod supervise;
 mod switchover;
 mod sync;
+mod turn;
 mod verify;
 mod wait;
 mod wait_verb;

@@ -35,6 +35,7 @@ use crate::role_file::RoleRecord;
 use crate::shell::{Asked, ShellError};
 use crate::standby_run::StandbyRun;
 use crate::stores::Makings;
+use crate::turn::Turns;
 
 /// What runs for the present role.
 #[derive(Clone, Default)]
@@ -67,8 +68,8 @@ pub(crate) struct Node {
     pub(crate) role: watch::Sender<RoleRecord>,
     pub(crate) peer_routes: SharedRouter,
     pub(crate) promotion: Mutex<Option<PromotionStatus>>,
-    /// Held while a promotion or a rejoin runs: there is one at a time.
-    pub(crate) promoting: tokio::sync::Mutex<()>,
+    /// Held while a promotion or a rejoin runs: there is one at a time, and a look gives way.
+    pub(crate) promoting: Turns,
     /// Held while the services are started and the address is taken: a promotion does it itself.
     pub(crate) front: tokio::sync::Mutex<()>,
     /// Every way to every peer.
@@ -150,7 +151,7 @@ impl Node {
             role: watch::Sender::new(parts.role),
             peer_routes: SharedRouter::default(),
             promotion: Mutex::new(None),
-            promoting: tokio::sync::Mutex::new(()),
+            promoting: Turns::new(),
             front: tokio::sync::Mutex::new(()),
             links: Links::default(),
             preflight: Mutex::new(None),

@@ -85,17 +85,10 @@ pub(crate) struct StoreRejoined {
     pub(crate) rejoined: Rejoined,
 }
 
-/// Returns the right to make a standby of this node, or to look how that would go: one at a time, and only where
-/// its role allows it.
-pub(crate) fn begin_rejoin(node: &Node) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
-    let Ok(alone) = node.promoting.try_lock() else {
-        return Err(
-            Failure::refused("a promotion or a rejoin is running on this node")
-                .hint("watch it with `understudy status`"),
-        );
-    };
+/// Refuses to make a standby of this node, and to look how that would go, where its role does not allow it.
+pub(crate) fn may_rejoin(node: &Node) -> Result<(), Failure> {
     match node.role() {
-        Role::Fenced { .. } | Role::Standby { .. } => Ok(alone),
+        Role::Fenced { .. } | Role::Standby { .. } => Ok(()),
         role @ (Role::Primary { .. } | Role::Returning { .. } | Role::Promoting { .. }) => {
             Err(Failure::refused(format!(
                 "node {} is {}: only a node that has been superseded, or a standby, can rejoin",
@@ -113,7 +106,8 @@ pub(crate) async fn rejoin(
     order: Order,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
-    let _alone = begin_rejoin(node)?;
+    let _alone = node.promoting.take().await?;
+    may_rejoin(node)?;
     let _no_drills = node.drills.bar().await;
     let begun = Instant::now();
     let primary = find_primary(node).await?;

@@ -23,7 +23,7 @@ use understudy_replication::role::{Event, Role};
 use understudy_replication::store::{Stop, Stopper};
 use understudy_replication::transport::{Identity, PeerServer};
 use understudy_replication::{durable, error_chain};
-use understudy_standby::index::{Ancestry, Database, Indexes};
+use understudy_standby::index::{Ancestry, Database, Indexes, Tenure, Writer};
 
 use crate::failure::{Failure, Kind};
 use crate::kv_clients::Clients;
@@ -127,6 +127,23 @@ pub(crate) fn ancestry(cluster: Option<Cluster>) -> Ancestry {
     })
 }
 
+/// Returns what tells in which epoch this node is: by what is on disk, since it serves nothing else.
+fn tenure(local: &Local) -> Tenure {
+    let (state_dir, name) = (local.state_dir.clone(), local.name.clone());
+    Arc::new(move || {
+        let record = RoleRecord::load(&state_dir, &name)?;
+        let record = record.ok_or_else(|| format!("node {name} has no role yet"))?;
+        let is_primary = match record.role {
+            Role::Primary { .. } | Role::Promoting { .. } => true,
+            Role::Returning { .. } | Role::Standby { .. } | Role::Fenced { .. } => false,
+        };
+        Ok(Writer {
+            epoch: record.role.epoch().clone(),
+            is_primary,
+        })
+    })
+}
+
 /// Returns what commands of the configuration find in their environment.
 pub(crate) fn environment(config: &Config, local: &Local) -> Vec<(String, String)> {
     let mut environment = vec![
@@ -203,6 +220,7 @@ pub(crate) async fn run_locked(place: &Place, loaded: Loaded, lock: File) -> Res
                 Box::pin(async move { Ok(Node::sql(cluster, database).await?) })
             }),
             ancestry: ancestry(cluster.clone()),
+            tenure: tenure(&local),
         },
         environment,
         events.clone(),

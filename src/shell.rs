@@ -78,7 +78,10 @@ pub(crate) async fn run(node: Arc<Node>, mut events: mpsc::Receiver<Asked>, stop
                     }
                     record_again(&node);
                     if !stop.is_stopped() {
-                        open_again(&node).await;
+                        // A store is open once, and who looks at a standby's may have opened it.
+                        if !node.promoting.is_looked_at() {
+                            open_again(&node).await;
+                        }
                         crate::returning::come_back(&node);
                         crate::returning::take_back(&node);
                     }

@@ -40,7 +40,7 @@ pub use config::{
 };
 pub use globs::{GlobError, Globs};
 pub use ip_prefix::IpPrefix;
-pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster};
+pub use load::{CONFIG_BYTES_MAX, LoadError, Loaded, load, load_local, parse_cluster, trees_named};
 pub use local::Local;
 pub use name::{NameError, NodeName, StoreName};
 pub use problem::{Mistake, Place, Problem, Problems, Source};

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use toml::de::{DeTable, DeValue};
+
 use crate::problem::{Findings, Problems, Source};
-use crate::{Config, Local, raw, validate};
+use crate::{Config, Local, StoreName, raw, validate};
 
 /// The largest configuration that is read: what a peer sends is bounded by it, too.
 pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
@@ -86,6 +88,41 @@ pub fn load_local(node_file: &Path) -> Result<Local, LoadError> {
         Some(problems) => Err(problems.into()),
         None => Ok(local.expect("what is not read was reported")),
     }
+}
+
+/// Returns the trees of files that a cluster file names, with the names of their stores, whatever else is wrong with
+/// it: what was kept aside in them is looked for on nodes whose configuration is broken, too. What cannot be
+/// understood at all is left out.
+pub fn trees_named(text: &str) -> Vec<(StoreName, PathBuf)> {
+    if text.len() > CONFIG_BYTES_MAX {
+        return Vec::new();
+    }
+    let (table, _errors) = DeTable::parse_recoverable(text);
+    let files = table.get_ref().get("files");
+    let Some(DeValue::Array(files)) = files.map(|files| files.get_ref()) else {
+        return Vec::new();
+    };
+    let tree = |section: &DeValue<'_>| {
+        let DeValue::Table(section) = section else {
+            return None;
+        };
+        let text = |key: &str| match section.get(key)?.get_ref() {
+            DeValue::String(text) => Some(text.to_string()),
+            DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Array(_)
+            | DeValue::Table(_) => None,
+        };
+        let path = PathBuf::from(text("path")?);
+        let name = StoreName::try_from(text("name")?).ok()?;
+        path.is_absolute().then_some((name, path))
+    };
+    files
+        .iter()
+        .filter_map(|section| tree(section.get_ref()))
+        .collect()
 }
 
 /// Parses the text of both files: the cluster's and this machine's.

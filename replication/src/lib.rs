@@ -22,6 +22,7 @@ pub mod epoch;
 mod error_chain;
 pub mod event;
 pub mod guard;
+pub mod keep_up;
 pub mod lag;
 pub mod link;
 pub mod mark;

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use understudy_config::{Config, Local};
+use understudy_config::{Config, LoadError, Local, StoreName};
 use understudy_replication::kv::salvage::{self, Manifest};
 use understudy_replication::store::StoreKind;
 use understudy_replication::wall_time::WallTime;
@@ -20,15 +20,59 @@ use understudy_standby::files::{KEPT_MANIFEST, KeptManifest};
 use understudy_standby::postgres::{POSTGRES_SUMMARY, Summary};
 
 use super::bundle::{Bundle, Held, weigh};
+use crate::Place;
 use crate::failure::Failure;
 use crate::stores::Makings;
 
 /// What a bundle says of itself is no longer, in bytes.
 const TEXT_BYTES_MAX: u64 = 64 << 20;
 
+/// Where the trees of files are, in which something may have been kept.
+#[derive(Debug, Default)]
+pub(super) struct Trees {
+    /// Each with its store, as the configuration names it.
+    pub(super) named: Vec<(StoreName, PathBuf)>,
+    /// Why there may be others.
+    pub(super) doubt: Option<String>,
+}
+
+impl Trees {
+    /// Reads them from the configuration: of one that is not valid, what can be understood.
+    pub(super) fn read(place: &Place) -> Self {
+        let error = match understudy_config::load(&place.cluster_file(), &place.node_file()) {
+            Ok(loaded) => return Self::of(&loaded.config),
+            Err(error) => error,
+        };
+        let why = match error {
+            LoadError::Read { file, source } => {
+                format!("{} cannot be read: {source}", file.display())
+            }
+            LoadError::Invalid(_) => format!(
+                "{} is not valid: see `understudy config check`",
+                place.cluster_file().display()
+            ),
+        };
+        let text = fs::read(place.cluster_file()).unwrap_or_default();
+        Self {
+            named: understudy_config::trees_named(&String::from_utf8_lossy(&text)),
+            doubt: Some(why),
+        }
+    }
+
+    pub(super) fn of(config: &Config) -> Self {
+        let files = config.files.iter();
+        Self {
+            named: files
+                .map(|files| (files.name.clone(), files.path.clone()))
+                .collect(),
+            doubt: None,
+        }
+    }
+}
+
 /// Finds a bundle by its name.
-pub(super) fn find(local: &Local, config: Option<&Config>, name: &str) -> Result<Bundle, Failure> {
-    let bundles = list(local, config)?;
+pub(super) fn find(local: &Local, trees: &Trees, name: &str) -> Result<Bundle, Failure> {
+    let bundles = list(local, trees)?;
     let found = bundles.into_iter().find(|bundle| bundle.name == name);
     found.ok_or_else(|| {
         Failure::usage(format!(
@@ -40,7 +84,7 @@ pub(super) fn find(local: &Local, config: Option<&Config>, name: &str) -> Result
 }
 
 /// Returns all bundles, oldest first.
-pub(super) fn list(local: &Local, config: Option<&Config>) -> Result<Vec<Bundle>, Failure> {
+pub(super) fn list(local: &Local, trees: &Trees) -> Result<Vec<Bundle>, Failure> {
     let folder = Makings::salvage(local);
     let mut bundles = Vec::new();
     for name in names(&folder)? {
@@ -60,25 +104,34 @@ pub(super) fn list(local: &Local, config: Option<&Config>) -> Result<Vec<Bundle>
             ),
         });
     }
-    for files in config.iter().flat_map(|config| &config.files) {
-        let kept = local.resolve(&files.path).join(".understudy/kept");
+    // A bundle names its tree, where others may be.
+    let beside = bundles.iter().filter_map(|bundle| {
+        let kept = bundle.tree()?.parent()?.to_owned();
+        let store = StoreName::try_from(bundle.store.clone()).ok()?;
+        kept.ends_with(".understudy/kept").then_some((store, kept))
+    });
+    let named = trees.named.iter().map(|(store, path)| {
+        let kept = local.resolve(path).join(".understudy/kept");
+        (store.clone(), kept)
+    });
+    let mut places: Vec<(StoreName, PathBuf)> = Vec::new();
+    for (store, kept) in named.chain(beside) {
+        if !places.iter().any(|(_, known)| *known == kept) {
+            places.push((store, kept));
+        }
+    }
+    for (store, kept) in places {
         for name in names(&kept)? {
             let path = kept.join(&name);
             let known = bundles.iter().any(|bundle| bundle.tree() == Some(&path));
             if !known {
-                let mut bundle = format!("files-{}-{name}", files.name);
+                let mut bundle = format!("files-{store}-{name}");
                 if bundles.iter().any(|it| it.name == bundle) {
                     // One of that name says that it has its files elsewhere.
                     bundle += "-tree";
                 }
                 let is_being_made = folder.join(format!(".{bundle}.partial")).exists();
-                bundles.push(tree(
-                    bundle,
-                    files.name.as_str(),
-                    path,
-                    &name,
-                    is_being_made,
-                ));
+                bundles.push(tree(bundle, store.as_str(), path, &name, is_being_made));
             }
         }
     }

@@ -13,13 +13,14 @@ use std::path::PathBuf;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
-use understudy_config::{Config, Local, NodeName};
+use understudy_config::{Local, NodeName};
 
 use crate::Place;
 use crate::failure::Failure;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, tell};
 use crate::serve::load_local;
 use bundle::Bundle;
+use find::Trees;
 
 /// The version of what is printed as JSON.
 const VERSION: u32 = 1;
@@ -86,6 +87,9 @@ struct List<'a> {
     version: u32,
     node: &'a NodeName,
     bundles: &'a [Bundle],
+    /// Why there may be more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doubt: Option<&'a str>,
 }
 
 /// What was exported, or removed, in JSON.
@@ -101,18 +105,17 @@ struct Done {
 impl Salvage {
     pub(crate) fn run(self, place: &Place) -> Result<(), Failure> {
         let local = load_local(place)?;
-        // Without it what lies in trees of files cannot be found; all else can.
-        let config = understudy_config::load(&place.cluster_file(), &place.node_file());
-        let config = config.ok().map(|loaded| loaded.config);
+        // A node that is broken may be so by its configuration: all but trees of files is found without it.
+        let trees = Trees::read(place);
         match self.verb {
-            Verb::List { json } => list(&local, config.as_ref(), json),
+            Verb::List { json } => list(&local, &trees, json),
             Verb::Show {
                 bundle,
                 limit,
                 skip,
                 json,
             } => {
-                let bundle = find::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, &trees, &bundle)?;
                 let shown = show::Shown::of(&bundle, &local, skip, limit)?;
                 if json {
                     return print_json(&shown);
@@ -121,7 +124,7 @@ impl Salvage {
                 Ok(())
             }
             Verb::Export { bundle, to, json } => {
-                let bundle = find::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, &trees, &bundle)?;
                 let (path, bytes) = export::export(&bundle, &local, &to)?;
                 let done = Done {
                     version: VERSION,
@@ -141,21 +144,28 @@ impl Salvage {
                 Ok(())
             }
             Verb::Remove { bundle, yes, json } => {
-                let bundle = find::find(&local, config.as_ref(), &bundle)?;
+                let bundle = find::find(&local, &trees, &bundle)?;
                 remove(bundle, yes, json)
             }
         }
     }
 }
 
-fn list(local: &Local, config: Option<&Config>, json: bool) -> Result<(), Failure> {
-    let bundles = find::list(local, config)?;
+fn list(local: &Local, trees: &Trees, json: bool) -> Result<(), Failure> {
+    let bundles = find::list(local, trees)?;
+    let doubt = trees.doubt.as_ref().map(|why| {
+        format!("{why}; what was kept in trees of files that it may name besides is not listed")
+    });
     if json {
         return print_json(&List {
             version: VERSION,
             node: &local.name,
             bundles: &bundles,
+            doubt: doubt.as_deref(),
         });
+    }
+    if let Some(doubt) = &doubt {
+        tell(doubt);
     }
     if bundles.is_empty() {
         print(&format!(

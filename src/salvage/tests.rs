@@ -15,6 +15,7 @@ use understudy_replication::position::Position;
 use understudy_replication::wall_time::WallTime;
 
 use super::bundle::Bundle;
+use super::find::Trees;
 use super::{export, find, show};
 
 const MADE: WallTime = WallTime(1_700_000_000_123);
@@ -148,7 +149,7 @@ impl Bench {
     }
 
     fn list(&self) -> Vec<Bundle> {
-        find::list(&self.local, Some(&self.config)).unwrap()
+        find::list(&self.local, &Trees::of(&self.config)).unwrap()
     }
 
     fn find(&self, prefix: &str) -> Bundle {
@@ -207,7 +208,7 @@ fn every_store_s_bundles_are_listed_and_what_is_unknown_is_said() {
             "strange files false",
         ]
     );
-    assert!(find::find(&bench.local, None, "../../etc").is_err());
+    assert!(find::find(&bench.local, &Trees::default(), "../../etc").is_err());
 }
 
 #[test]
@@ -312,7 +313,54 @@ fn a_bundle_is_removed_with_its_files_only_when_that_is_said() {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(".understudy/kept/1.a-77", "")).unwrap();
     let name = "files-docs-1.a-77";
-    let bundle = find::find(&bench.local, Some(&bench.config), name).unwrap();
+    let bundle = find::find(&bench.local, &Trees::of(&bench.config), name).unwrap();
     assert!(bundle.remove().is_err());
     assert!(bundle.path.exists() && bench.local.resolve(Path::new("/srv/docs")).exists());
+}
+
+#[test]
+fn what_was_kept_aside_is_listed_and_exported_on_a_node_whose_configuration_is_broken() {
+    let bench = Bench::new();
+    let names = |trees: &Trees| -> Vec<String> {
+        let bundles = find::list(&bench.local, trees).unwrap();
+        bundles.into_iter().map(|bundle| bundle.name).collect()
+    };
+    let whole = names(&Trees::of(&bench.config));
+    let place = crate::Place {
+        folder: bench.folder.path().to_owned(),
+    };
+    let file = bench.folder.path().join("understudy.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    // A key that nobody knows; one line that is no TOML; nothing at all.
+    let broken = [
+        text.replace("[cluster]", "[cluster]\nnonsense = 1"),
+        text.replace("name = \"x\"", "name = \"x"),
+        String::new(),
+    ];
+    for text in broken {
+        fs::write(&file, &text).unwrap();
+        let trees = Trees::read(&place);
+        assert!(trees.doubt.is_some(), "{text}");
+        assert_eq!(names(&trees), whole, "{text}");
+        let listed = super::Salvage {
+            verb: super::Verb::List { json: true },
+        };
+        listed.run(&place).unwrap();
+    }
+    let export = super::Salvage {
+        verb: super::Verb::Export {
+            bundle: "files-docs-1.a-5".to_owned(),
+            to: bench.folder.path().join("out"),
+            json: true,
+        },
+    };
+    export.run(&place).unwrap();
+    let exported = bench.folder.path().join("out/files-docs-1.a-5/files/older");
+    assert_eq!(fs::read_to_string(exported).unwrap(), "older");
+    // Without a bundle that names the tree, the configuration has to.
+    fs::remove_dir_all(bench.salvage().join("files-docs-1.a-77")).unwrap();
+    assert!(!names(&Trees::read(&place)).contains(&"files-docs-1.a-5".to_owned()));
+    let half = text.replace("[cluster]", "[cluster]\nnonsense = 1");
+    fs::write(&file, half).unwrap();
+    assert!(names(&Trees::read(&place)).contains(&"files-docs-1.a-5".to_owned()));
 }

@@ -138,21 +138,22 @@ impl Looker {
             return bad("an earlier look has not come back yet");
         }
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let is_stuck = self.is_stuck.clone();
+        let under_way = UnderWay(self.is_stuck.clone());
         let thread = std::thread::Builder::new().name("check".to_owned());
         let spawned = thread.spawn(move || {
             let found = look();
-            is_stuck.store(false, Ordering::Release);
+            drop(under_way);
             // Nobody listens any more where it has taken too long.
             answer.send(found).unwrap_or_default();
         });
         if let Err(error) = spawned {
-            self.is_stuck.store(false, Ordering::Release);
             return bad(format!("cannot start a thread: {error}"));
         }
-        answered
-            .await
-            .unwrap_or_else(|_| bad("the look was broken off"))
+        match answered.await {
+            Ok(found) => found,
+            // The thread has panicked. What it would have found is not known, which is not that it is bad.
+            Err(_) => panic!("the thread of the look has broken"),
+        }
     }
 
     async fn command(&self, argv: &[String], user: Option<&str>) -> Look {
@@ -194,9 +195,13 @@ impl Looker {
             drop(under_way);
             look
         });
-        asked
-            .await
-            .unwrap_or_else(|_| bad("the look was broken off"))
+        match asked.await {
+            Ok(found) => found,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => bad("the look was broken off"),
+            },
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod local;
 mod look;
 mod network;
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use understudy_config::{CheckOn, CheckSeverity, Config, Local, StoreName};
 use understudy_replication::event::{Events, Severity};
+use understudy_replication::keep_up::{Broken, keep_up};
 use understudy_replication::status::{CheckState, CheckStatus, RoleName};
 use understudy_replication::store::{Stop, StoreFailure};
 use understudy_replication::wall_time::WallTime;
@@ -104,7 +106,7 @@ impl Checks {
     pub async fn run(self: Arc<Self>, role: Role, stop: Stop) {
         let mut tasks = JoinSet::new();
         for check in &self.checks {
-            tasks.spawn(self.clone().repeat(check.clone(), role.clone()));
+            tasks.spawn(self.clone().attend(check.clone(), role.clone()));
         }
         stop.wait().await;
         tasks.shutdown().await;
@@ -148,7 +150,38 @@ impl Checks {
         }
     }
 
-    async fn repeat(self: Arc<Self>, check: Arc<Check>, role: Role) {
+    /// Looks, also after a look has broken.
+    async fn attend(self: Arc<Self>, check: Arc<Check>, role: Role) {
+        let work = || self.repeat(&check, &role);
+        match keep_up(work, |broken| self.note_broken(&check, broken)).await {}
+    }
+
+    /// Takes in that nothing is known of a check, since it was not looked at to the end.
+    fn note_broken(&self, check: &Check, broken: &Broken) {
+        let mut known = check.known();
+        known.judge.forget(WallTime::now());
+        known.checked = None;
+        let message = format!(
+            "a look has broken: {}; the next is in {} s",
+            broken.why,
+            broken.pause.as_secs()
+        );
+        known.message = message.chars().take(MESSAGE_CHARS_MAX).collect();
+        // A failure that is seen again is told again.
+        known.told = false;
+        drop(known);
+        if broken.is_news {
+            let message = format!(
+                "nothing is known of check {} ({}): {message}; this is a mistake in understudy",
+                check.config.name,
+                check.config.kind.as_str()
+            );
+            self.events
+                .record(Severity::Error, "check_unknown", message);
+        }
+    }
+
+    async fn repeat(&self, check: &Check, role: &Role) -> Infallible {
         loop {
             let applies = match check.config.on {
                 CheckOn::Any => true,
@@ -165,7 +198,7 @@ impl Checks {
                 known.message = message.chars().take(MESSAGE_CHARS_MAX).collect();
                 drop(known);
                 if turn.is_some() {
-                    self.tell(&check);
+                    self.tell(check);
                 }
             } else {
                 let mut known = check.known();

@@ -1,7 +1,8 @@
 //! What is looked at over the network.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -78,20 +79,65 @@ async fn get(url: &str) -> Result<(u16, String), Box<dyn std::error::Error + Sen
     }
 }
 
+/// A machine to be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Gateway {
+    address: IpAddr,
+    /// The network interface that leads to it. An address that is of one link alone (`fe80::…`) is on each link
+    /// another machine's.
+    interface: Option<String>,
+}
+
+impl fmt::Display for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.interface {
+            Some(interface) => write!(f, "{}%{interface}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+impl Gateway {
+    /// Returns where it is, for the kernel.
+    fn place(&self) -> io::Result<SocketAddr> {
+        Ok(match (self.address, &self.interface) {
+            (IpAddr::V6(address), Some(interface)) => {
+                let index = nix::net::if_::if_nametoindex(interface.as_str())?;
+                SocketAddrV6::new(address, 0, 0, index).into()
+            }
+            (address, _) => SocketAddr::new(address, 0),
+        })
+    }
+}
+
 pub(super) async fn gateway(address: Option<IpAddr>) -> Look {
-    let address = match address.map_or_else(default_gateway, |address| Ok(Some(address))) {
-        Ok(Some(address)) => address,
-        Ok(None) => return bad("this machine has no default route"),
-        Err(error) => return bad(format!("cannot look for the default route: {error}")),
+    let found = match address {
+        None => default_gateway(),
+        Some(IpAddr::V6(address)) if address.is_unicast_link_local() => link_of(address),
+        Some(address) => Ok(Some(Gateway {
+            address,
+            interface: None,
+        })),
     };
-    match echo(address).await {
-        Ok(()) => good(format!("{address} answers")),
-        Err(error) => bad(format!("{address} does not answer: {error}")),
+    let gateway = match (found, address) {
+        (Ok(Some(gateway)), _) => gateway,
+        (Ok(None), None) => return bad("this machine has no default route"),
+        (Ok(None), Some(address)) => {
+            return bad(format!(
+                "{address} is of one link alone, and no route of this machine tells which"
+            ));
+        }
+        (Err(error), _) => return bad(format!("cannot read the routes of this machine: {error}")),
+    };
+    match echo(&gateway).await {
+        Ok(()) => good(format!("{gateway} answers")),
+        Err(error) => bad(format!("{gateway} does not answer: {error}")),
     }
 }
 
 /// Sends an ICMP echo, and waits for its answer.
-async fn echo(address: IpAddr) -> io::Result<()> {
+async fn echo(gateway: &Gateway) -> io::Result<()> {
+    let (address, place) = (gateway.address, gateway.place()?);
     let (family, protocol, request, reply) = match address {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8, 0),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129),
@@ -102,7 +148,7 @@ async fn echo(address: IpAddr) -> io::Result<()> {
     let socket: OwnedFd = open(SocketType::DGRAM).or_else(|_| open(SocketType::RAW))?;
     // The calls of a UDP socket do for it: it sends and receives single messages.
     let socket = UdpSocket::from_std(std::net::UdpSocket::from(socket))?;
-    socket.connect(SocketAddr::new(address, 0)).await?;
+    socket.connect(place).await?;
     let mut token = [0_u8; 16];
     rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
     let mut message = vec![request, 0, 0, 0, token[0], token[1], 0, 1];
@@ -143,16 +189,33 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// Returns the gateway of the default route: of IPv4, or else of IPv6.
-fn default_gateway() -> io::Result<Option<IpAddr>> {
+fn default_gateway() -> io::Result<Option<Gateway>> {
     let table = std::fs::read_to_string("/proc/thread-self/net/route")?;
     if let Some(gateway) = gateway_v4(&table) {
-        return Ok(Some(gateway.into()));
+        return Ok(Some(Gateway {
+            address: gateway.into(),
+            interface: None,
+        }));
     }
-    let table = std::fs::read_to_string("/proc/thread-self/net/ipv6_route");
-    Ok(table
-        .ok()
-        .and_then(|table| gateway_v6(&table))
-        .map(IpAddr::from))
+    let table = routes_v6()?;
+    Ok(gateways_v6(&table)
+        .find(|(is_default, _)| *is_default)
+        .map(|(_, gateway)| gateway))
+}
+
+/// Returns the machine of a link's own address, with the link, by the routes that lead through it.
+fn link_of(address: Ipv6Addr) -> io::Result<Option<Gateway>> {
+    let table = routes_v6()?;
+    let mut gateways = gateways_v6(&table).map(|(_, gateway)| gateway);
+    Ok(gateways.find(|gateway| gateway.address == address))
+}
+
+/// Returns the kernel's table of routes of IPv6, which is empty where there is no IPv6.
+fn routes_v6() -> io::Result<String> {
+    match std::fs::read_to_string("/proc/thread-self/net/ipv6_route") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
 }
 
 /// Finds the gateway in a table with lines of interface, destination, gateway, flags, …, mask; the kernel
@@ -169,17 +232,23 @@ fn gateway_v4(table: &str) -> Option<Ipv4Addr> {
     })
 }
 
-/// Finds the gateway in a table with lines of destination, its length, source, its length, gateway, ….
-fn gateway_v6(table: &str) -> Option<Ipv6Addr> {
-    table.lines().find_map(|line| {
+/// Finds the gateways, each with whether it is that of the default route, in a table with lines of destination,
+/// its length, source, its length, gateway, four numbers, interface.
+fn gateways_v6(table: &str) -> impl Iterator<Item = (bool, Gateway)> {
+    table.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "00", _, _, gateway, ..] = fields[..] else {
+        let [_, length, _, _, gateway, _, _, _, _, interface] = fields[..] else {
             return None;
         };
         let gateway = u128::from_str_radix(gateway, 16)
             .ok()
             .filter(|it| *it != 0)?;
-        Some(Ipv6Addr::from(gateway)).filter(|it| !it.is_unicast_link_local())
+        let address = Ipv6Addr::from(gateway);
+        let interface = address
+            .is_unicast_link_local()
+            .then(|| interface.to_owned());
+        let address = address.into();
+        Some((length == "00", Gateway { address, interface }))
     })
 }
 
@@ -203,8 +272,35 @@ mod tests {
                   00000000000000000000000000000000 00000100 00000001 00000000 00000001 eth0\n\
                   00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
                   fd0000000000000000000000000000fe 00000400 00000001 00000000 00000003 eth0\n";
-        assert_eq!(gateway_v6(v6), Some("fd00::fe".parse().unwrap()));
-        assert_eq!(gateway_v6(""), None);
+        let found: Vec<_> = gateways_v6(v6)
+            .map(|(is_default, gateway)| (is_default, gateway.to_string()))
+            .collect();
+        assert_eq!(found, [(true, "fd00::fe".to_owned())]);
+        assert_eq!(gateways_v6("").count(), 0);
+    }
+
+    #[test]
+    fn a_gateway_that_is_of_one_link_alone_is_found_with_its_link() {
+        // As routers announce themselves, beside what the kernel refuses and a network behind another router.
+        let table = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                     fe800000000000000000000000000001 00000400 00000001 00000000 00450003     eth1\n\
+                     fd010000000000000000000000000000 20 00000000000000000000000000000000 00 \
+                     fe800000000000000000000000000002 00000400 00000001 00000000 00000003     eth2\n\
+                     00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                     00000000000000000000000000000000 ffffffff 00000001 00000000 00200200       lo\n";
+        let found: Vec<_> = gateways_v6(table)
+            .map(|(is_default, gateway)| (is_default, gateway.to_string()))
+            .collect();
+        let expected = [(true, "fe80::1%eth1"), (false, "fe80::2%eth2")];
+        assert_eq!(found, expected.map(|(is, text)| (is, text.to_owned())));
+        let on_loopback = Gateway {
+            address: "fe80::1".parse().unwrap(),
+            interface: Some("lo".to_owned()),
+        };
+        let SocketAddr::V6(place) = on_loopback.place().unwrap() else {
+            panic!("of IPv6");
+        };
+        assert_ne!(place.scope_id(), 0);
     }
 
     #[test]

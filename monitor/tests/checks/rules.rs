@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use understudy_config::{Check, CheckKind, CheckOn};
-use understudy_replication::status::CheckState::{Failed, Ok as Well};
+use understudy_replication::status::CheckState::{Failed, Ok as Well, Unknown};
 
 use crate::watched::{Watched, check, config, wait_for};
 
@@ -105,4 +105,25 @@ async fn the_disk_of_the_state_is_looked_at_unless_a_check_has_its_name_or_its_d
         inodes: None,
     });
     assert_eq!(names(vec![same]), ["it (disk)"]);
+}
+
+#[tokio::test]
+async fn a_look_that_breaks_leaves_nothing_known_and_is_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("well");
+    fs::write(&path, "").unwrap();
+    let mut check = of_file(&path);
+    check.on = CheckOn::Primary;
+    let watched = Watched::of(&config(vec![check]), None);
+    watched.is(Well).await;
+    watched.set_broken(true);
+    let message = watched.is(Unknown).await;
+    assert_eq!(
+        message,
+        "a look has broken: a mistake of ours; the next is in 1 s"
+    );
+    watched.set_broken(false);
+    watched.is(Well).await;
+    let kinds: Vec<_> = watched.events().into_iter().map(|it| it.kind).collect();
+    assert_eq!(kinds, ["check_unknown"]);
 }

@@ -17,6 +17,7 @@ pub(crate) struct Watched {
     pub(crate) checks: Arc<Checks>,
     events: Events,
     is_primary: Arc<AtomicBool>,
+    is_broken: Arc<AtomicBool>,
     _stopper: Stopper,
     _folder: tempfile::TempDir,
 }
@@ -68,15 +69,21 @@ impl Watched {
         let (stopper, stop): (Stopper, Stop) = Stopper::new();
         let is_primary = Arc::new(AtomicBool::new(true));
         let asked = is_primary.clone();
-        let role = Arc::new(move || match asked.load(Ordering::Relaxed) {
-            true => RoleName::Primary,
-            false => RoleName::Standby,
+        let is_broken = Arc::new(AtomicBool::new(false));
+        let breaks = is_broken.clone();
+        let role = Arc::new(move || {
+            assert!(!breaks.load(Ordering::Relaxed), "a mistake of ours");
+            match asked.load(Ordering::Relaxed) {
+                true => RoleName::Primary,
+                false => RoleName::Standby,
+            }
         });
         tokio::spawn(checks.clone().run(role, stop));
         Self {
             checks,
             events,
             is_primary,
+            is_broken,
             _stopper: stopper,
             _folder: folder,
         }
@@ -84,6 +91,11 @@ impl Watched {
 
     pub(crate) fn set_primary(&self, is_primary: bool) {
         self.is_primary.store(is_primary, Ordering::Relaxed);
+    }
+
+    /// Has every look break that asks for the role.
+    pub(crate) fn set_broken(&self, is_broken: bool) {
+        self.is_broken.store(is_broken, Ordering::Relaxed);
     }
 
     pub(crate) fn status(&self) -> Option<CheckStatus> {

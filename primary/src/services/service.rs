@@ -265,6 +265,22 @@ impl Service {
         self.set(state, "")
     }
 
+    /// Takes in that nothing is known of it.
+    pub(super) fn lose_sight(&self, message: &str) {
+        let mut live = self.live();
+        // What may run is to be stopped when this node is fenced: that is not forgotten.
+        if matches!(
+            live.state,
+            ServiceState::GoingOnline | ServiceState::GoingOffline
+        ) {
+            live.is_up = Some(true);
+        }
+        // An answer that is under way is of before.
+        live.changes = live.changes.wrapping_add(1);
+        drop(live);
+        self.set(ServiceState::Unknown, message);
+    }
+
     /// Takes in that it is up; tells so when that is the first that is heard of it.
     pub(super) fn adopt(&self, answer: &Answer) {
         let name = self.name();

@@ -1,5 +1,6 @@
 //! The services are asked how they are, again and again, and what follows from it is done.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use understudy_replication::error_chain;
 use understudy_replication::event::Severity;
+use understudy_replication::keep_up::{Broken, keep_up};
 use understudy_replication::status::ServiceState;
 use understudy_replication::store::Stop;
 
@@ -32,10 +34,34 @@ impl Services {
         tasks.shutdown().await;
     }
 
+    /// Looks at a service, also after a look has broken.
     async fn attend(self: Arc<Self>, number: usize) {
         let Some(service) = self.services.get(number) else {
             return;
         };
+        let tell = |broken: &Broken| self.note_broken(service, broken);
+        match keep_up(|| self.repeat(service), tell).await {}
+    }
+
+    /// Takes in that nothing is known of a service, since it was not looked after to the end.
+    fn note_broken(&self, service: &Service, broken: &Broken) {
+        let message = format!(
+            "who looks after it has broken: {}; it goes on in {} s",
+            broken.why,
+            broken.pause.as_secs()
+        );
+        service.lose_sight(&message);
+        if broken.is_news {
+            let message = format!(
+                "nothing is known of service {}: {message}; this is a mistake in understudy",
+                service.name()
+            );
+            self.events
+                .record(Severity::Error, "service_unknown", message);
+        }
+    }
+
+    async fn repeat(&self, service: &Service) -> Infallible {
         loop {
             let pause = self.look(service).await;
             tokio::select! {

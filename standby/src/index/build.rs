@@ -82,6 +82,15 @@ impl Build<'_> {
                     if position(half.as_ref()) != before {
                         failures = 0;
                     }
+                    if error.is_unclaimed() {
+                        // Whose it is now is told when it is opened again.
+                        half = None;
+                        failures = failures.saturating_add(1);
+                        if failures > FAILURES_MAX {
+                            return Err(error);
+                        }
+                        continue;
+                    }
                     failures = failures.saturating_add(1);
                     // Where nothing has begun, the caller knows better whether to wait; but whoever wrote
                     // before is about to let go.
@@ -219,7 +228,8 @@ impl Build<'_> {
                     self.keeper.session = None;
                     failures = failures.saturating_add(1);
                     let is_late = Instant::now() >= self.deadline;
-                    if is_late || !error.is_passing() || failures > FAILURES_MAX {
+                    let is_over = is_late || error.is_unclaimed();
+                    if is_over || !error.is_passing() || failures > FAILURES_MAX {
                         return Err(error);
                     }
                     tokio::time::sleep(Duration::from_millis(100 << failures.min(6))).await;
@@ -339,7 +349,9 @@ impl Index {
         match &self.config.engine {
             Engine::Elasticsearch { .. } => {
                 let elastic = self.elastic()?;
-                let index = elastic.begin(&shape.columns, payload).await?;
+                let index = elastic
+                    .begin(&self.epoch()?, &shape.columns, payload)
+                    .await?;
                 Ok(Target::Elastic(index))
             }
             Engine::Tantivy { .. } | Engine::Command { .. } => {
@@ -358,7 +370,7 @@ impl Index {
     /// Returns half a build that can be gone on with.
     async fn open_half(&self, rows: &Rows) -> Result<Option<Kept>, RebuildError> {
         if let Engine::Elasticsearch { .. } = &self.config.engine {
-            let found = self.elastic()?.half(rows).await?;
+            let found = self.elastic()?.half(rows, &self.epoch()?).await?;
             return Ok(found.map(|(index, payload)| Kept {
                 target: Target::Elastic(index),
                 payload,

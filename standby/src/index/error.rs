@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use understudy_replication::command::CommandError;
+use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::postgres::Relation;
 
@@ -38,7 +39,7 @@ pub enum RebuildError {
     },
     /// All nodes use one, and the primary keeps it.
     #[error(
-        "index {name} is shared by all nodes, and this node's Postgres is a standby: the primary keeps it"
+        "index {name} is shared by all nodes, and this node is not the primary, which keeps it"
     )]
     NotPrimary {
         /// The index.
@@ -111,6 +112,26 @@ impl RebuildError {
             | Self::Command { .. }
             | Self::Broken => false,
         }
+    }
+
+    /// Returns by whom this node was superseded, if that is why: in which epoch, and through which alias of an
+    /// Elasticsearch that one writes.
+    pub(super) fn superseded(&self) -> Option<(&Epoch, &str)> {
+        let Self::Elastic {
+            source: ElasticError::Superseded { theirs, alias, .. },
+        } = self
+        else {
+            return None;
+        };
+        Some((theirs, alias))
+    }
+
+    /// Returns whether what was written to is another's now, or gone: it has to be opened anew.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        let Self::Elastic { source } = self else {
+            return false;
+        };
+        matches!(source, ElasticError::Unclaimed)
     }
 
     /// Returns the whole story.

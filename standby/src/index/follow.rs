@@ -57,7 +57,8 @@ impl Index {
         let followed = match &rows.warm {
             Some(warm) => {
                 let followed = self.follow(keeper, rows, warm, care, deadline).await;
-                if followed.is_err() {
+                if let Err(error) = &followed {
+                    self.note_superseded(error);
                     // What was begun in it is given up, and the state is read again.
                     keeper.session = None;
                     keeper.current = None;
@@ -72,6 +73,7 @@ impl Index {
                 face.current = Some(std::time::Instant::now());
                 face.trouble = None;
                 face.failure = None;
+                face.superseded = None;
                 return Ok(face.documents);
             }
             Followed::MustBuild => false,

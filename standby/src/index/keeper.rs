@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use understudy_config::Engine;
+use understudy_replication::epoch::Epoch;
 use understudy_replication::error_chain;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::status::{IndexState, IndexStatus};
@@ -15,7 +16,7 @@ use super::engine::{Searchable, Written};
 use super::error::RebuildError;
 use super::session::{Moment, Session};
 use super::shelf::{Record, Shelf};
-use super::source::Database;
+use super::source::{Database, SourceError};
 use super::target::{Kept, Target};
 
 /// An index.
@@ -47,6 +48,8 @@ pub(super) struct Face {
     pub(super) failure: Option<String>,
     /// What keeps it from being kept warm, for now.
     pub(super) trouble: Option<String>,
+    /// The epoch of another node that writes to it, as it was told last.
+    pub(super) superseded: Option<Epoch>,
     /// When it was equal to its rows last.
     pub(super) current: Option<Instant>,
 }
@@ -160,6 +163,41 @@ impl Index {
         Ok(())
     }
 
+    /// Returns the epoch in which this node may write.
+    pub(super) fn epoch(&self) -> Result<Epoch, RebuildError> {
+        let told = (self.database.tenure)();
+        let writer = told.map_err(|source| SourceError::Tenure { source })?;
+        // One that has heard of a higher epoch may have a Postgres that still takes writes.
+        if self.is_shared() && !writer.is_primary {
+            return Err(RebuildError::NotPrimary {
+                name: self.name().to_owned(),
+            });
+        }
+        Ok(writer.epoch)
+    }
+
+    /// Tells that another node writes to the index, if that is why it failed; once of each epoch.
+    pub(super) fn note_superseded(&self, error: &RebuildError) -> bool {
+        let Some((theirs, alias)) = error.superseded() else {
+            return false;
+        };
+        let mut face = self.face();
+        face.trouble = Some(error.chain());
+        let is_news = face.superseded.replace(theirs.clone()).as_ref() != Some(theirs);
+        drop(face);
+        if is_news {
+            let message = format!(
+                "index {} is written by node {} in epoch {theirs}, and no more by this node; if no node is in \
+                 that epoch, remove the alias {alias} from Elasticsearch",
+                self.name(),
+                theirs.node
+            );
+            self.events
+                .record(Severity::Warning, "index_superseded", message);
+        }
+        true
+    }
+
     pub(super) fn behind(&self) -> RebuildError {
         RebuildError::Behind {
             name: self.name().to_owned(),
@@ -196,11 +234,17 @@ impl Index {
     /// Takes note of how a build ended.
     pub(super) fn note_build(&self, outcome: &Result<u64, RebuildError>) {
         let name = self.name();
+        if let Err(error) = outcome
+            && self.note_superseded(error)
+        {
+            return;
+        }
         let mut face = self.face();
         match outcome {
             Ok(documents) => {
                 face.failure = None;
                 face.trouble = None;
+                face.superseded = None;
                 face.current = Some(Instant::now());
                 drop(face);
                 let message = format!("index {name} was rebuilt ({documents} documents)");
@@ -227,7 +271,8 @@ impl Index {
             return Ok(None);
         };
         if let Engine::Elasticsearch { .. } = &self.config.engine {
-            let Some((index, payload)) = self.elastic()?.current(rows).await? else {
+            let Some((index, payload)) = self.elastic()?.current(rows, &self.epoch()?).await?
+            else {
                 return Ok(None);
             };
             let documents = index.count().await?;

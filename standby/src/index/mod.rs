@@ -43,5 +43,5 @@ pub use indexes::{CaughtUp, Indexes};
 pub use routes::{IsServing, routes};
 pub use search::{Hit, LIMIT_MAX, SearchError, SearchResult};
 pub use shelf::ShelfError;
-pub use source::{Ancestry, Connect, Database, SourceError};
+pub use source::{Ancestry, Connect, Database, SourceError, Tenure, Writer};
 pub use standing::{Stamp, Standing, standing};

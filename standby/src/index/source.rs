@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use understudy_replication::epoch::Epoch;
 use understudy_replication::postgres::History;
 use understudy_replication::store::{BoxFuture, StoreFailure};
 
@@ -21,6 +22,18 @@ pub type Connect =
 /// system identifier and the end are not looked at.
 pub type Ancestry = Arc<dyn Fn() -> Result<History, StoreFailure> + Send + Sync>;
 
+/// Tells who this node is to the others, at any moment.
+pub type Tenure = Arc<dyn Fn() -> Result<Writer, StoreFailure> + Send + Sync>;
+
+/// What this node may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The highest epoch that it has made durable.
+    pub epoch: Epoch,
+    /// It opened that epoch itself, and has not been superseded as far as it knows.
+    pub is_primary: bool,
+}
+
 /// This node's Postgres.
 #[derive(Clone)]
 pub struct Database {
@@ -28,6 +41,8 @@ pub struct Database {
     pub connect: Connect,
     /// Where it comes from.
     pub ancestry: Ancestry,
+    /// In which epoch it is.
+    pub tenure: Tenure,
 }
 
 /// Why rows cannot be read.
@@ -55,6 +70,12 @@ pub enum SourceError {
     /// Where the database comes from is not known.
     #[error("the history of the database cannot be told")]
     Ancestry {
+        /// Why not.
+        source: StoreFailure,
+    },
+    /// The role of this node is not known.
+    #[error("the role of this node cannot be told")]
+    Tenure {
         /// Why not.
         source: StoreFailure,
     },
@@ -141,7 +162,10 @@ impl SourceError {
             SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
         ];
         match self {
-            Self::Connect { .. } | Self::Ancestry { .. } | Self::Late { .. } => true,
+            Self::Connect { .. }
+            | Self::Ancestry { .. }
+            | Self::Tenure { .. }
+            | Self::Late { .. } => true,
             Self::Query { source } => {
                 source.is_closed() || source.code().is_none_or(|code| PASSING.contains(code))
             }

@@ -68,6 +68,7 @@ fn no_database() -> Database {
     Database {
         connect: Arc::new(|_| Box::pin(async { Err("no database".into()) })),
         ancestry: Arc::new(|| Err("no database".into())),
+        tenure: Arc::new(|| Err("no database".into())),
     }
 }
 

@@ -326,6 +326,8 @@ impl Rehearsal {
                         origins: Origins::default(),
                     })
                 }),
+                // What other nodes see is not built.
+                tenure: Arc::new(|| Err("a rehearsal writes to nothing that is shared".into())),
             },
             self.environment.clone(),
             events,

@@ -241,3 +241,33 @@ async fn who_waits_for_a_change_is_woken_by_it() {
     services.look_at("web").await;
     assert!(changes.has_changed().unwrap());
 }
+
+#[tokio::test]
+async fn when_who_looks_after_a_service_breaks_nothing_is_known_of_it_and_that_is_told() {
+    let place = Place::new();
+    let mut web = place.service("web");
+    // No clock knows when that is over.
+    web.timeout = Duration::MAX;
+    fs::write(place.path("web"), "").unwrap();
+    let services = place.services(&[web]);
+    services.primary().await.unwrap();
+    assert_eq!(states(&services), [ServiceState::Online]);
+    watched(&services, async {
+        fs::remove_file(place.path("web")).unwrap();
+        until("it is told", || {
+            !place.messages("service_unknown").is_empty()
+        })
+        .await;
+    })
+    .await;
+    assert_eq!(states(&services), [ServiceState::Unknown]);
+    // It may have been started: who is fenced stops it.
+    assert!(services.is_serving());
+    let told = &place.messages("service_unknown")[0];
+    assert!(
+        told.starts_with(
+            "nothing is known of service web: who looks after it has broken: overflow"
+        ) && told.ends_with("it goes on in 1 s; this is a mistake in understudy"),
+        "{told}"
+    );
+}

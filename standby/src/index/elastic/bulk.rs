@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::error::ElasticError;
 use super::http::{TRIES_MAX, pause};
+use super::written::Seen;
 use super::{ElasticIndex, HASH, KEY, MARK, refused};
 use crate::index::row::{Applied, Change, Row, mark_hash};
 
@@ -23,16 +24,17 @@ struct Line {
 }
 
 impl ElasticIndex {
-    /// Writes what is to be changed.
+    /// Writes what is to be changed, and deletes what is still as it was `seen`.
     pub(super) async fn bulk(
         &self,
         changes: BTreeMap<String, Change>,
+        seen: &Seen,
     ) -> Result<Applied, ElasticError> {
         let mut applied = Applied::default();
         let mut lines = Vec::new();
         let mut bytes = 0_usize;
         for (key, change) in changes {
-            let line = self.line(key, &change);
+            let line = self.line(key, &change, seen);
             bytes = bytes.saturating_add(line.text.len());
             lines.push(line);
             if lines.len() >= DOCUMENTS_MAX || bytes >= BYTES_MAX {
@@ -44,9 +46,20 @@ impl ElasticIndex {
         Ok(applied)
     }
 
-    fn line(&self, key: String, change: &Change) -> Line {
+    fn line(&self, key: String, change: &Change, seen: &Seen) -> Line {
         let (is_delete, text) = match change {
-            Change::Remove(_) => (true, format!("{}\n", json!({ "delete": { "_id": key } }))),
+            Change::Remove(_) => {
+                let mut action = json!({ "_id": key });
+                // A watermark there is none of what is gone. But what has changed since it was looked at is not
+                // what was to go: a request that comes late, through an alias that is no more, is refused.
+                if let (Some((number, term)), Some(fields)) =
+                    (seen.get(&key), action.as_object_mut())
+                {
+                    fields.insert("if_seq_no".to_owned(), (*number).into());
+                    fields.insert("if_primary_term".to_owned(), (*term).into());
+                }
+                (true, format!("{}\n", json!({ "delete": action })))
+            }
             Change::Put(row) => {
                 let mut action = json!({ "_id": key });
                 // A superseded primary that writes on cannot undo what is newer.
@@ -90,7 +103,8 @@ impl ElasticIndex {
     async fn send(&self, mut lines: Vec<Line>) -> Result<Applied, ElasticError> {
         const WHAT: &str = "write documents";
         let mut applied = Applied::default();
-        let path = format!("/{}/_bulk", self.name);
+        // What is no alias must not be made an index by the first document.
+        let path = format!("/{}/_bulk?require_alias=true", self.writer());
         for tried in 0..TRIES_MAX {
             if lines.is_empty() {
                 return Ok(applied);
@@ -124,8 +138,14 @@ impl ElasticIndex {
                         applied.removed = applied.removed.saturating_add(1);
                     }
                     Some(200 | 201) => applied.written = applied.written.saturating_add(1),
-                    // It is not there, or a newer one is.
+                    // Nobody's but another's: the alias is gone, and the document has not been looked at.
+                    Some(404) if item["error"]["type"] == "index_not_found_exception" => {
+                        return Err(ElasticError::Unclaimed);
+                    }
                     Some(404) if line.is_delete => {}
+                    Some(409) if line.is_delete => {
+                        return Err(ElasticError::Changed { key: line.key });
+                    }
                     Some(409) => {
                         applied.newer = applied.newer.saturating_add(1);
                         tracing::warn!(key = line.key, "a newer document is there");

@@ -141,7 +141,7 @@ impl Http {
             // Elasticsearch takes one JSON document to be a line of them, too, only where it is asked for.
             .header(
                 CONTENT_TYPE,
-                if path.ends_with("/_bulk") {
+                if path.contains("/_bulk?") {
                     "application/x-ndjson"
                 } else {
                     "application/json"

@@ -4,23 +4,27 @@
 //! ALIAS ──▶ ALIAS-1763770000000    what clients search; its mapping's `_meta` holds our state
 //!           ALIAS-1763779999999    half a build, until one call of _aliases swaps them
 //! ```
+//! Each is written through an alias of its own, which names the writer's epoch: see `claim`.
+//!
 //! The state is in the mapping and not among the documents, where a search would find it. Elasticsearch
 //! commits no documents together with it, so the order does: how much of the database's history has been seen
 //! is written before the documents, and up to which watermark it is complete after them. What a crash
 //! in between leaves is read and written once more, to the same effect.
 
 mod bulk;
+mod claim;
 mod error;
 mod http;
 mod written;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 use understudy_config::{Elasticsearch, Rows};
+use understudy_replication::epoch::Epoch;
 use understudy_replication::wall_time::WallTime;
 
 pub use self::error::ElasticError;
@@ -46,13 +50,17 @@ pub(super) struct Elastic {
 pub(super) struct ElasticIndex {
     elastic: Arc<Elastic>,
     name: String,
+    /// The epoch in which it is written.
+    epoch: Epoch,
     columns: Vec<String>,
     /// The state as it was written last.
     state: Mutex<Payload>,
 }
 
-/// What the mapping of one of our indexes says.
+/// What Elasticsearch tells of one of our indexes.
 struct Meta {
+    /// The epochs that it is claimed for.
+    writers: BTreeSet<Epoch>,
     columns: Vec<String>,
     state: String,
 }
@@ -108,7 +116,7 @@ impl Elastic {
     /// Returns the indexes that are ours.
     async fn list(&self) -> Result<BTreeMap<String, Meta>, ElasticError> {
         let what = "list its indexes";
-        let path = format!("/{}-*/_mapping", self.alias);
+        let path = format!("/{}-*", self.alias);
         let found = self.ask(what, Method::GET, &path, None).await?;
         let found = found.as_object().ok_or(ElasticError::Answer { what })?;
         let meta = |(name, index): (&String, &Value)| {
@@ -118,7 +126,11 @@ impl Elastic {
                 return None;
             }
             let columns = meta["columns"].as_array()?.iter();
+            let aliases = index["aliases"].as_object()?.keys();
             let meta = Meta {
+                writers: aliases
+                    .filter_map(|alias| claim::epoch_of(name, alias))
+                    .collect(),
                 columns: columns
                     .filter_map(|column| Some(column.as_str()?.to_owned()))
                     .collect(),
@@ -144,20 +156,30 @@ impl Elastic {
         }
     }
 
-    fn index(self: &Arc<Self>, name: String, columns: Vec<String>, state: Payload) -> ElasticIndex {
+    fn index(
+        self: &Arc<Self>,
+        name: String,
+        epoch: &Epoch,
+        columns: Vec<String>,
+        state: Payload,
+    ) -> ElasticIndex {
         ElasticIndex {
             elastic: self.clone(),
             name,
+            epoch: epoch.clone(),
             columns,
             state: Mutex::new(state),
         }
     }
 
-    /// Returns the index that clients search, if it is whole and of these rows.
+    /// Returns the index that clients search, if it is whole and of these rows, claimed for this epoch.
     pub(super) async fn current(
         self: &Arc<Self>,
         rows: &Rows,
+        epoch: &Epoch,
     ) -> Result<Option<(Arc<ElasticIndex>, Payload)>, ElasticError> {
+        // Before its state is read: nobody else changes that any more.
+        self.claim(epoch).await?;
         let Some(name) = self.aliased().await?.pop() else {
             return Ok(None);
         };
@@ -166,16 +188,18 @@ impl Elastic {
         };
         let payload = Payload::parse(&meta.state, rows).filter(Payload::is_ready);
         Ok(payload.map(|payload| {
-            let index = self.index(name, meta.columns, payload.clone());
+            let index = self.index(name, epoch, meta.columns, payload.clone());
             (Arc::new(index), payload)
         }))
     }
 
-    /// Returns half a build of these rows.
+    /// Returns half a build of these rows, claimed for this epoch.
     pub(super) async fn half(
         self: &Arc<Self>,
         rows: &Rows,
+        epoch: &Epoch,
     ) -> Result<Option<(Arc<ElasticIndex>, Payload)>, ElasticError> {
+        self.claim(epoch).await?;
         let aliased = self.aliased().await?;
         let ours = self.list().await?;
         let half = ours.into_iter().rev().find_map(|(name, meta)| {
@@ -184,30 +208,20 @@ impl Elastic {
             is_half.then_some((name, meta, payload))
         });
         Ok(half.map(|(name, meta, payload)| {
-            let index = self.index(name, meta.columns, payload.clone());
+            let index = self.index(name, epoch, meta.columns, payload.clone());
             (Arc::new(index), payload)
         }))
-    }
-
-    /// Removes every index of ours that clients do not search.
-    async fn clean(&self, aliased: &[String]) -> Result<(), ElasticError> {
-        for name in self.list().await?.into_keys() {
-            if !aliased.contains(&name) {
-                let path = format!("/{name}");
-                self.ask("remove an old index", Method::DELETE, &path, None)
-                    .await?;
-            }
-        }
-        Ok(())
     }
 
     /// Begins a new index of these columns; half of another is removed.
     pub(super) async fn begin(
         self: &Arc<Self>,
+        epoch: &Epoch,
         columns: &[String],
         payload: &Payload,
     ) -> Result<Arc<ElasticIndex>, ElasticError> {
-        self.clean(&self.aliased().await?).await?;
+        self.claim(epoch).await?;
+        self.clean(epoch, &self.aliased().await?).await?;
         let mut properties = serde_json::Map::new();
         for (at, column) in columns.iter().enumerate() {
             let of_type = if at == 0 { "keyword" } else { "text" };
@@ -217,13 +231,13 @@ impl Elastic {
             properties.insert(name.to_owned(), json!({ "type": "keyword" }));
         }
         let name = format!("{}-{}", self.alias, WallTime::now().0);
-        let index = self.index(name, columns.to_vec(), payload.clone());
+        let index = self.index(name, epoch, columns.to_vec(), payload.clone());
         let mappings = json!({
             "dynamic": "strict",
             "_meta": index.meta(payload),
             "properties": properties,
         });
-        let body = json!({ "mappings": mappings });
+        let body = json!({ "aliases": { index.writer(): {} }, "mappings": mappings });
         let path = format!("/{}", index.name);
         self.ask("make an index", Method::PUT, &path, Some(body))
             .await?;

@@ -15,6 +15,10 @@ use crate::index::row::{Applied, Change, Entry};
 /// How many documents are asked for by their keys at once.
 const KEYS_MAX: usize = 1000;
 
+/// The state that documents were seen in, by their keys: Elasticsearch's number of the last change, and of the
+/// copy that made it.
+pub(super) type Seen = BTreeMap<String, (u64, u64)>;
+
 impl ElasticIndex {
     pub(super) fn meta(&self, payload: &Payload) -> Value {
         json!({ "understudy": {
@@ -35,12 +39,12 @@ impl ElasticIndex {
         if self.state() == *payload {
             return Ok(());
         }
-        let path = format!("/{}/_mapping", self.name);
+        let path = format!("/{}/_mapping", self.writer());
         let body = json!({ "_meta": self.meta(payload) });
         let asking = self
             .elastic
             .ask("keep our state", Method::PUT, &path, Some(body));
-        asking.await?;
+        asking.await.map_err(ElasticError::of_writer)?;
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = payload.clone();
         Ok(())
     }
@@ -58,16 +62,17 @@ impl ElasticIndex {
         for change in changes {
             by_key.insert(change.key().to_owned(), change);
         }
-        if manner == Manner::Replace {
-            self.drop_unchanged(&mut by_key).await?;
-        }
+        let seen = match manner {
+            Manner::Replace => self.drop_unchanged(&mut by_key).await?,
+            Manner::Add => Seen::default(),
+        };
         let has_changes = !by_key.is_empty();
         let mut applied = Applied::default();
         if has_changes {
             let mut before = self.state();
             before.stamp.clone_from(&payload.stamp);
             self.keep(&before).await?;
-            applied = self.bulk(by_key).await?;
+            applied = self.bulk(by_key, &seen).await?;
         }
         if has_changes || must {
             self.keep(payload).await?;
@@ -75,12 +80,13 @@ impl ElasticIndex {
         Ok(applied)
     }
 
-    /// Leaves out what is as it should be already.
+    /// Leaves out what is as it should be already. Returns what is there of the rest.
     async fn drop_unchanged(
         &self,
         changes: &mut BTreeMap<String, Change>,
-    ) -> Result<(), ElasticError> {
+    ) -> Result<Seen, ElasticError> {
         let what = "tell what documents hold";
+        let mut seen = Seen::default();
         let keys: Vec<String> = changes.keys().cloned().collect();
         for keys in keys.chunks(KEYS_MAX) {
             let path = format!("/{}/_mget?_source_includes={HASH},{MARK}", self.name);
@@ -111,10 +117,15 @@ impl ElasticIndex {
                 };
                 if is_right {
                     drop(changes.remove(key));
+                } else if is_there {
+                    let number = |name: &str| document[name].as_u64();
+                    let state = number("_seq_no").zip(number("_primary_term"));
+                    let state = state.ok_or(ElasticError::Answer { what })?;
+                    seen.insert(key.clone(), state);
                 }
             }
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// Returns the documents beyond a key, in the order of the bytes of their keys.
@@ -187,18 +198,12 @@ impl ElasticIndex {
             });
         }
         let elastic = &self.elastic;
+        // It tells who has superseded this writer; that it was not since is made sure by the swap itself.
+        elastic.claim(&self.epoch).await?;
         let before = elastic.aliased().await?;
-        let mut actions: Vec<Value> = before
-            .iter()
-            .filter(|name| **name != self.name)
-            .map(|name| json!({ "remove": { "index": name, "alias": elastic.alias } }))
-            .collect();
-        actions.push(json!({ "add": { "index": self.name, "alias": elastic.alias } }));
-        let body = json!({ "actions": actions });
-        elastic
-            .ask("swap the alias", Method::POST, "/_aliases", Some(body))
-            .await?;
-        elastic.clean(std::slice::from_ref(&self.name)).await
+        elastic.swap(&self.epoch, &self.name, &before).await?;
+        let new = std::slice::from_ref(&self.name);
+        elastic.clean(&self.epoch, new).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use understudy_config::Elasticsearch;
 
 use super::elastic_model::Model;
-use super::postgres::Postgres;
+use super::postgres::{Postgres, tenure};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,6 +59,22 @@ impl Appliance {
 
     fn open(&self) -> Arc<Indexes> {
         self.place.open(&self.config(), self.postgres.database())
+    }
+
+    /// Opens the index as the node of another epoch does.
+    fn open_in(&self, epoch: &str) -> Arc<Indexes> {
+        let database = Database {
+            tenure: tenure(epoch, true),
+            ..self.postgres.database()
+        };
+        self.place.open(&self.config(), database)
+    }
+
+    /// Returns the events of a kind.
+    fn events(&self, kind: &str) -> usize {
+        let text = fs::read_to_string(self.place.path("events")).unwrap();
+        let kind = format!("\"{kind}\"");
+        text.lines().filter(|line| line.contains(&kind)).count()
     }
 
     /// Returns the titles by key, as Elasticsearch has them behind the alias.
@@ -186,25 +202,127 @@ async fn a_document_that_is_refused_is_told_with_its_key() {
         .rebuild("search", &NoProgress)
         .await
         .unwrap_err();
-    let expected = "Elasticsearch refuses to tell what the alias stands for (status 401): \
+    let expected = "Elasticsearch refuses to list its indexes (status 401): \
                     missing authentication credentials";
     assert_eq!(error_chain(&error), expected);
 }
 
 #[tokio::test]
-async fn a_superseded_primary_cannot_undo_what_is_newer() {
+async fn a_request_that_comes_late_cannot_undo_what_is_newer() {
     let appliance = Appliance::new(10).await;
     let indexes = appliance.open();
     catch_up(&indexes).await;
     // What the next primary has written, and the first does not know.
     let name = appliance.model.current("articles");
     let newer = "{\"index\":{\"_id\":\"3\",\"version\":500,\"version_type\":\"external_gte\"}}\n{\"title\":\"Newer\"}\n";
-    post(appliance.model.port, &format!("/{name}/_bulk"), newer).await;
+    let path = format!("/{name}-writer-1.a/_bulk?require_alias=true");
+    post(appliance.model.port, &path, newer).await;
     appliance
         .sql("UPDATE article SET title = 'Older', mark = 100 WHERE id = 3")
         .await;
     drop(indexes.catch_up("search", PATIENCE, &NoProgress).await);
     assert_eq!(appliance.titles()["3"], "Newer");
+}
+
+/// Returns why the index cannot be made equal to its rows.
+async fn refusal(indexes: &Indexes) -> String {
+    match indexes.catch_up("search", PATIENCE, &NoProgress).await {
+        Err(error) => error_chain(&error),
+        other => panic!("{other:?}"),
+    }
+}
+
+const SUPERSEDED: &str = "node b writes to it in epoch 2.b, and this node is in epoch 1.a only";
+
+#[tokio::test]
+async fn a_superseded_primary_changes_and_deletes_nothing() {
+    let appliance = Appliance::new(10).await;
+    let (a, b) = (appliance.open_in("1.a"), appliance.open_in("2.b"));
+    catch_up(&a).await;
+    catch_up(&b).await;
+    let before = appliance.titles();
+    let name = appliance.model.current("articles");
+    let meta = appliance.model.world().indexes[&name].meta();
+    // Rows that its own Postgres has no more, and one that it has changed: it does not know of the other yet.
+    appliance
+        .sql("DELETE FROM article WHERE id < 4; UPDATE article SET title = 'Mine', mark = 100 WHERE id = 5")
+        .await;
+    assert_eq!(refusal(&a).await, SUPERSEDED);
+    assert_eq!(appliance.titles(), before);
+    assert_eq!(appliance.model.world().indexes[&name].meta(), meta);
+    // It neither builds another nor takes the alias, and says so once.
+    let built = a.rebuild_fresh("search", &NoProgress).await.unwrap_err();
+    assert_eq!(error_chain(&built), SUPERSEDED);
+    assert_eq!(refusal(&a).await, SUPERSEDED);
+    assert_eq!(appliance.events("index_superseded"), 1);
+    assert_eq!(a.status()[0].message.as_deref(), Some(SUPERSEDED));
+    assert_eq!(appliance.model.current("articles"), name);
+    assert_eq!(appliance.model.world().indexes.len(), 1);
+    // The other goes on, and so does the first once it is promoted again.
+    assert_eq!(catch_up(&b).await, 7);
+    assert_eq!(appliance.titles(), appliance.expected().await);
+    assert_eq!(catch_up(&appliance.open_in("3.a")).await, 7);
+    appliance.sql("DELETE FROM article WHERE id = 6").await;
+    assert!(
+        refusal(&b)
+            .await
+            .starts_with("node a writes to it in epoch 3.a")
+    );
+    assert_eq!(appliance.titles().len(), 7);
+}
+
+#[tokio::test]
+async fn a_primary_that_is_superseded_while_it_writes_is_refused_by_elasticsearch_itself() {
+    // Before what it looks at last, and right before each request that changes something.
+    for request in ["/_mget", "/_bulk", "/_mapping", "POST /_aliases"] {
+        let appliance = Appliance::new(10).await;
+        let a = appliance.open_in("1.a");
+        catch_up(&a).await;
+        let (before, name) = (appliance.titles(), appliance.model.current("articles"));
+        appliance.model.world().before = Some((request, |world| world.claim("2.b")));
+        if request == "POST /_aliases" {
+            let built = a.rebuild_fresh("search", &NoProgress).await.unwrap_err();
+            assert!(error_chain(&built).contains("the alias that it wrote through is gone"));
+        } else {
+            appliance.sql("DELETE FROM article WHERE id < 4").await;
+            assert_eq!(refusal(&a).await, SUPERSEDED, "{request}");
+        }
+        assert!(appliance.model.world().before.is_none(), "{request}");
+        assert_eq!(appliance.titles(), before, "{request}");
+        assert_eq!(appliance.model.current("articles"), name, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_has_changed_since_it_was_looked_at_is_not_deleted_unseen() {
+    let appliance = Appliance::new(10).await;
+    let indexes = appliance.open();
+    catch_up(&indexes).await;
+    appliance.sql("DELETE FROM article WHERE id = 3").await;
+    appliance.model.world().before = Some(("/_bulk", |world| {
+        let name = world.alias["articles"].clone();
+        world.rewrite(&name, "3", "Newer");
+    }));
+    // It is looked at once more then.
+    assert_eq!(catch_up(&indexes).await, 9);
+    assert_eq!(appliance.model.world().conflicts, 1);
+}
+
+#[tokio::test]
+async fn a_primary_that_has_heard_of_its_successor_does_not_write_in_its_name() {
+    let appliance = Appliance::new(10).await;
+    catch_up(&appliance.open_in("2.b")).await;
+    // Its Postgres still takes writes.
+    let database = Database {
+        tenure: tenure("2.b", false),
+        ..appliance.postgres.database()
+    };
+    let fenced = appliance.place.open(&appliance.config(), database);
+    let error = fenced.rebuild("search", &NoProgress).await.unwrap_err();
+    assert!(
+        matches!(error, RebuildError::NotPrimary { .. }),
+        "{error:?}"
+    );
 }
 
 async fn post(port: u16, path: &str, body: &str) {

@@ -1,7 +1,8 @@
 //! A strict model of the part of Elasticsearch's API that is used, over real HTTP.
 //!
 //! It refuses what Elasticsearch refuses: a body that is no JSON, an unknown field, a column that the mapping
-//! has not, an old version. A search and a count see what was refreshed, and no more.
+//! has not, an old version, a document that has changed since it was seen, an alias that has to exist and does
+//! not. A search and a count see what was refreshed, and no more.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,7 +20,12 @@ const LOGIN: &str = "Basic dW5kZXJzdHVkeTpzZWNyZXQ="; // understudy:secret
 pub(super) struct Document {
     pub(super) source: Value,
     version: i64,
+    /// Which change of the index it is of.
+    seq_no: u64,
 }
+
+/// Something that is done once, right before a request.
+pub(super) type Before = (&'static str, fn(&mut World));
 
 #[derive(Debug, Default)]
 pub(super) struct Idx {
@@ -28,6 +34,7 @@ pub(super) struct Idx {
     visible: BTreeMap<String, Document>,
     /// Versions of what was deleted.
     graves: BTreeMap<String, i64>,
+    changes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +49,10 @@ pub(super) struct World {
     /// Documents that cannot be taken.
     pub(super) poison: Option<String>,
     pub(super) requests: Vec<String>,
+    /// What others do before the next request that has this in it.
+    pub(super) before: Option<Before>,
+    /// Documents that were not deleted, since they had changed.
+    pub(super) conflicts: u32,
 }
 
 /// A server that is gone when dropped.
@@ -94,7 +105,11 @@ async fn answer(
 ) -> Response {
     let mut world = world.lock().unwrap();
     let path = uri.path().to_owned();
-    world.requests.push(format!("{method} {path}"));
+    let request = format!("{method} {path}");
+    if let Some((_, act)) = world.before.take_if(|(part, _)| request.contains(*part)) {
+        act(&mut world);
+    }
+    world.requests.push(request);
     let (status, body) = if headers.get("authorization").is_none_or(|it| it != LOGIN) {
         refuse(
             401,
@@ -132,7 +147,43 @@ fn only(value: &Value, keys: &[&str]) {
     }
 }
 
+/// What a bulk request comes to that goes through an alias that is none: each document is refused.
+fn bulk_of_none(name: &str, text: &str) -> (u16, Value) {
+    let mut lines = text.lines();
+    let mut items = Vec::new();
+    while let Some(line) = lines.next() {
+        let action: Value = serde_json::from_str(line).unwrap();
+        let (verb, what) = action.as_object().unwrap().iter().next().unwrap();
+        if verb == "index" {
+            lines.next().unwrap();
+        }
+        let reason = format!("no such index [{name}] and [require_alias] request flag is [true]");
+        let error = json!({ "type": "index_not_found_exception", "reason": reason });
+        items.push(json!({ verb: { "_id": what["_id"], "status": 404, "error": error } }));
+    }
+    (200, json!({ "took": 1, "errors": true, "items": items }))
+}
+
 impl World {
+    /// Has the node of another epoch claim everything.
+    pub(super) fn claim(&mut self, epoch: &str) {
+        self.alias.retain(|alias, _| !alias.contains("-writer-"));
+        for name in self.indexes.keys() {
+            self.alias
+                .insert(format!("{name}-writer-{epoch}"), name.clone());
+        }
+    }
+
+    /// Writes a document, as another does.
+    pub(super) fn rewrite(&mut self, index: &str, id: &str, title: &str) {
+        let idx = self.indexes.get_mut(index).unwrap();
+        idx.changes += 1;
+        let seq_no = idx.changes;
+        let document = idx.documents.get_mut(id).unwrap();
+        document.source["title"] = title.into();
+        document.seq_no = seq_no;
+    }
+
     fn route(
         &mut self,
         method: &Method,
@@ -146,31 +197,39 @@ impl World {
                 Some(index) => (200, json!({ index: { "aliases": { *alias: {} } } })),
                 None => refuse(404, "aliases_not_found_exception", "alias is missing"),
             },
-            ("GET", [pattern, "_mapping"]) => {
+            ("GET", [pattern]) => {
                 let start = pattern.strip_suffix('*').unwrap();
                 let found = self
                     .indexes
                     .iter()
                     .filter(|(name, _)| name.starts_with(start));
                 let found: serde_json::Map<String, Value> = found
-                    .map(|(name, idx)| (name.clone(), json!({ "mappings": idx.mappings })))
+                    .map(|(name, idx)| {
+                        let of_it = self.alias.iter().filter(|(_, index)| *index == name);
+                        let aliases: serde_json::Map<String, Value> =
+                            of_it.map(|(alias, _)| (alias.clone(), json!({}))).collect();
+                        let told = json!({ "aliases": aliases, "mappings": idx.mappings });
+                        (name.clone(), told)
+                    })
                     .collect();
                 (200, found.into())
             }
             ("PUT", [name]) => self.create(name, &parsed()),
-            ("DELETE", [name]) => match self.indexes.remove(*name) {
-                Some(_) => {
-                    self.alias.retain(|_, index| index != name);
-                    (200, json!({ "acknowledged": true }))
-                }
-                None => refuse(404, "index_not_found_exception", "no such index"),
-            },
             ("POST", ["_aliases"]) => self.swap(&parsed()),
             ("POST", [alias, "_search"]) if self.alias.contains_key(*alias) => {
                 self.find(alias, &parsed())
             }
             (_, [name, rest @ ..]) => {
-                let Some(idx) = self.indexes.get_mut(*name) else {
+                let index = self.alias.get(*name).map_or(*name, String::as_str);
+                let is_alias = self.alias.contains_key(*name);
+                if rest == ["_bulk"] {
+                    // Without this a name that is nothing would become an index.
+                    assert_eq!(query, "require_alias=true");
+                }
+                if rest == ["_bulk"] && !is_alias {
+                    return bulk_of_none(name, std::str::from_utf8(body).unwrap());
+                }
+                let Some(idx) = self.indexes.get_mut(index) else {
                     return refuse(
                         404,
                         "index_not_found_exception",
@@ -196,7 +255,8 @@ impl World {
                         let is_half = self.breaks > 0;
                         let poison = self.poison.clone();
                         let busy = &mut self.busy_documents;
-                        idx.bulk(text, is_half, poison.as_deref(), busy)
+                        let conflicts = &mut self.conflicts;
+                        idx.bulk(text, is_half, poison.as_deref(), busy, conflicts)
                     }
                     _ => refuse(405, "method", format!("{method} {parts:?}")),
                 }
@@ -206,7 +266,7 @@ impl World {
     }
 
     fn create(&mut self, name: &str, body: &Value) -> (u16, Value) {
-        only(body, &["mappings"]);
+        only(body, &["aliases", "mappings"]);
         let mappings = &body["mappings"];
         only(mappings, &["dynamic", "_meta", "properties"]);
         for property in mappings["properties"].as_object().unwrap().values() {
@@ -222,28 +282,66 @@ impl World {
             ..Idx::default()
         };
         self.indexes.insert(name.to_owned(), idx);
+        for (alias, options) in body["aliases"].as_object().unwrap() {
+            only(options, &[]);
+            let before = self.alias.insert(alias.clone(), name.to_owned());
+            assert_eq!(
+                before, None,
+                "an alias of several indexes cannot be written"
+            );
+        }
         (200, json!({ "acknowledged": true, "index": name }))
     }
 
-    /// All of the actions, or none.
+    /// All of the actions, or none. What is to be removed and is not there is passed over, unless it must be there
+    /// or there is nothing else to do. Indexes are removed before all else.
     fn swap(&mut self, body: &Value) -> (u16, Value) {
         only(body, &["actions"]);
         let mut alias = self.alias.clone();
-        for action in body["actions"].as_array().unwrap() {
-            only(action, &["add", "remove"]);
-            for (verb, what) in action.as_object().unwrap() {
-                only(what, &["index", "alias"]);
-                let index = what["index"].as_str().unwrap().to_owned();
-                let name = what["alias"].as_str().unwrap().to_owned();
-                if !self.indexes.contains_key(&index) {
-                    return refuse(404, "index_not_found_exception", index);
-                }
-                if verb == "add" {
-                    alias.insert(name, index);
-                } else if alias.remove(&name) != Some(index) {
-                    return refuse(404, "aliases_not_found_exception", name);
-                }
+        let mut gone = Vec::new();
+        let mut is_anything = false;
+        let actions = body["actions"].as_array().unwrap().iter();
+        let actions: Vec<(&str, &Value)> = actions
+            .map(|action| {
+                only(action, &["add", "remove", "remove_index"]);
+                let (verb, what) = action.as_object().unwrap().iter().next().unwrap();
+                (verb.as_str(), what)
+            })
+            .collect();
+        for (_, what) in actions.iter().filter(|(verb, _)| *verb == "remove_index") {
+            only(what, &["index"]);
+            gone.push(what["index"].as_str().unwrap().to_owned());
+            is_anything = true;
+        }
+        for (verb, what) in actions.iter().filter(|(verb, _)| *verb != "remove_index") {
+            only(what, &["index", "alias", "must_exist"]);
+            let index = what["index"].as_str().unwrap().to_owned();
+            let name = what["alias"].as_str().unwrap().to_owned();
+            if !self.indexes.contains_key(&index) || gone.contains(&index) {
+                return refuse(404, "index_not_found_exception", index);
             }
+            if *verb == "add" {
+                let before = alias.insert(name, index.clone());
+                assert!(
+                    before.is_none_or(|before| before == index),
+                    "of several indexes"
+                );
+                is_anything = true;
+            } else if alias.get(&name) == Some(&index) {
+                alias.remove(&name);
+                is_anything = true;
+            } else if what["must_exist"] == true {
+                return refuse(404, "aliases_not_found_exception", name);
+            }
+        }
+        if !is_anything {
+            return refuse(404, "aliases_not_found_exception", "aliases are missing");
+        }
+        for index in gone {
+            if self.indexes.remove(&index).is_none() {
+                return refuse(404, "index_not_found_exception", index);
+            }
+            alias.retain(|_, of| *of != index);
         }
         self.alias = alias;
         (200, json!({ "acknowledged": true }))
@@ -282,11 +380,19 @@ impl World {
 }
 
 impl Idx {
+    /// Returns what the mapping keeps for us.
+    pub(super) fn meta(&self) -> Value {
+        self.mappings["_meta"].clone()
+    }
+
     fn get_many(&self, body: &Value, query: &str) -> (u16, Value) {
         only(body, &["ids"]);
         assert_eq!(query, "_source_includes=understudy-hash,understudy-mark");
         let document = |id: &Value| match self.documents.get(id.as_str().unwrap()) {
-            Some(document) => json!({ "_id": id, "found": true, "_source": document.source }),
+            Some(document) => json!({
+                "_id": id, "found": true, "_source": document.source, "_version": document.version,
+                "_seq_no": document.seq_no, "_primary_term": 1,
+            }),
             None => json!({ "_id": id, "found": false }),
         };
         let ids = body["ids"].as_array().unwrap();
@@ -324,6 +430,7 @@ impl Idx {
         is_half: bool,
         poison: Option<&str>,
         busy: &mut u32,
+        conflicts: &mut u32,
     ) -> (u16, Value) {
         assert!(
             text.ends_with('\n'),
@@ -348,18 +455,30 @@ impl Idx {
             } else {
                 self.one(what, document, poison)
             };
+            *conflicts += u32::from(verb == "delete" && status == 409);
             items.push(json!({ verb: { "_id": what["_id"], "status": status, "error": error } }));
         }
         (200, json!({ "took": 1, "items": items }))
     }
 
     fn one(&mut self, what: &Value, document: Option<&str>, poison: Option<&str>) -> (u16, Value) {
-        only(what, &["_id", "version", "version_type"]);
+        match document {
+            Some(_) => only(what, &["_id", "version", "version_type"]),
+            None => only(what, &["_id", "if_seq_no", "if_primary_term"]),
+        }
         let id = what["_id"].as_str().unwrap().to_owned();
         assert!(!id.is_empty() && id.len() <= 512, "id is too long");
         let before = self.documents.get(&id).map(|it| it.version);
         let before = before.or_else(|| self.graves.get(&id).copied());
+        self.changes += 1;
         let Some(document) = document else {
+            if let Some(wanted) = what.get("if_seq_no") {
+                assert_eq!(what["if_primary_term"], 1);
+                let found = self.documents.get(&id).map(|it| it.seq_no);
+                if found != wanted.as_u64() {
+                    return (409, json!({ "type": "version_conflict_engine_exception" }));
+                }
+            }
             let status = if self.documents.remove(&id).is_some() {
                 200
             } else {
@@ -396,7 +515,12 @@ impl Idx {
             }
         }
         self.graves.remove(&id);
-        self.documents.insert(id, Document { source, version });
+        let document = Document {
+            source,
+            version,
+            seq_no: self.changes,
+        };
+        self.documents.insert(id, document);
         (201, Value::Null)
     }
 }

@@ -9,7 +9,7 @@ use understudy_replication::command::{Command, OsUser};
 use understudy_replication::position::Lsn;
 use understudy_replication::postgres::{History, parse_history};
 
-use super::Database;
+use super::{Database, Tenure, Writer};
 
 /// A Postgres of the test's own, on a Unix socket only; stopped when dropped.
 pub(super) struct Postgres {
@@ -123,6 +123,7 @@ impl Postgres {
                 Box::pin(async move { Ok(connect(&place, database.as_deref()).await?) })
             }),
             ancestry: Arc::new(move || Ok(history(&wal))),
+            tenure: tenure("1.a", true),
         }
     }
 
@@ -144,6 +145,17 @@ impl Postgres {
         }
         panic!("no row: {sql}")
     }
+}
+
+/// Returns a node that is in this epoch.
+pub(super) fn tenure(epoch: &str, is_primary: bool) -> Tenure {
+    let epoch: understudy_replication::epoch::Epoch = epoch.parse().unwrap();
+    Arc::new(move || {
+        Ok(Writer {
+            epoch: epoch.clone(),
+            is_primary,
+        })
+    })
 }
 
 /// Returns the timelines that a folder of logs tells of.
