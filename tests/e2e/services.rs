@@ -157,7 +157,7 @@ fn a_primary_whose_service_does_not_stop_is_not_called_fenced() {
 
 #[test]
 fn a_switchover_for_which_a_service_does_not_stop_is_refused_and_the_primary_goes_on() {
-    let mut pair = Pair::new(plan());
+    let pair = Pair::new(plan());
     wait_for_states(&pair.a, ["one online", "two online", "three online"]);
     pair.write(1);
     fs::write(pair.a.at("/stuck"), "").unwrap();

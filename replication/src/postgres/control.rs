@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -34,6 +34,10 @@ const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One that answers nothing is killed sooner.
 const SILENT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A server that was killed is forgotten by the system within this long.
+const BURIAL_PATIENCE: Duration = Duration::from_secs(15);
+const BURIAL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Reading the end of a log that was not closed may take this long.
 const LOG_END_PATIENCE: Duration = Duration::from_secs(60);
@@ -153,7 +157,14 @@ impl Cluster {
             let Some(server) = Held::take(&self.data_dir).map_err(fence)? else {
                 break;
             };
+            let children = match signal {
+                Signal::KILL => Held::take_children(&self.data_dir),
+                _ => Vec::new(),
+            };
             server.signal(signal).map_err(fence)?;
+            for child in children {
+                child.signal(signal).map_err(fence)?;
+            }
             if server.ended(patience).await {
                 break;
             }
@@ -207,6 +218,10 @@ impl Cluster {
     /// # Errors
     /// When a server runs, or it cannot be recovered.
     pub async fn recover(&self) -> Result<(), PostgresError> {
+        let until = Instant::now() + BURIAL_PATIENCE;
+        while postmaster::is_unburied(&self.data_dir) && Instant::now() < until {
+            tokio::time::sleep(BURIAL_INTERVAL).await;
+        }
         let data_dir = self.data_dir.display().to_string();
         let argv = [self.bin("postgres").as_str(), "--single", "-D", &data_dir]
             .map(str::to_owned)

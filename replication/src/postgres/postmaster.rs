@@ -105,11 +105,7 @@ pub(super) fn find(data_dir: &Path) -> Server {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Server::None,
         Err(_) => return Server::Unknown,
     };
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.split_whitespace().next());
-    if matches!(state, Some("Z" | "X")) {
+    if has_ended_by(&stat) {
         return Server::None;
     }
     // A stale file may name a process that is something else by now. A server works in its data
@@ -126,6 +122,26 @@ pub(super) fn find(data_dir: &Path) -> Server {
     } else {
         Server::None
     }
+}
+
+/// Returns whether the lock file names a process that has ended and that nobody has asked how: as long as it is
+/// listed, Postgres takes it for one that lives.
+pub(super) fn is_unburied(data_dir: &Path) -> bool {
+    let named = fs::read_to_string(lock_file(data_dir)).ok();
+    let Some((pid, _)) = named.as_deref().and_then(parse_pid) else {
+        return false;
+    };
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+        .is_ok_and(|stat| has_ended_by(&stat))
+}
+
+/// Returns whether a process has ended, by what the kernel tells of it.
+fn has_ended_by(stat: &str) -> bool {
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
+    matches!(state, Some("Z" | "X"))
 }
 
 /// Returns whether the server of a data directory takes connections, by its own word.
@@ -159,6 +175,27 @@ impl Held {
         match find(data_dir) {
             Server::Runs { pid: again, .. } if again == pid => Ok(Some(Self(Arc::new(held)))),
             Server::Runs { .. } | Server::None | Server::Unknown => Ok(None),
+        }
+    }
+
+    /// Takes hold of what the server of `data_dir` has started: its children notice that it was killed, unless they
+    /// stand still themselves.
+    pub(super) fn take_children(data_dir: &Path) -> Vec<Self> {
+        let Server::Runs { pid, .. } = find(data_dir) else {
+            return Vec::new();
+        };
+        let pid = pid.as_raw_nonzero();
+        let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let pids = listed.unwrap_or_default();
+        let pids = pids
+            .split_whitespace()
+            .filter_map(|child| Pid::from_raw(child.parse().ok()?));
+        let held = pids.filter_map(|child| pidfd_open(child, PidfdFlags::empty()).ok());
+        let held = held.map(|child| Self(Arc::new(child))).collect();
+        // Those that were listed are its children as long as it is there.
+        match find(data_dir) {
+            Server::Runs { pid: again, .. } if again.as_raw_nonzero() == pid => held,
+            Server::Runs { .. } | Server::None | Server::Unknown => Vec::new(),
         }
     }
 
