@@ -1,6 +1,7 @@
 //! Roles are swapped in peace, and a node that was primary becomes a standby again.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -306,6 +307,70 @@ fn l14_an_old_primary_stays_out_says_what_only_it_has_keeps_that_and_syncs_diffe
     pair.a.understudy(&[&remove[..], &["--yes"]].concat());
     let list = pair.a.json(&["salvage", "list"]);
     assert_eq!(list["bundles"].as_array().unwrap().len(), 1);
+}
+
+/// Makes files of the log ahead of it, as a server does that receives or expects much: nothing was written to them.
+fn make_segments_ahead(log: &std::path::Path) {
+    let names = fs::read_dir(log).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let newest = names.filter(|name| name.len() == 24).max().unwrap();
+    let owner = fs::metadata(log).unwrap();
+    let number = u32::from_str_radix(&newest[16..], 16).unwrap();
+    for ahead in 1..=8 {
+        let path = log.join(format!("{}{:08X}", &newest[..16], number + ahead));
+        fs::File::create_new(&path)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+}
+
+#[test]
+fn what_a_rejoin_of_a_primary_that_was_a_standby_once_will_do_is_foreseen() {
+    let mut pair = Pair::new(Plan::postgres());
+    pair.write(1);
+    pair.wait();
+    pair.b.understudy(&["switchover"]);
+    until_follows(&pair.a);
+    pair.b.sql("INSERT INTO change VALUES (50)");
+    pair.b.understudy(&["wait"]);
+    pair.a.power_off();
+    // Blocks that only this one has touched.
+    pair.b.sql(
+        "CREATE TABLE lost AS SELECT n, repeat('x', 500) AS text FROM generate_series(1, 5000) n",
+    );
+    pair.b.power_off();
+    wake(&mut pair.a);
+    pair.a.understudy(&["promote", "--force"]);
+    pair.a.sql("INSERT INTO change VALUES (200)");
+    pair.b.serve();
+    until("the other is fenced", Pair::PATIENCE, || {
+        holds(pair.b.role() == "fenced", &pair.b.role())
+    });
+    make_segments_ahead(&pair.b.at("/data/pg/pg_wal"));
+    let foreseen = pair.b.json(&["rejoin", "--dry-run"]);
+    let report = pair.b.json(&["rejoin"]);
+    let (told, done) = (method(&foreseen, "postgres"), method(&report, "postgres"));
+    let told = &told["foreseen"];
+    assert_eq!(told["method"], done["method"], "{foreseen} {report}");
+    let (travels, came) = (
+        told["travelling_bytes"].as_u64(),
+        done["travelled"].as_u64(),
+    );
+    let (travels, came) = (travels.unwrap(), came.unwrap());
+    assert!(
+        travels <= came * 2 && came <= travels * 2,
+        "{travels} were foreseen, {came} came: {foreseen} {report}"
+    );
+    assert_eq!(
+        told["salvaged_bytes"], done["salvaged"]["bytes"],
+        "{foreseen} {report}"
+    );
+    // What was kept is understood, too.
+    let summary = done["salvaged"]["summary"].as_str().unwrap();
+    assert!(summary.contains(": 1 committed transactions"), "{summary}");
+    until_follows(&pair.b);
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub use requirements::{Need, PRESENT_QUERY, Present};
 pub use settings::{Duty, MINIMUM_SETTINGS, Minimums, Upstream, any_of, with_block, without_block};
 pub use sizes::Sizes;
 pub use sql::{MAINTENANCE_DATABASE, connect, lsn, one_lsn};
-pub use wal::{WalRange, parse_segment};
+pub use wal::{WalRange, parse_segment, segment_name};
 
 use std::path::PathBuf;
 

@@ -46,6 +46,15 @@ pub fn parse_segment(name: &str, segment_bytes: u64) -> Option<(u32, Lsn)> {
     Some((part(0)?, Lsn(number.checked_mul(segment_bytes)?)))
 }
 
+/// Returns the name of the file of the log in which a place on a timeline lies: see [`parse_segment`]. `None` if
+/// there is no such size of segments.
+pub fn segment_name(timeline: u32, at: Lsn, segment_bytes: u64) -> Option<String> {
+    let number = at.0.checked_div(segment_bytes)?;
+    let per_half = (1_u64 << 32).checked_div(segment_bytes)?;
+    let (high, low) = (number.checked_div(per_half)?, number.checked_rem(per_half)?);
+    Some(format!("{timeline:08X}{high:08X}{low:08X}"))
+}
+
 /// Returns the newest timeline of which the folder of a log has a segment.
 pub(super) fn newest_segment(names: impl IntoIterator<Item = String>) -> Option<u32> {
     // How large they are does not matter to the timeline.
@@ -99,6 +108,13 @@ mod tests {
         for (name, expected) in table {
             let expected = expected.map(|(timeline, at)| (timeline, Lsn(at)));
             assert_eq!(parse_segment(name, SEGMENT), expected, "{name}");
+            if let Some((timeline, at)) = expected {
+                let within = Lsn(at.0 + 7);
+                assert_eq!(
+                    segment_name(timeline, within, SEGMENT).as_deref(),
+                    Some(name)
+                );
+            }
         }
     }
 

@@ -5,19 +5,20 @@
 //! every block that the log has touched since the last checkpoint before the fork, and every file that is no
 //! table.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use understudy_replication::position::Lsn;
 use understudy_replication::postgres::{
     ControlData, History, MAINTENANCE_DATABASE, PostgresError, Relation, SeedInfo, Sizes, SlotInfo,
-    connect, one_lsn,
+    connect, one_lsn, segment_name,
 };
 use understudy_replication::rejoin::{Foreseen, Way};
 use understudy_replication::store::StoreFailure;
 use understudy_replication::transport::PeerClient;
 
 use super::parted::{Forked, reaches};
-use super::read_log::read_log;
+use super::read_log::{Part, read_log};
 use super::receiver::PostgresReceiver;
 use super::salvage::find;
 use super::seed::SeedError;
@@ -37,6 +38,21 @@ const BLOCK_BYTES: u64 = 8192;
 
 /// An answer of the primary is no longer, in bytes.
 const ANSWER_BYTES_MAX: usize = 4096;
+
+/// Why it cannot be told what a rejoin would do.
+#[derive(Debug, thiserror::Error)]
+enum ForeseeError {
+    /// Nothing of the log can be read: that it ends there would be a guess.
+    #[error("the log in {} cannot be read from {from} on: {reason}", data_dir.display())]
+    Unreadable {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Where reading was to begin.
+        from: Lsn,
+        /// What the program said.
+        reason: String,
+    },
+}
 
 /// Where the log here ends, and what is known of that.
 struct End {
@@ -168,18 +184,24 @@ impl PostgresReceiver {
                 ours.timeline = newest;
                 from = ours.ended.last().map_or(from, |ended| ended.at);
             }
-            let mut last = from;
-            let arguments = [
-                format!("--timeline={}", ours.timeline),
-                format!("--start={from}"),
-            ];
-            // The end of a log is an error to the program.
-            let read = read_log(cluster, arguments, |line| {
-                if let Some((at, _)) = place(line) {
-                    last = at;
-                }
+            let mut last = None;
+            let part = Part {
+                timeline: ours.timeline,
+                from,
+                to: None,
+                is_of_log_itself: false,
+            };
+            let read = read_log(cluster, part, control.segment_bytes, |line| {
+                last = place(line).map(|(at, _)| at).or(last);
             });
-            let _at_its_end = tokio::time::timeout(READ_PATIENCE, read).await.is_ok();
+            let read = tokio::time::timeout(READ_PATIENCE, read).await;
+            // The end of a log is an error to the program, too; but one record at least there is.
+            let reason = read.ok().and_then(Result::err).unwrap_or_default();
+            let last = last.ok_or_else(|| ForeseeError::Unreadable {
+                data_dir: cluster.data_dir.clone(),
+                from,
+                reason,
+            })?;
             ours.end = Lsn(last.0.saturating_add(1));
         }
         Ok(Some(End {
@@ -208,6 +230,7 @@ impl PostgresReceiver {
         let before = self.checkpoint_before(forked, segment_bytes).await;
         let mut is_all = before.is_some();
         let begin = before.unwrap_or(forked.at);
+        let mut unreadable = None;
         let read = async {
             for range in &ranges {
                 let from = if range.timeline == forked.timeline {
@@ -215,20 +238,35 @@ impl PostgresReceiver {
                 } else {
                     range.from
                 };
-                let mut arguments = vec![
-                    format!("--timeline={}", range.timeline),
-                    format!("--start={from}"),
-                ];
                 // The last one goes to the end, which is not known exactly where it was read.
-                if !end.is_read || range.timeline != forked.ours.timeline {
-                    arguments.push(format!("--end={}", range.to));
+                let is_exact = !end.is_read || range.timeline != forked.ours.timeline;
+                let part = Part {
+                    timeline: range.timeline,
+                    from,
+                    to: is_exact.then_some(range.to),
+                    is_of_log_itself: false,
+                };
+                let mut is_any = false;
+                let read = read_log(cluster, part, segment_bytes, |line| {
+                    is_any |= place(line).is_some();
+                    touched.take(line);
+                });
+                let reason = read.await.err();
+                if !is_any {
+                    // It is not the end of the log that the program complains of.
+                    unreadable = Some(ForeseeError::Unreadable {
+                        data_dir: cluster.data_dir.clone(),
+                        from,
+                        reason: reason.unwrap_or_default(),
+                    });
                 }
-                let _at_its_end = read_log(cluster, arguments, |line| touched.take(line))
-                    .await
-                    .is_ok();
             }
         };
         is_all &= tokio::time::timeout(READ_PATIENCE, read).await.is_ok() && !touched.is_more;
+        if let Some(error) = unreadable {
+            // How much was touched is not "nothing".
+            return Err(error.into());
+        }
         let blocks = touched.count().saturating_mul(BLOCK_BYTES);
         let written_there = forked.theirs.end.0.saturating_sub(forked.at.0);
         let at_least = if is_all { "" } else { "at least " };
@@ -269,29 +307,21 @@ impl PostgresReceiver {
         let segment = forked.at.0 / segment_bytes.max(1);
         let first = segment.saturating_sub(SEGMENTS_BEFORE_MAX);
         let folder = self.cluster.data_dir.join("pg_wal");
-        let per_half = (1_u64 << 32).checked_div(segment_bytes)?;
         // It is read from the first on of those that are there without a gap.
         let is_there = |number: &u64| {
-            let name = format!(
-                "{:08X}{:08X}{:08X}",
-                forked.timeline,
-                number.checked_div(per_half).unwrap_or_default(),
-                number.checked_rem(per_half).unwrap_or_default()
-            );
-            folder.join(name).exists()
+            let at = Lsn(number.saturating_mul(segment_bytes));
+            segment_name(forked.timeline, at, segment_bytes)
+                .is_some_and(|name| folder.join(name).exists())
         };
         let oldest = (first..=segment).rev().take_while(is_there).last()?;
         let mut found = None;
-        let arguments = [
-            format!("--timeline={}", forked.timeline),
-            "--rmgr=XLOG".to_owned(),
-            format!(
-                "--start={}",
-                Lsn(oldest.saturating_mul(segment_bytes).max(1))
-            ),
-            format!("--end={}", forked.at),
-        ];
-        let read = read_log(&self.cluster, arguments, |line| {
+        let part = Part {
+            timeline: forked.timeline,
+            from: Lsn(oldest.saturating_mul(segment_bytes).max(1)),
+            to: Some(forked.at),
+            is_of_log_itself: true,
+        };
+        let read = read_log(&self.cluster, part, segment_bytes, |line| {
             if let (Some(redo), Some((at, _))) = (redo(line), place(line))
                 && at < forked.at
             {

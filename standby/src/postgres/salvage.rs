@@ -17,7 +17,7 @@ use understudy_replication::postgres::{Cluster, WalRange, parse_segment};
 use understudy_replication::rejoin::Salvaged;
 use understudy_replication::wall_time::WallTime;
 
-use super::read_log::read_log;
+use super::read_log::{Part, read_log};
 use super::waldump::Tally;
 
 /// So much is left free on the disk that the bundle is written to.
@@ -234,7 +234,7 @@ pub(super) async fn keep(
         last.timeline,
         place(last.to)
     );
-    let (tally, not_understood) = dump(cluster, ranges).await;
+    let (tally, not_understood) = dump(cluster, ranges, segment_bytes).await;
     let summary = Summary {
         version: 1,
         made: WallTime::now(),
@@ -358,12 +358,23 @@ fn copy(from: &Path, files: &[String], to: &Path, summary: &[u8]) -> Result<(), 
 }
 
 /// Tells what the ranges did, and why that is not all, if so.
-async fn dump(cluster: &Cluster, ranges: &[WalRange]) -> (Tally, Option<String>) {
+async fn dump(
+    cluster: &Cluster,
+    ranges: &[WalRange],
+    segment_bytes: u64,
+) -> (Tally, Option<String>) {
     let mut tally = Tally::default();
     let mut not_understood = None;
     let read = async {
         for range in ranges {
-            if let Err(reason) = dump_range(cluster, range, &mut tally).await {
+            let part = Part {
+                timeline: range.timeline,
+                from: range.from,
+                to: Some(range.to),
+                is_of_log_itself: false,
+            };
+            let read = read_log(cluster, part, segment_bytes, |line| tally.take(line));
+            if let Err(reason) = read.await {
                 not_understood.get_or_insert(reason);
             }
         }
@@ -375,13 +386,4 @@ async fn dump(cluster: &Cluster, ranges: &[WalRange]) -> (Tally, Option<String>)
         ));
     }
     (tally, not_understood)
-}
-
-async fn dump_range(cluster: &Cluster, range: &WalRange, tally: &mut Tally) -> Result<(), String> {
-    let arguments = [
-        format!("--timeline={}", range.timeline),
-        format!("--start={}", range.from),
-        format!("--end={}", range.to),
-    ];
-    read_log(cluster, arguments, |line| tally.take(line)).await
 }
