@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use understudy_replication::event::Severity;
+use understudy_replication::lag::Now;
 use understudy_replication::preflight::Preflight;
 use understudy_replication::role::Role;
 use understudy_replication::status::ProofStatus;
@@ -51,8 +53,11 @@ async fn ask(node: &Arc<Node>) {
         return;
     }
     // Whoever promotes it is told by the plan itself.
-    if node.promoting.try_lock().is_err() {
-        return;
+    {
+        let Ok(_nobody_promotes) = node.promoting.try_lock() else {
+            return;
+        };
+        forget_vain_promotion(node);
     }
     let mut seen = look(node, Order::default()).await;
     let promote = seen.plan();
@@ -82,6 +87,32 @@ async fn ask(node: &Arc<Node>) {
         .await;
     if let Err(error) = told {
         tracing::debug!(%error, "the primary was not told how a promotion would go");
+    }
+}
+
+/// Forgets a promotion that has stopped before it opened anything, once the primary that it was to supersede is
+/// followed again: to go on with it now would take the appliance from a primary that serves.
+fn forget_vain_promotion(node: &Node) {
+    let Stage::Standby(run) = node.stage() else {
+        return;
+    };
+    let was_stopped = {
+        let promotion = node
+            .promotion
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        promotion.as_ref().is_some_and(|it| !it.is_running)
+    };
+    if was_stopped && run.upstream(Now::read()).is_connected {
+        node.set_promotion(None);
+        node.events.record(
+            Severity::Info,
+            "promotion_given_up",
+            format!(
+                "node {} serves, and is followed: the promotion that was stopped is given up",
+                run.primary()
+            ),
+        );
     }
 }
 

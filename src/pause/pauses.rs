@@ -35,6 +35,9 @@ struct Known {
     refused: Option<PauseRecord>,
 }
 
+/// Names the pause whose end was told last, by that end.
+const TOLD_OVER: &str = "pause-told-over";
+
 impl Pauses {
     /// Reads what is kept in the state. What cannot be read counts as no pause, and is told.
     pub(crate) fn load(state_dir: &Path, events: Events) -> Self {
@@ -50,8 +53,10 @@ impl Pauses {
                 PauseRecord::default()
             }
         };
-        // One that ended while the daemon did not run is told to be over.
-        let told = record.pause.clone();
+        // One that ended while the daemon did not run is told to be over, once.
+        let told_over = std::fs::read_to_string(state_dir.join(TOLD_OVER)).unwrap_or_default();
+        let is_told_over = |pause: &Pause| told_over.trim() == pause.until.0.to_string();
+        let told = record.pause.clone().filter(|pause| !is_told_over(pause));
         let known = Known {
             told,
             record,
@@ -114,14 +119,21 @@ impl Pauses {
                         was.owner, was.reason
                     ),
                 ),
-                None => self.events.record(
-                    Severity::Warning,
-                    "pause_expired",
-                    format!(
+                None => {
+                    let message = format!(
                         "the pause of {} ({}) has ended by itself: understudy acts by itself again",
                         was.owner, was.reason
-                    ),
-                ),
+                    );
+                    self.events
+                        .record(Severity::Warning, "pause_expired", message);
+                    // What is not noted is told again after a restart, and nothing else.
+                    let path = self.path.with_file_name(TOLD_OVER);
+                    if let Err(error) =
+                        durable::write(&path, was.until.0.to_string().as_bytes(), 0o644)
+                    {
+                        tracing::warn!(%error, "that a pause is over will be told again");
+                    }
+                }
             },
             (None, None) => {}
         }
@@ -268,6 +280,9 @@ mod tests {
         assert!(a.look());
         assert!(!a.look());
         assert_eq!(kinds(&a), ["pause_expired"]);
+        let again = pauses(folder.path());
+        assert!(!again.look());
+        assert_eq!(kinds(&again), ["pause_expired"]);
     }
 
     #[test]

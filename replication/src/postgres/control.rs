@@ -15,6 +15,7 @@ use super::cluster::Cluster;
 use super::error::PostgresError;
 use super::postmaster::{self, Held, Server};
 use super::replay::REPLAY_PATIENCE;
+use super::wal::segment_name;
 use crate::command::{Command, CommandError};
 use crate::position::Lsn;
 
@@ -250,13 +251,26 @@ impl Cluster {
         if self.newest_timeline() != control.timeline {
             return None;
         }
-        let path = self.data_dir.join("pg_wal").display().to_string();
+        let path = self.data_dir.join("pg_wal");
+        // Named, since the program would ask any file how large they are, of those made ahead, too.
+        let name = |at| segment_name(control.timeline, at, control.segment_bytes);
+        let first = name(control.checkpoint)?;
+        let (mut last, mut at) = (first.clone(), control.checkpoint.0);
+        loop {
+            at = at.checked_add(control.segment_bytes)?;
+            match name(Lsn(at)).filter(|name| path.join(name).exists()) {
+                Some(next) => last = next,
+                None => break,
+            }
+        }
         let argv = [
             self.bin("pg_waldump"),
             "--quiet".to_owned(),
-            format!("--path={path}"),
+            format!("--path={}", path.display()),
             format!("--timeline={}", control.timeline),
             format!("--start={}", control.checkpoint),
+            first,
+            last,
         ];
         let read = Command::new(argv)
             .user(&self.user)

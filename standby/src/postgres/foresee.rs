@@ -99,6 +99,21 @@ impl PostgresReceiver {
                 ours,
                 theirs,
             })),
+            // A crash is recovered from first, and what the recovery writes is in no other log: behind the place where
+            // the primary's goes on, there is a fork then.
+            Relation::Beginning if end.is_read && end.ours.timeline != theirs.timeline => {
+                let at = end.ours.end;
+                let mut ours = end.ours.clone();
+                ours.end = Lsn(at.0.saturating_add(1));
+                let forked = Forked {
+                    timeline: ours.timeline,
+                    ours,
+                    theirs,
+                    at,
+                };
+                self.foresee_fork(primary, &info, &slot, &forked, &end)
+                    .await
+            }
             Relation::Beginning if reaches(&slot, end.ours.end) => {
                 let missing = theirs.end.0.saturating_sub(end.ours.end.0);
                 Ok(Foreseen::follows(
