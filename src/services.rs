@@ -171,7 +171,7 @@ fn service_row(service: &ServiceStatus) -> [String; 8] {
 fn job_row(job: &JobStatus) -> [String; 8] {
     let held = match job.hold {
         Some(Hold::Failover) => format!(
-            "held back since the failover; `understudy services start {}` starts it",
+            "held back since the promotion; `understudy services start {}` starts it",
             job.name
         ),
         Some(Hold::Operator) => format!(

@@ -333,7 +333,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     let mut services = status.services.iter();
     let mut jobs = status.jobs.iter();
     if services.any(|it| is_held(it.hold)) || jobs.any(|it| is_held(it.hold)) {
-        return "start what is held back since the failover: `understudy services` lists it"
+        return "start what is held back since the promotion: `understudy services` lists it"
             .to_owned();
     }
     if let Some(index) = status

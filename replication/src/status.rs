@@ -347,7 +347,7 @@ pub struct ServiceStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
-    /// The node was promoted because the primary had failed, and an operator has not started it since.
+    /// The node was promoted, not in a switchover, and an operator has not started it since.
     Failover,
     /// An operator has stopped it.
     Operator,

@@ -9,8 +9,8 @@ use understudy_replication::wall_time::WallTime;
 use super::{Asked, Job, JobError, Jobs};
 
 impl Jobs {
-    /// Holds back those that an operator is to start after a failover, until [`start`](Self::start) or until
-    /// this node follows a primary. To be asked before the services are started.
+    /// Holds back those that an operator is to start after a promotion that was not planned, until
+    /// [`start`](Self::start) or until this node follows a primary. To be asked before the services are started.
     pub fn hold_after_failover(&self) {
         let held = self
             .jobs
@@ -19,8 +19,8 @@ impl Jobs {
         let held: Vec<StoreName> = held.map(|job| job.name().clone()).collect();
         for name in &held {
             let message = format!(
-                "job {name} is held back, since the primary has failed; start it with `understudy \
-                 services start {name}`"
+                "job {name} is held back: this node was promoted, and after_failover is \"hold\"; start it with \
+                 `understudy services start {name}`"
             );
             self.events.record(Severity::Warning, "job_held", message);
         }

@@ -10,7 +10,7 @@ use understudy_replication::status::Hold;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Holds {
-    /// Held back since the failover.
+    /// Held back since the promotion.
     held: BTreeSet<StoreName>,
     /// Stopped by an operator.
     stopped: BTreeSet<StoreName>,
@@ -28,7 +28,7 @@ impl Holds {
         }
     }
 
-    /// Holds these back, since there was a failover.
+    /// Holds these back, since the node was promoted.
     pub(crate) fn hold(&mut self, names: impl IntoIterator<Item = StoreName>) {
         self.held.extend(names);
     }
@@ -44,7 +44,7 @@ impl Holds {
         self.stopped.remove(name);
     }
 
-    /// Ends what a failover holds back and what operators have stopped of a primary: both is over once this node
+    /// Ends what a promotion holds back and what operators have stopped of a primary: both is over once this node
     /// follows one. Else a promotion in a year would leave down what somebody stops for a minute today.
     pub(crate) fn follow(&mut self, runs_on_standbys: impl Fn(&StoreName) -> bool) {
         self.held.clear();

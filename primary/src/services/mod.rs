@@ -192,8 +192,9 @@ impl Services {
         }
     }
 
-    /// Holds back those that an operator is to start after a failover, until [`start_one`](Self::start_one) or
-    /// until this node follows a primary. To be asked before the services are started.
+    /// Holds back those that an operator is to start after a promotion that was not planned, until
+    /// [`start_one`](Self::start_one) or until this node follows a primary. To be asked before the services are
+    /// started.
     pub fn hold_after_failover(&self) {
         let held: Vec<StoreName> = self
             .services
@@ -203,8 +204,8 @@ impl Services {
             .collect();
         for name in &held {
             let message = format!(
-                "service {name} is held back, since the primary has failed; start it with \
-                 `understudy services start {name}`"
+                "service {name} is held back: this node was promoted, and after_failover is \"hold\"; start it \
+                 with `understudy services start {name}`"
             );
             self.events
                 .record(Severity::Warning, "service_held", message);

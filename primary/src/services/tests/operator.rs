@@ -57,7 +57,13 @@ async fn l15_what_is_held_after_a_failover_waits_for_an_operator_over_restarts()
     let services = place.services(&configs);
     services.primary().await.unwrap();
     assert_eq!(states(&services), [ServiceState::Online; 2]);
-    assert_eq!(place.messages("service_held").len(), 1);
+    assert_eq!(
+        place.messages("service_held"),
+        [
+            "service mailer is held back: this node was promoted, and after_failover is \"hold\"; start it with \
+             `understudy services start mailer`"
+        ]
+    );
 }
 
 #[tokio::test]
