@@ -84,7 +84,7 @@ impl Config {
             return verdict();
         }
         let mut text = format!(
-            "The configuration is valid: cluster {}, {} node(s), this is node {}.\n",
+            "The configuration is valid: cluster {}, nodes: {}, this is node {}.\n",
             config.cluster.name,
             config.nodes.len(),
             loaded.local.name,

@@ -67,6 +67,7 @@ mod turn;
 mod verify;
 mod wait;
 mod wait_verb;
+mod who;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -366,7 +366,7 @@ pub struct Elasticsearch {
     pub is_shared: bool,
 }
 
-/// What becomes of something when the primary has failed and another node is promoted.
+/// What becomes of something on a node that is promoted, unless that is for a switchover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AfterFailover {
     /// It is started.
@@ -405,7 +405,7 @@ pub struct Service {
     pub timeout: Duration,
     /// How long its status command may take.
     pub status_timeout: Duration,
-    /// What becomes of it when the primary has failed and this node is promoted.
+    /// What becomes of it when this node is promoted, unless that is for a switchover.
     pub after_failover: AfterFailover,
     /// Its commands may be run in a rehearsal.
     pub rehearse: bool,
@@ -454,7 +454,7 @@ pub struct Job {
     pub timeout: Duration,
     /// Where it runs.
     pub on: On,
-    /// What becomes of it when the primary has failed and this node is promoted.
+    /// What becomes of it when this node is promoted, unless that is for a switchover.
     pub after_failover: AfterFailover,
 }
 

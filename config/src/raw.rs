@@ -299,8 +299,10 @@ section! {
         timeout: String as "duration" = r#""30s""#, r#""2m""#;
         /// How long `status` may take. Past that it is killed, and the service counts as down.
         status_timeout: String as "duration" = r#""10s""#, r#""3s""#;
-        /// What becomes of it on a node that is promoted because the primary has failed: `"start"`; or
-        /// `"hold"`, nothing until an operator types `understudy services start NAME`.
+        /// What becomes of it on a node on which `understudy promote` is run, whether the old primary has
+        /// failed or fences itself in peace: `"start"`; or `"hold"`, nothing until an operator types
+        /// `understudy services start NAME`. A `switchover` holds nothing, nor does a `promote` that goes on
+        /// with a switchover that was cut short.
         after_failover: String as "string" = r#""start""#, r#""hold""#;
         /// Whether its start, status and stop may be run in a rehearsal: on a standby, on a copy of the
         /// stores, without a network. See [drills](drills.md#services) for what it must not do there.
@@ -325,8 +327,8 @@ section! {
         timeout: String as "duration" = r#""1h""#, r#""10m""#;
         /// Where it runs: `"primary"`; `"standby"`, on nodes that follow a primary; or `"both"`.
         on: String as "string" = r#""primary""#, r#""both""#;
-        /// What becomes of it on a node that is promoted because the primary has failed: `"start"`, it runs
-        /// on its schedule; or `"hold"`, it does not until an operator types
+        /// What becomes of it on a node on which `understudy promote` is run, as for `[[service]]`:
+        /// `"start"`, it runs on its schedule; or `"hold"`, it does not until an operator types
         /// `understudy services start NAME`.
         after_failover: String as "string" = r#""start""#, r#""hold""#;
     }

@@ -160,7 +160,7 @@ exclude = []                # what is local to a node, such as ["local.conf"]
 #interval = "5s"             # how often it is asked how it is
 #timeout = "30s"             # how long it may take to start, and to stop
 #status_timeout = "10s"      # how long `status` may take
-#after_failover = "start"    # "hold": after a failover, not before an operator starts it
+#after_failover = "start"    # "hold": after a `promote`, not before an operator starts it
 #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
 # What runs on a schedule where the role of a node allows it.
@@ -670,7 +670,7 @@ mod tests {
         #interval = "5s"             # how often it is asked how it is
         #timeout = "30s"             # how long it may take to start, and to stop
         #status_timeout = "10s"      # how long `status` may take
-        #after_failover = "start"    # "hold": after a failover, not before an operator starts it
+        #after_failover = "start"    # "hold": after a `promote`, not before an operator starts it
         #rehearse = false            # true: may be run in a rehearsal, on a copy and without a network
 
         # What runs on a schedule where the role of a node allows it.

@@ -49,7 +49,10 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
             ReplicationMode::Standalone => "mode standalone",
         },
     ));
-    let is_alone = status.replication_mode == ReplicationMode::Standalone;
+    surroundings::show_clone(page, status);
+    // A clone is to be alone.
+    let is_alone =
+        status.replication_mode == ReplicationMode::Standalone && status.clone_of.is_none();
     let troubles = troubles(status, peers);
     let well = match (troubles.is_empty(), is_alone) {
         (true, false) => "yes".to_owned(),
@@ -61,7 +64,7 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
     if let Some(proof) = &status.proof {
         page.line(format!("  proven   {}", proven(proof, now)));
     }
-    page.line(format!("  do       {}", next_step(status, peers)));
+    page.line(format!("  do       {}", next_step(status, peers, now)));
     if let Some(pause) = &status.pause {
         page.line(format!(
             "  paused   by {} on node {} until {}: {}",
@@ -182,7 +185,10 @@ fn could_promote(status: &Status, peers: &[Peer<'_>]) -> String {
         (Some(_), _) => return "was cut short on this node, and is not finished".to_owned(),
     }
     match status.role {
-        RoleName::Standby => match (refusal(status.preflight.as_ref()), peers) {
+        RoleName::Standby => match (
+            refusal(status.preflight.as_ref()).or_else(|| surroundings::blocks_promotion(status)),
+            peers,
+        ) {
             (Some(refusal), _) => refusal,
             (None, []) => "nothing is known of what would be lost".to_owned(),
             (None, [primary, ..]) => format!("this node {}", outlook(primary)),
@@ -264,7 +270,7 @@ fn outlook(peer: &Peer<'_>) -> String {
 }
 
 /// Returns the one thing to do first.
-fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
+fn next_step(status: &Status, peers: &[Peer<'_>], now: WallTime) -> String {
     if let Some(promotion) = unfinished(status) {
         return if promotion.is_running {
             "wait: `understudy status --watch` shows each step".to_owned()
@@ -333,7 +339,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
     let mut services = status.services.iter();
     let mut jobs = status.jobs.iter();
     if services.any(|it| is_held(it.hold)) || jobs.any(|it| is_held(it.hold)) {
-        return "start what is held back since the failover: `understudy services` lists it"
+        return "start what is held back since the promotion: `understudy services` lists it"
             .to_owned();
     }
     if let Some(index) = status
@@ -346,8 +352,15 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
             index.name
         );
     }
-    if let Some(step) = surroundings::next_step(status) {
+    if let Some(step) = surroundings::next_step(status, now) {
         return step;
+    }
+    if let Some(clone) = &status.clone_of {
+        return format!(
+            "nothing: try things; `understudy clone remove {} --stop`{} removes it",
+            clone.name,
+            surroundings::on_maker(clone)
+        );
     }
     if status.replication_mode == ReplicationMode::Standalone {
         return "run `understudy invite NODE` to add a standby".to_owned();

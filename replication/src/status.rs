@@ -113,6 +113,9 @@ pub struct Status {
     /// That somebody has asked the cluster to do nothing by itself; `None` otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseStatus>,
+    /// Of what this is a clone; `None` where it is a node that somebody relies on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneStatus>,
     /// On a standby: whether it could be promoted now, and why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preflight: Option<Preflight>,
@@ -323,6 +326,9 @@ pub struct ServiceStatus {
     /// Why it does not run although the role of this node asks for it; `None` otherwise.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// Who has stopped it, where an operator has and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<StoppedBy>,
     /// The services that are up before it is started.
     #[serde(default)]
     pub after: Vec<StoreName>,
@@ -347,10 +353,19 @@ pub struct ServiceStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
-    /// The node was promoted because the primary had failed, and an operator has not started it since.
+    /// The node was promoted, not in a switchover, and an operator has not started it since.
     Failover,
     /// An operator has stopped it.
     Operator,
+}
+
+/// Who has stopped something by hand, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedBy {
+    /// The name of who ran the command; `None` where it did not tell.
+    pub who: Option<String>,
+    /// When, by this node's clock.
+    pub at: WallTime,
 }
 
 /// What an older node does not tell is so there.
@@ -563,6 +578,19 @@ pub struct PauseStatus {
     pub owner: String,
     /// On which node.
     pub node: NodeName,
+}
+
+/// That a node is no node of a cluster that anybody uses: a copy, made to try things on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// The cluster that it is a copy of, where that is known.
+    pub of: Option<String>,
+    /// The node that made it, where that is known.
+    pub node: Option<NodeName>,
+    /// When it was made.
+    pub made: WallTime,
 }
 
 /// When it was last shown that a promotion of a node would work.

@@ -279,7 +279,18 @@ fn l15_l17_each_role_runs_its_services_and_jobs_as_their_users_and_operators_are
     assert_eq!(unknown.status, Some(2), "{unknown:?}");
 
     // What an operator stops stays stopped, whatever becomes of the daemon.
-    pair.a.understudy(&["services", "stop", "worker"]);
+    let mut stop = pair.a.program();
+    stop.args(["services", "stop", "worker", "--json"])
+        .env("SUDO_USER", "eva");
+    let stopped: Value = serde_json::from_slice(&stop.output().unwrap().stdout).unwrap();
+    assert_eq!(
+        stopped,
+        serde_json::json!({
+            "action": "stop",
+            "name": "worker",
+            "message": "service worker is down, and stays so until it is started",
+        })
+    );
     pair.a.kill_daemon();
     pair.a.serve();
     let stopped = [
@@ -296,8 +307,17 @@ fn l15_l17_each_role_runs_its_services_and_jobs_as_their_users_and_operators_are
         "{}",
         pair.a.understudy(&["services"])
     );
+    let screen = pair.a.understudy(&["status"]);
+    for part in [
+        "service worker was stopped by hand",
+        "start service worker, which was stopped by hand by eva, ",
+    ] {
+        assert!(screen.contains(part), "{screen}");
+    }
     pair.a.understudy(&["services", "start", "worker"]);
     wait_for(&pair.a, of_primary);
+    let screen = pair.a.understudy(&["status"]);
+    assert!(!screen.contains("stopped by hand"), "{screen}");
     let worker: i32 = read(&pair.a, "worker").trim().parse().unwrap();
 
     // A job under way does not outlive the role that allows it.

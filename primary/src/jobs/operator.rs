@@ -3,14 +3,14 @@
 use tokio::sync::oneshot;
 use understudy_config::{AfterFailover, StoreName};
 use understudy_replication::event::Severity;
-use understudy_replication::status::{JobRun, JobState, JobStatus};
+use understudy_replication::status::{JobRun, JobState, JobStatus, StoppedBy};
 use understudy_replication::wall_time::WallTime;
 
 use super::{Asked, Job, JobError, Jobs};
 
 impl Jobs {
-    /// Holds back those that an operator is to start after a failover, until [`start`](Self::start) or until
-    /// this node follows a primary. To be asked before the services are started.
+    /// Holds back those that an operator is to start after a promotion that was not planned, until
+    /// [`start`](Self::start) or until this node follows a primary. To be asked before the services are started.
     pub fn hold_after_failover(&self) {
         let held = self
             .jobs
@@ -19,8 +19,8 @@ impl Jobs {
         let held: Vec<StoreName> = held.map(|job| job.name().clone()).collect();
         for name in &held {
             let message = format!(
-                "job {name} is held back, since the primary has failed; start it with `understudy \
-                 services start {name}`"
+                "job {name} is held back: this node was promoted, and after_failover is \"hold\"; start it with \
+                 `understudy services start {name}`"
             );
             self.events.record(Severity::Warning, "job_held", message);
         }
@@ -37,13 +37,14 @@ impl Jobs {
         Ok(())
     }
 
-    /// Ends the run of a job that is under way, and keeps it from running until [`start`](Self::start).
+    /// Ends the run of a job that is under way for `by`, and keeps it from running until [`start`](Self::start).
     ///
     /// # Errors
     /// When there is none, the role of this node does not allow it anyway, or it cannot be written down.
-    pub async fn stop(&self, name: &StoreName) -> Result<(), JobError> {
+    pub async fn stop(&self, name: &StoreName, by: StoppedBy) -> Result<(), JobError> {
         let number = self.allowed(name)?;
-        self.ledger.change(|kept| kept.holds.stop(name.clone()))?;
+        self.ledger
+            .change(|kept| kept.holds.stop(name.clone(), by))?;
         let Some(job) = self.jobs.get(number) else {
             return Ok(());
         };

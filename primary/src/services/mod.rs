@@ -178,6 +178,29 @@ impl Services {
             .await
     }
 
+    /// Asks every service how it is, and returns those that are not certainly down. Whatever their role.
+    pub async fn running(&self) -> Vec<StoreName> {
+        let mut running = Vec::new();
+        for service in &self.services {
+            if service.ask().await.says() != Some(false) {
+                running.push(service.name().clone());
+            }
+        }
+        running
+    }
+
+    /// Stops those that are not certainly down, in the reverse order, and none of the others.
+    ///
+    /// # Errors
+    /// When services are still up; the error names each.
+    pub async fn stop_running(&self) -> Result<(), StopError> {
+        let running = self.running().await;
+        self.wish_for(Where::Nowhere, false);
+        let _changing = self.changing.write().await;
+        self.stop_those(|service| running.contains(service.name()))
+            .await
+    }
+
     async fn stop_those(&self, is_meant: impl Fn(&Service) -> bool) -> Result<(), StopError> {
         let mut failures = Vec::new();
         for service in self.services.iter().rev().filter(|it| is_meant(it)) {
@@ -192,8 +215,9 @@ impl Services {
         }
     }
 
-    /// Holds back those that an operator is to start after a failover, until [`start_one`](Self::start_one) or
-    /// until this node follows a primary. To be asked before the services are started.
+    /// Holds back those that an operator is to start after a promotion that was not planned, until
+    /// [`start_one`](Self::start_one) or until this node follows a primary. To be asked before the services are
+    /// started.
     pub fn hold_after_failover(&self) {
         let held: Vec<StoreName> = self
             .services
@@ -203,8 +227,8 @@ impl Services {
             .collect();
         for name in &held {
             let message = format!(
-                "service {name} is held back, since the primary has failed; start it with \
-                 `understudy services start {name}`"
+                "service {name} is held back: this node was promoted, and after_failover is \"hold\"; start it \
+                 with `understudy services start {name}`"
             );
             self.events
                 .record(Severity::Warning, "service_held", message);
@@ -290,7 +314,12 @@ impl Services {
         let wish = *self.wish.borrow();
         self.services
             .iter()
-            .map(|service| service.status(self.is_wanted(service, wish), self.hold(service)))
+            .map(|service| ServiceStatus {
+                stopped: self
+                    .ledger
+                    .read(|holds| holds.stopped_by(service.name()).cloned()),
+                ..service.status(self.is_wanted(service, wish), self.hold(service))
+            })
             .collect()
     }
 }

@@ -142,7 +142,7 @@ impl Service {
         let message = match (hold, live.state) {
             (Some(Hold::Failover), ServiceState::Offline | ServiceState::Unknown) => {
                 format!(
-                    "held back since the failover; `understudy services start {name}` starts it"
+                    "held back since the promotion; `understudy services start {name}` starts it"
                 )
             }
             (Some(Hold::Operator), ServiceState::Offline | ServiceState::Unknown) => {
@@ -159,6 +159,7 @@ impl Service {
             is_critical: self.config.is_critical,
             is_wanted,
             hold,
+            stopped: None,
             after: self.config.after.clone(),
             user: self.config.user.clone(),
             probed: live.probed,
