@@ -231,9 +231,7 @@ impl StandbyRun {
             self.hurry();
         }
         link.marks.push(mark, now.instant);
-        let is_due = link
-            .kept
-            .is_none_or(|kept| kept.elapsed() >= KEEP_INTERVAL);
+        let is_due = link.kept.is_none_or(|kept| kept.elapsed() >= KEEP_INTERVAL);
         drop(link);
         if is_due {
             self.keep_marks();

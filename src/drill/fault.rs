@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use understudy_config::{Config, Local};
 use understudy_replication::command::Command;
@@ -21,6 +21,13 @@ use understudy_replication::status::Status;
 use understudy_replication::wall_time::WallTime;
 
 use crate::failure::Failure;
+
+/// What a report of this kind is called in the file.
+const KIND: &str = "fault";
+
+fn kind() -> String {
+    KIND.to_owned()
+}
 
 /// How often it is looked what has become of it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -32,7 +39,7 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 const LEFT_FREE_BYTES: u64 = 4096;
 
 /// What can be broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
     /// End the process of --pid-file at once: a service of yours
@@ -53,6 +60,14 @@ pub(crate) enum Fault {
     CutAll,
     /// Fill the file system of --path
     FillDisk,
+}
+
+impl Fault {
+    /// Returns it as it is written on the command line.
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// Break something on this node on purpose, and report what followed: for pairs made to be tested
@@ -84,9 +99,12 @@ pub(crate) struct Inject {
 }
 
 /// The evidence of a fault. Moments are seconds after the injection.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FaultReport {
     version: u32,
+    /// [`KIND`].
+    #[serde(default = "kind")]
+    kind: String,
     pub(crate) node: String,
     pub(crate) fault: Fault,
     /// When it was injected, by this node's clock.
@@ -169,6 +187,7 @@ impl Inject {
         let mut broken = self.inject(config, local)?;
         let mut report = FaultReport {
             version: 1,
+            kind: kind(),
             node: local.name.to_string(),
             fault: self.fault,
             injected,
@@ -432,7 +451,7 @@ fn fill(folder: &Path) -> Result<Broken, Failure> {
 }
 
 fn keep(state_dir: &Path, report: &FaultReport) -> Result<(), Failure> {
-    let name = format!("fault-drill-{}.json", report.injected.0);
+    let name = reports::Kind::Fault.file_at(report.injected);
     match reports::keep(state_dir, &name, report, 0o640) {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::failed(format!(
@@ -442,13 +461,34 @@ fn keep(state_dir: &Path, report: &FaultReport) -> Result<(), Failure> {
     }
 }
 
+/// Returns how it ended, in a word, and what more there is to say on one line.
+pub(super) fn outcome(report: &FaultReport) -> (&'static str, String) {
+    let fault = report.fault.name();
+    let gap = report
+        .gap_seconds
+        .map(|gap| format!(", clients were out for {gap:.1} s"));
+    let gap = gap.unwrap_or_default();
+    match report.detected_seconds {
+        Some(seconds) => (
+            "detected",
+            format!("{fault}: told after {seconds:.1} s{gap}"),
+        ),
+        None => ("unnoticed", format!("{fault}{gap}")),
+    }
+}
+
 /// Returns what the report tells people.
 pub(crate) fn text(report: &FaultReport) -> String {
     let after = |seconds: Option<f64>| match seconds {
         Some(seconds) => format!("after {seconds:.1} s"),
         None => "not seen".to_owned(),
     };
-    let mut text = format!("Injected on node {} at {}.\n", report.node, report.injected);
+    let mut text = format!(
+        "Fault drill: {} on node {} at {}.\n",
+        report.fault.name(),
+        report.node,
+        report.injected
+    );
     let detected = report
         .detected
         .as_ref()

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
-use understudy_replication::durable;
 use understudy_replication::event::Severity;
+use understudy_replication::reports;
 use understudy_replication::role::Role;
 use understudy_replication::wall_time::WallTime;
 
@@ -21,6 +21,13 @@ use crate::switchover::{Order, switchover};
 /// The version of the report.
 const VERSION: u32 = 1;
 
+/// What a report of this kind is called in the file.
+const KIND: &str = "switchover";
+
+fn kind() -> String {
+    KIND.to_owned()
+}
+
 /// The former primary has this long to follow well enough that the roles can be swapped back.
 const RETURN_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -31,6 +38,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ThereAndBack {
     version: u32,
+    /// [`KIND`].
+    #[serde(default = "kind")]
+    kind: String,
     /// When it began, by the clock of the node that was asked.
     pub(crate) started: WallTime,
     /// The node that was primary before, and is again.
@@ -80,6 +90,7 @@ pub(crate) async fn run(
     };
     let mut report = ThereAndBack {
         version: VERSION,
+        kind: kind(),
         started,
         home: home.clone(),
         there,
@@ -168,18 +179,29 @@ fn promoted(outcome: Outcome) -> Result<Report, Failure> {
 }
 
 fn keep(state_dir: &Path, report: &ThereAndBack) -> Result<(), Failure> {
-    let folder = state_dir.join("reports");
-    let keep = || {
-        durable::create_directory(&folder, 0o755)?;
-        let path = folder.join(format!("switchover-drill-{}.json", report.started.0));
-        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o640)
-    };
-    keep().map_err(|error: std::io::Error| {
-        Failure::failed(format!(
+    let name = reports::Kind::Switchover.file_at(report.started);
+    match reports::keep(state_dir, &name, report, 0o640) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::failed(format!(
             "the report of the drill cannot be kept in {}: {error}",
-            folder.display()
-        ))
-    })
+            reports::folder(state_dir).display()
+        ))),
+    }
+}
+
+/// Returns how it ended, in a word, and what more there is to say on one line.
+pub(super) fn outcome(report: &ThereAndBack) -> (&'static str, String) {
+    match (&report.back, &report.failure) {
+        (Some(back), None) => (
+            "done",
+            format!(
+                "there in {:.2} s, back in {:.2} s",
+                report.there.seconds, back.seconds
+            ),
+        ),
+        (_, Some(failure)) => ("failed", failure.clone()),
+        (None, None) => ("failed", "the roles were not swapped back".to_owned()),
+    }
 }
 
 /// Returns what the report tells people.
@@ -211,5 +233,5 @@ pub(crate) fn text(report: &ThereAndBack) -> String {
         (None, Some(failure)) => failure.clone(),
         (None, None) => "The roles were not swapped back.".to_owned(),
     };
-    format!("{there}\n{back}")
+    format!("Switchover drill, {}:\n{there}\n{back}", report.started)
 }
