@@ -7,7 +7,7 @@ use understudy_replication::reports::{self, Found, Kind, stamp};
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::rehearsal::{self, Report, Verdict};
 
-use super::fault::{self, FaultReport};
+use super::fault_report::FaultReport;
 use super::there_and_back::{self, ThereAndBack};
 use crate::failure::Failure;
 
@@ -99,7 +99,7 @@ impl Kept {
                 ("switchover", outcome, more)
             }
             Self::Fault(report) => {
-                let (outcome, more) = fault::outcome(report);
+                let (outcome, more) = report.outcome();
                 ("fault", outcome, more)
             }
         };
@@ -113,7 +113,7 @@ impl Kept {
         match self {
             Self::Rehearsal(report) => super::text(report),
             Self::Switchover(report) => there_and_back::text(report),
-            Self::Fault(report) => fault::text(report),
+            Self::Fault(report) => report.text(),
         }
     }
 }

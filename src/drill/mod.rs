@@ -2,7 +2,11 @@
 //!
 //! A file per kind of drill; `running` keeps them apart from each other and from promotions.
 
+mod broken;
+mod clients;
+mod condition;
 mod fault;
+mod fault_report;
 mod kept;
 mod rehearsal;
 mod running;
@@ -104,7 +108,7 @@ impl Drill {
                 if inject.json {
                     return print_json(&report);
                 }
-                print(&fault::text(&report));
+                print(&report.text());
                 Ok(())
             }
             Verb::Cancel => {

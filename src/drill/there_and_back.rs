@@ -51,6 +51,10 @@ pub(crate) struct ThereAndBack {
     pub(crate) between_seconds: f64,
     /// The second swap; `None` where it failed.
     pub(crate) back: Option<Report>,
+    /// How long it took after that until the pair was as before, with a standby that could take over, in
+    /// seconds; `None` where that was not seen.
+    #[serde(default)]
+    pub(crate) after_seconds: Option<f64>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
@@ -96,6 +100,7 @@ pub(crate) async fn run(
         there,
         between_seconds,
         back: None,
+        after_seconds: None,
         failure: None,
     };
     match swapped_back {
@@ -105,6 +110,22 @@ pub(crate) async fn run(
                 report.there.seconds, back.seconds
             );
             report.back = Some(back);
+            // The same plan as in the beginning.
+            let again = Order {
+                to: Some(away),
+                dry_run: false,
+            };
+            let swapped = Instant::now();
+            report.after_seconds = match wait_until_ready(node, &again, progress).await {
+                Ok(()) => Some(swapped.elapsed().as_secs_f64()),
+                Err(failure) => {
+                    tracing::warn!(
+                        failure = failure.message,
+                        "the pair is not as before a drill"
+                    );
+                    None
+                }
+            };
             keep(&node.local.state_dir, &report)?;
             node.events
                 .record(Severity::Info, "drill_switchover", message);
@@ -224,11 +245,18 @@ pub(crate) fn text(report: &ThereAndBack) -> String {
     );
     let back = match (&report.back, &report.failure) {
         (Some(back), _) => format!(
-            "Node {} is primary again after {:.2} s ({}), in epoch {}.",
+            "Node {} is primary again after {:.2} s ({}), in epoch {}{}.",
             back.node,
             back.seconds,
             lost(back),
             back.epoch,
+            match report.after_seconds {
+                Some(seconds) => format!(
+                    ", and was followed by node {} after {seconds:.1} s",
+                    report.there.node
+                ),
+                None => String::new(),
+            }
         ),
         (None, Some(failure)) => failure.clone(),
         (None, None) => "The roles were not swapped back.".to_owned(),
