@@ -87,7 +87,9 @@ fn text(report: &Report) -> String {
                 HumanBytes(*copied),
                 HumanBytes(*compared)
             ),
-            rejoin::Method::Seeded => "equal to the primary's".to_owned(),
+            rejoin::Method::Seeded => "seeded anew from the primary's".to_owned(),
+            rejoin::Method::Replaced => "replaced by the primary's".to_owned(),
+            rejoin::Method::Equal => "equal to the primary's".to_owned(),
         };
         text += &format!(
             "  {:20} {method}{}\n",

@@ -1,7 +1,5 @@
 //! The report of a rejoin: what was foreseen, and what was done.
 
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -40,7 +38,7 @@ struct Kept {
 /// Keeps the report of a rejoin, and returns it with its place. That it cannot be kept stops nothing: the node
 /// is a standby by now.
 pub(crate) fn keep(node: &Node, started: WallTime, mut report: Report) -> Report {
-    let name = name(started);
+    let name = reports::Kind::Rejoin.file_at(started);
     report.report = Some(reports::folder(&node.local.state_dir).join(&name));
     let kept = Kept {
         version: VERSION,
@@ -75,13 +73,7 @@ pub(crate) fn keep_failed(
         report: None,
         failure: Some(failure.clone()),
     };
-    let _told = store(node, &name(started), &kept);
-}
-
-/// Returns the name of the file that the report of a rejoin is kept in.
-fn name(started: WallTime) -> String {
-    let time = started.to_string().replace([':', '.', '-'], "");
-    format!("rejoin-{time}.json")
+    let _told = store(node, &reports::Kind::Rejoin.file_at(started), &kept);
 }
 
 fn store(node: &Node, name: &str, kept: &Kept) -> bool {
@@ -94,18 +86,10 @@ fn store(node: &Node, name: &str, kept: &Kept) -> bool {
 
 /// Returns how fast the newest rejoin went in which enough travelled, in bytes per second.
 pub(crate) fn last_rate(node: &Node) -> Option<u64> {
-    let entries = fs::read_dir(reports::folder(&node.local.state_dir)).ok()?;
-    let mut names: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path.file_name().map(|name| name.to_string_lossy());
-            name.is_some_and(|name| name.starts_with("rejoin-"))
-        })
-        .collect();
-    names.sort();
-    let newest = names.iter().rev().take(REPORTS_READ_MAX);
-    let rates = newest.filter_map(|path| {
-        let kept: Kept = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let found = reports::found(&node.local.state_dir, reports::Kind::Rejoin).ok()?;
+    let newest = found.iter().rev().take(REPORTS_READ_MAX);
+    let rates = newest.filter_map(|found| {
+        let kept: Kept = reports::load(&found.path)?;
         let report = kept.report?;
         let stores = report.stores.iter();
         let bytes: u64 = stores.filter_map(|store| store.rejoined.travelled).sum();

@@ -12,6 +12,7 @@ use understudy_config::NodeName;
 use understudy_replication::durable;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Severity;
+use understudy_replication::reports;
 use understudy_replication::status::PromotionStatus;
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::promote::{Condition, Loss, Plan};
@@ -156,8 +157,11 @@ impl Report {
     }
 
     fn kept(node: &Node, epoch: &Epoch) -> PathBuf {
-        let folder = node.local.state_dir.join("reports");
-        folder.join(format!("promotion-{epoch}.json"))
+        reports::folder(&node.local.state_dir).join(Self::file_name(epoch))
+    }
+
+    fn file_name(epoch: &Epoch) -> String {
+        reports::Kind::Promotion.file_of(epoch)
     }
 
     /// Adds a step, and keeps what there is. That it cannot be kept is told, and stops nothing: a full
@@ -196,11 +200,9 @@ impl Report {
     /// Keeps the report, and forgets that the promotion was under way.
     pub(crate) fn finish(mut self, node: &Node) -> Result<Self, Failure> {
         self.finished = Some(WallTime::now());
-        let folder = node.local.state_dir.join("reports");
         let keep = || {
-            durable::create_directory(&folder, 0o755)?;
-            let path = Self::kept(node, &self.epoch);
-            durable::write(&path, &serde_json::to_vec_pretty(&self)?, 0o644)?;
+            let name = Self::file_name(&self.epoch);
+            reports::keep(&node.local.state_dir, &name, &self, 0o644)?;
             match fs::remove_file(Self::path(node)) {
                 Ok(()) => durable::sync_directory_of(&Self::path(node)),
                 // It could not be kept before, on a disk that was full.

@@ -35,4 +35,4 @@ pub use kv::{KvSource, kv_router};
 pub use router::router;
 pub use server::serve;
 pub use store_text::store_text;
-pub use text::text;
+pub use text::{text, unwell};

@@ -36,6 +36,11 @@ pub fn text(status: &Status, now: WallTime) -> String {
     page.0
 }
 
+/// Returns what is not as it should be, each in a few words: what [`text()`](fn@text) says against `well`.
+pub fn unwell(status: &Status) -> Vec<String> {
+    troubles(status, &peers(status))
+}
+
 fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) {
     page.line(format!(
         "node {} of cluster {} is {} in epoch {}, {}",

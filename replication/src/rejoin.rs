@@ -39,6 +39,10 @@ pub enum Method {
     },
     /// It was seeded, from whatever was there.
     Seeded,
+    /// The primary's was put in the place of what was there.
+    Replaced,
+    /// It was the same as the primary's.
+    Equal,
 }
 
 /// By which way a copy becomes equal to the primary's.
@@ -53,6 +57,10 @@ pub enum Way {
     Compared,
     /// See [`Method::Seeded`].
     Seeded,
+    /// See [`Method::Replaced`].
+    Replaced,
+    /// See [`Method::Equal`].
+    Equal,
 }
 
 impl Way {
@@ -63,6 +71,8 @@ impl Way {
             Self::Rewound => "rewound",
             Self::Compared => "compared",
             Self::Seeded => "seeded",
+            Self::Replaced => "replaced",
+            Self::Equal => "equal",
         }
     }
 }
@@ -141,6 +151,8 @@ impl Rejoined {
             Method::Rewound { .. } => Way::Rewound,
             Method::Compared { .. } => Way::Compared,
             Method::Seeded => Way::Seeded,
+            Method::Replaced => Way::Replaced,
+            Method::Equal => Way::Equal,
         }
     }
 }

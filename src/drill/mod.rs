@@ -2,7 +2,12 @@
 //!
 //! A file per kind of drill; `running` keeps them apart from each other and from promotions.
 
+mod broken;
+mod clients;
+mod condition;
 mod fault;
+mod fault_report;
+mod kept;
 mod rehearsal;
 mod running;
 mod schedule;
@@ -12,9 +17,8 @@ use clap::Subcommand;
 use hyper::Method;
 use indicatif::HumanBytes;
 use understudy_config::NodeName;
-use understudy_replication::reports::folder;
 use understudy_standby::copy::CheckOutcome;
-use understudy_standby::rehearsal::{Report, Verdict, reports};
+use understudy_standby::rehearsal::{Report, Verdict};
 
 use crate::Place;
 use crate::failure::{Failure, Kind};
@@ -62,11 +66,12 @@ enum Verb {
     Fault(fault::Inject),
     /// Break off the drill, or the clone, that runs on this node
     Cancel,
-    /// List the reports of rehearsals that are kept on this node
+    /// List the reports of drills that are kept on this node, oldest first
     List(Printed),
     /// Show a report
     Show {
-        /// The report, as `list` names it; `last` for the newest
+        /// The report, as `list` names it (default: `last`, the newest)
+        #[arg(default_value = "last")]
         report: String,
         #[command(flatten)]
         printed: Printed,
@@ -103,7 +108,7 @@ impl Drill {
                 if inject.json {
                     return print_json(&report);
                 }
-                print(&fault::text(&report));
+                print(&report.text());
                 Ok(())
             }
             Verb::Cancel => {
@@ -116,59 +121,28 @@ impl Drill {
                 Ok(())
             }
             Verb::List(Printed { json }) => {
-                let reports = kept(&local.state_dir)?;
+                let reports = kept::all(&local.state_dir)?;
                 if json {
                     return print_json(&reports);
                 }
                 for report in &reports {
-                    print(&line(report));
+                    print(&report.line());
                 }
                 Ok(())
             }
             Verb::Show {
-                report: wanted,
+                report,
                 printed: Printed { json },
             } => {
-                let reports = kept(&local.state_dir)?;
-                let found = match wanted.as_str() {
-                    "last" => reports.last(),
-                    wanted => reports.iter().find(|it| name(it) == wanted),
-                };
-                let report = found.ok_or_else(|| {
-                    Failure::usage(format!("there is no report `{wanted}`"))
-                        .hint("see `understudy drill list`")
-                })?;
-                show(report, json)
+                let report = kept::find(&local.state_dir, &report)?;
+                if json {
+                    return print_json(&report);
+                }
+                print(&report.text());
+                Ok(())
             }
         }
     }
-}
-
-fn kept(state_dir: &std::path::Path) -> Result<Vec<Report>, Failure> {
-    reports(state_dir).map_err(|error| {
-        Failure::failed(format!(
-            "cannot read the reports in {}: {error}",
-            folder(state_dir).display()
-        ))
-    })
-}
-
-/// Returns how a report is called: by its time.
-fn name(report: &Report) -> String {
-    let name = report.file_name();
-    let name = name.strip_prefix("drill-").unwrap_or(&name);
-    name.strip_suffix(".json").unwrap_or(name).to_owned()
-}
-
-fn line(report: &Report) -> String {
-    let what = match (report.verdict, report.recovery_seconds) {
-        (Verdict::Proven, Some(seconds)) => format!("recovery in {seconds:.1} s"),
-        (Verdict::Proven, None) => String::new(),
-        (Verdict::Failed | Verdict::Cancelled, _) => report.failure.clone().unwrap_or_default(),
-    };
-    format!("{}  {:9}  {what}", name(report), report.verdict.as_str())
-        .trim_end()
-        .to_owned()
 }
 
 fn show(report: &Report, json: bool) -> Result<(), Failure> {
@@ -268,9 +242,6 @@ mod tests {
             is_recovery: true,
             failure: None,
         });
-        let expected =
-            "2023-11-14T22-13-20.000Z  failed     postgres: index article_pkey lacks a row";
-        assert_eq!(line(&report), expected);
         let text = text(&report);
         assert!(
             text.contains("recover postgres                 1.500 s *"),

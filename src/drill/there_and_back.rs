@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
-use understudy_replication::durable;
 use understudy_replication::event::Severity;
+use understudy_replication::reports;
 use understudy_replication::role::Role;
 use understudy_replication::wall_time::WallTime;
 
@@ -21,6 +21,13 @@ use crate::switchover::{Order, switchover};
 /// The version of the report.
 const VERSION: u32 = 1;
 
+/// What a report of this kind is called in the file.
+const KIND: &str = "switchover";
+
+fn kind() -> String {
+    KIND.to_owned()
+}
+
 /// The former primary has this long to follow well enough that the roles can be swapped back.
 const RETURN_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -31,6 +38,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ThereAndBack {
     version: u32,
+    /// [`KIND`].
+    #[serde(default = "kind")]
+    kind: String,
     /// When it began, by the clock of the node that was asked.
     pub(crate) started: WallTime,
     /// The node that was primary before, and is again.
@@ -41,6 +51,10 @@ pub(crate) struct ThereAndBack {
     pub(crate) between_seconds: f64,
     /// The second swap; `None` where it failed.
     pub(crate) back: Option<Report>,
+    /// How long it took after that until the pair was as before, with a standby that could take over, in
+    /// seconds; `None` where that was not seen.
+    #[serde(default)]
+    pub(crate) after_seconds: Option<f64>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
@@ -80,11 +94,13 @@ pub(crate) async fn run(
     };
     let mut report = ThereAndBack {
         version: VERSION,
+        kind: kind(),
         started,
         home: home.clone(),
         there,
         between_seconds,
         back: None,
+        after_seconds: None,
         failure: None,
     };
     match swapped_back {
@@ -94,6 +110,22 @@ pub(crate) async fn run(
                 report.there.seconds, back.seconds
             );
             report.back = Some(back);
+            // The same plan as in the beginning.
+            let again = Order {
+                to: Some(away),
+                dry_run: false,
+            };
+            let swapped = Instant::now();
+            report.after_seconds = match wait_until_ready(node, &again, progress).await {
+                Ok(()) => Some(swapped.elapsed().as_secs_f64()),
+                Err(failure) => {
+                    tracing::warn!(
+                        failure = failure.message,
+                        "the pair is not as before a drill"
+                    );
+                    None
+                }
+            };
             keep(&node.local.state_dir, &report)?;
             node.events
                 .record(Severity::Info, "drill_switchover", message);
@@ -168,18 +200,29 @@ fn promoted(outcome: Outcome) -> Result<Report, Failure> {
 }
 
 fn keep(state_dir: &Path, report: &ThereAndBack) -> Result<(), Failure> {
-    let folder = state_dir.join("reports");
-    let keep = || {
-        durable::create_directory(&folder, 0o755)?;
-        let path = folder.join(format!("switchover-drill-{}.json", report.started.0));
-        durable::write(&path, &serde_json::to_vec_pretty(report)?, 0o640)
-    };
-    keep().map_err(|error: std::io::Error| {
-        Failure::failed(format!(
+    let name = reports::Kind::Switchover.file_at(report.started);
+    match reports::keep(state_dir, &name, report, 0o640) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::failed(format!(
             "the report of the drill cannot be kept in {}: {error}",
-            folder.display()
-        ))
-    })
+            reports::folder(state_dir).display()
+        ))),
+    }
+}
+
+/// Returns how it ended, in a word, and what more there is to say on one line.
+pub(super) fn outcome(report: &ThereAndBack) -> (&'static str, String) {
+    match (&report.back, &report.failure) {
+        (Some(back), None) => (
+            "done",
+            format!(
+                "there in {:.2} s, back in {:.2} s",
+                report.there.seconds, back.seconds
+            ),
+        ),
+        (_, Some(failure)) => ("failed", failure.clone()),
+        (None, None) => ("failed", "the roles were not swapped back".to_owned()),
+    }
 }
 
 /// Returns what the report tells people.
@@ -202,14 +245,21 @@ pub(crate) fn text(report: &ThereAndBack) -> String {
     );
     let back = match (&report.back, &report.failure) {
         (Some(back), _) => format!(
-            "Node {} is primary again after {:.2} s ({}), in epoch {}.",
+            "Node {} is primary again after {:.2} s ({}), in epoch {}{}.",
             back.node,
             back.seconds,
             lost(back),
             back.epoch,
+            match report.after_seconds {
+                Some(seconds) => format!(
+                    ", and was followed by node {} after {seconds:.1} s",
+                    report.there.node
+                ),
+                None => String::new(),
+            }
         ),
         (None, Some(failure)) => failure.clone(),
         (None, None) => "The roles were not swapped back.".to_owned(),
     };
-    format!("{there}\n{back}")
+    format!("Switchover drill, {}:\n{there}\n{back}", report.started)
 }

@@ -42,16 +42,15 @@ fn m15_a_drill_swaps_the_roles_there_and_back_and_loses_nothing() {
             assert_eq!(loss["amount"], 0, "{report}");
         }
     }
-    until("b follows", Pair::PATIENCE, || {
-        let roles = pair.roles();
-        holds(roles == ("primary".to_owned(), "standby".to_owned()), roles)
-    });
-    let reports = fs::read_dir(pair.a.state().join("reports")).unwrap();
-    let is_kept = reports.into_iter().any(|entry| {
-        let name = entry.unwrap().file_name();
-        name.to_string_lossy().starts_with("switchover-drill-")
-    });
-    assert!(is_kept);
+    // It does not end before the pair is as it was.
+    assert!(report["after_seconds"].is_f64(), "{report}");
+    assert_eq!(pair.roles(), ("primary".to_owned(), "standby".to_owned()));
+    let ready = pair.a.try_understudy(&["switchover", "--dry-run"]);
+    assert_eq!(ready.status, Some(0), "{ready:?}");
+    let listed = pair.a.understudy(&["drill", "list"]);
+    assert!(listed.contains("switchover  done"), "{listed}");
+    let name = listed.split_whitespace().next().unwrap();
+    assert_eq!(pair.a.json(&["drill", "show", name]), report);
     pair.write(2);
     pair.wait_long();
     pair.assert_written(2);
@@ -88,10 +87,27 @@ fn m22_a_service_that_is_killed_on_purpose_is_told_and_the_gap_of_clients_is_mea
     ]);
     assert_eq!(report["fault"], "kill_process");
     assert!(report["detected_seconds"].is_f64(), "{report}");
+    assert_eq!(report["clients"], "again", "{report}");
     assert!(report["gap_seconds"].is_f64(), "{report}");
+    assert_eq!(report["missing"], json!([]), "{report}");
     assert_ne!(fs::read_to_string(&pid_file).unwrap(), before);
     let told = report["events"].to_string();
     assert!(told.contains("service one"), "{told}");
+    assert_eq!(pair.a.json(&["drill", "show"]), report);
+    let listed = pair.a.understudy(&["drill", "list"]);
+    assert!(
+        listed.contains("fault       detected   kill-process: told after"),
+        "{listed}"
+    );
+    // A probe that cannot succeed would measure nothing.
+    let pid = fs::read_to_string(&pid_file).unwrap();
+    let order = ["drill", "fault", "kill-process", "--pid-file", &pid_file];
+    let refused = pair
+        .a
+        .try_understudy(&[&order[..], &["--probe", "exit 7"]].concat());
+    assert_eq!(refused.status, Some(3), "{refused:?}");
+    assert!(refused.stderr.contains("the probe fails"), "{refused:?}");
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), pid);
 }
 
 #[test]
@@ -100,15 +116,34 @@ fn m22_links_that_are_cut_on_purpose_are_told_and_mended() {
     let Some(network) = Network::new(test) else {
         return;
     };
-    let pair = Pair::on(network, testable(Plan::settings()));
+    let mut pair = Pair::on(network, testable(Plan::settings()));
     let report = pair
         .a
         .json(&["drill", "fault", "cut-all", "--for", "8", "--watch", "60"]);
     let told = report["events"].to_string();
     assert!(told.contains("standby_lost"), "{report}");
     assert!(report["mended_seconds"].is_f64(), "{report}");
+    // It does not end before the standby follows again.
+    assert_eq!(report["missing"], json!([]), "{report}");
+    assert!(report["recovered_seconds"].is_f64(), "{report}");
+    let standby = &pair.a.status()["standbys"][0];
+    assert_eq!(standby["is_connected"], true, "{standby}");
+    assert!(standby["stores"][0]["lag_flushed"].is_u64(), "{standby}");
     pair.write(1);
     pair.wait_long();
+
+    // What is out already would be taken for what a drill has done.
+    pair.b.kill_daemon();
+    until("the outage is seen", Pair::PATIENCE, || {
+        let standby = pair.a.try_status()?["standbys"][0].clone();
+        holds(standby["is_connected"] == false, &standby)
+    });
+    let order = ["drill", "fault", "cut-all", "--for", "1", "--watch", "1"];
+    let refused = pair.a.try_understudy(&order);
+    assert_eq!(refused.status, Some(3), "{refused:?}");
+    assert!(refused.stderr.contains("b is not connected"), "{refused:?}");
+    let forced = pair.a.json(&[&order[..], &["--force"]].concat());
+    assert_eq!(forced["fault"], "cut_all", "{forced}");
 }
 
 #[test]

@@ -171,6 +171,17 @@ impl SettingsShipper {
         refreshed
     }
 
+    /// Tells a node that comes back which revisions there are, the oldest first.
+    async fn answer_list(&self) -> Result<Response, Refusal> {
+        // What has changed since the last mark is a revision, too.
+        self.refresh().await.map_err(Refusal::Refresh)?;
+        let history = self.history.clone();
+        match tokio::task::spawn_blocking(move || history.list()).await {
+            Ok(list) => Ok(axum::Json(list.map_err(Refusal::History)?).into_response()),
+            Err(source) => Err(Refusal::Refresh(RefreshError::Broken { source })),
+        }
+    }
+
     /// Answers a standby: nothing when it has the newest revision already.
     async fn answer(&self, have: &Have) -> Result<Response, Refusal> {
         let newest = self.refresh().await.map_err(Refusal::Refresh)?;
@@ -265,8 +276,10 @@ impl Shipper for SettingsShipper {
         let revision = async |State(shipper): State<Arc<Self>>, Query(have): Query<Have>| {
             shipper.answer(&have).await
         };
+        let list = async |State(shipper): State<Arc<Self>>| shipper.answer_list().await;
         axum::Router::new()
             .route("/revision", get(revision))
+            .route("/history", get(list))
             .with_state(self)
     }
 

@@ -1,5 +1,6 @@
 //! Making the files of this node those of a revision.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -255,6 +256,24 @@ fn is_not_there(error: &io::Error) -> bool {
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
         )
+}
+
+/// Returns the files and links of `captured`, where a revision of `known` has something, whose content none of
+/// them has: what [`apply`] keeps before it is lost.
+pub fn only_here<'a>(
+    captured: &'a BTreeMap<SettingPath, Entry>,
+    known: &[Revision],
+) -> Vec<(&'a SettingPath, &'a Entry)> {
+    let is_only_here = |(path, entry): &(&SettingPath, &Entry)| {
+        let mut others = known
+            .iter()
+            .filter_map(|it| it.entries().get(*path))
+            .peekable();
+        others.peek().is_some()
+            && !matches!(entry, Entry::Directory { .. })
+            && !others.any(|other| has_same_content(other, entry))
+    };
+    captured.iter().filter(is_only_here).collect()
 }
 
 fn has_same_content(one: &Entry, other: &Entry) -> bool {

@@ -209,6 +209,38 @@ impl History {
         self.prune()
     }
 
+    /// Takes a revision off the list, durably: it was made in an epoch that lost. Returns where it is kept, and
+    /// how long it is, in bytes.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be renamed.
+    pub fn set_aside(&self, number: u64, digest: Digest) -> Result<(PathBuf, u64), HistoryError> {
+        let listed = self.path_of(number, digest, "revision");
+        let kept = listed.with_extension("superseded");
+        match fs::rename(&listed, &kept) {
+            Ok(()) => durable::sync_directory_of(&kept).map_err(failed("rename", &listed))?,
+            // A later revision has taken it off already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed("rename", &listed)(source)),
+        }
+        Ok((kept, self.weigh(number, digest)?))
+    }
+
+    /// Returns how long a revision is in its file, in bytes.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn weigh(&self, number: u64, digest: Digest) -> Result<u64, HistoryError> {
+        let paths = ["revision", "superseded"].map(|ending| self.path_of(number, digest, ending));
+        let found = paths.iter().find_map(|path| path.metadata().ok());
+        Ok(found.ok_or(HistoryError::Absent { number })?.len())
+    }
+
+    /// Returns the folder with all of it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Returns which revision the files of this node are.
     ///
     /// # Errors
@@ -448,6 +480,24 @@ mod tests {
             [ours[0].summary(), theirs.summary()]
         );
         assert_eq!(history.load(3, ours[2].digest()).unwrap(), ours[2]);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_off_the_list_and_kept() {
+        let (_folder, history) = history();
+        let both = [1, 2].map(|n| revision(n, &[("/a", file(&n.to_string()))]));
+        for revision in &both {
+            history.record(revision).unwrap();
+        }
+        let digest = both[1].digest();
+        let (path, bytes) = history.set_aside(2, digest).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), both[1].encode());
+        assert_eq!(bytes, both[1].encode().len() as u64);
+        assert_eq!(history.list().unwrap(), [both[0].summary()]);
+        assert_eq!(history.load(2, digest).unwrap(), both[1]);
+        // As after a crash.
+        assert_eq!(history.set_aside(2, digest).unwrap(), (path, bytes));
+        assert!(history.set_aside(3, digest).is_err());
     }
 
     #[test]

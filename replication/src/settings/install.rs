@@ -4,6 +4,7 @@
 //! changed, then the marker says so, then nothing is pending.
 
 use super::apply::{Applied, ApplyError, apply};
+use super::capture::CaptureError;
 use super::history::{History, HistoryError, Marker, Origin};
 use super::revision::Revision;
 use super::scope::Scope;
@@ -17,6 +18,13 @@ pub enum InstallError {
         /// Why not.
         #[from]
         source: HistoryError,
+    },
+    /// The files cannot be looked at.
+    #[error("cannot read the settings of this node")]
+    Capture {
+        /// Why not.
+        #[from]
+        source: CaptureError,
     },
     /// The files cannot be changed.
     #[error("cannot apply revision {number} of the settings")]

@@ -19,7 +19,7 @@ mod path;
 mod revision;
 mod scope;
 
-pub use apply::{Applied, ApplyError, apply};
+pub use apply::{Applied, ApplyError, apply, only_here};
 pub use capture::{Capture, CaptureError, Fingerprint, capture, fingerprint};
 
 pub use check::{RefusedError, reload, validate};

@@ -16,7 +16,7 @@ mod seal;
 mod services;
 
 pub use postgres::{recover, settle, stop, take_over};
-pub use report::{KIND, Proof, Report, StepTime, Verdict, proof, reports};
+pub use report::{KIND, Proof, Report, StepTime, Verdict, kept, proof};
 pub use run::{FOLDER, Rehearsal, clear, prepare_place, walls};
 pub use seal::{Order, Seal, SealError, SealStage, Walls, sealed};
 

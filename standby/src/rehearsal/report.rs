@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use understudy_config::NodeName;
-use understudy_replication::reports::{folder, keep};
+use understudy_replication::reports::{self, Kind, found, keep};
 use understudy_replication::status::ProofStatus;
 use understudy_replication::wall_time::WallTime;
 
@@ -21,9 +21,6 @@ pub const KIND: &str = "rehearsal";
 
 /// How many reports of rehearsals are kept; the newest that proves something stays in any case.
 const REPORTS_MAX: usize = 200;
-
-/// A report is not longer than this.
-const REPORT_BYTES_MAX: u64 = 4 << 20;
 
 /// How a rehearsal has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,9 +128,7 @@ impl Report {
 
     /// Returns the name of the file that it is kept in.
     pub fn file_name(&self) -> String {
-        // A file's name without colons can be copied to anywhere.
-        let time = self.started.to_string().replace(':', "-");
-        format!("drill-{time}.json")
+        Kind::Rehearsal.file_at(self.started)
     }
 
     /// Keeps it durably, and lets the oldest go. Blocks.
@@ -149,39 +144,22 @@ impl Report {
     }
 }
 
-/// Returns the files of drills, the oldest first.
+/// Returns the files of rehearsals, the oldest first.
 fn files(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(folder(state_dir)) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("drill-") && name.ends_with(".json") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    let found = found(state_dir, Kind::Rehearsal)?;
+    Ok(found.into_iter().map(|it| it.path).collect())
 }
 
 /// Reads a report of a rehearsal; `None` for what is none.
 fn load(path: &Path) -> Option<Report> {
-    if fs::metadata(path).ok()?.len() > REPORT_BYTES_MAX {
-        return None;
-    }
-    let report: Report = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    (report.kind == KIND && report.version == VERSION).then_some(report)
+    reports::load(path).filter(|it: &Report| it.kind == KIND && it.version == VERSION)
 }
 
 /// Returns the reports of rehearsals that are kept, the oldest first. Blocks.
 ///
 /// # Errors
 /// When their folder cannot be read.
-pub fn reports(state_dir: &Path) -> io::Result<Vec<Report>> {
+pub fn kept(state_dir: &Path) -> io::Result<Vec<Report>> {
     let files = files(state_dir)?;
     Ok(files.iter().filter_map(|path| load(path)).collect())
 }
@@ -311,7 +289,7 @@ mod tests {
         assert_eq!(at(37), expected);
         let is_old = true;
         assert_eq!(at(38), ProofStatus { is_old, ..expected });
-        assert_eq!(reports(folder.path()).unwrap().len(), 4);
+        assert_eq!(kept(folder.path()).unwrap().len(), 4);
     }
 
     #[test]
@@ -324,8 +302,8 @@ mod tests {
                 .keep(folder.path())
                 .unwrap();
         }
-        let kept = reports(folder.path()).unwrap();
-        assert_eq!(kept.len(), REPORTS_MAX + 1);
-        assert_eq!(kept[0].verdict, Verdict::Proven);
+        let left = kept(folder.path()).unwrap();
+        assert_eq!(left.len(), REPORTS_MAX + 1);
+        assert_eq!(left[0].verdict, Verdict::Proven);
     }
 }

@@ -6,6 +6,7 @@
 //!                         └──────────┴──▶ refused: kept visible, not applied
 //! ```
 
+mod aside;
 mod pull;
 mod receiver;
 #[cfg(test)]

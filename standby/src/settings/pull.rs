@@ -64,6 +64,16 @@ pub enum Pulled {
     },
 }
 
+/// What a pull did.
+#[derive(Debug)]
+pub(super) struct Pull {
+    pub(super) pulled: Pulled,
+    /// What was written and removed here, and what was kept of it.
+    pub(super) applied: Applied,
+    /// How much came, in bytes.
+    pub(super) travelled: u64,
+}
+
 /// Why a revision is not acceptable here.
 #[derive(Debug, thiserror::Error)]
 enum Unacceptable {
@@ -82,6 +92,11 @@ impl SettingsReceiver {
     /// # Errors
     /// When the primary cannot be asked, or this node's files cannot be changed.
     pub async fn pull(&self, primary: &PeerClient) -> Result<Pulled, PullError> {
+        Ok(self.pull_whole(primary).await?.pulled)
+    }
+
+    /// Does what [`pull`](Self::pull) does, and tells all of it.
+    pub(super) async fn pull_whole(&self, primary: &PeerClient) -> Result<Pull, PullError> {
         let mut place = self.place().await;
         let pulled = self.pull_into(&mut place, primary).await;
         if let Err(error @ (PullError::Install { .. } | PullError::Broken { .. })) = &pulled {
@@ -90,13 +105,13 @@ impl SettingsReceiver {
         pulled
     }
 
-    async fn pull_into(
+    /// Gets the primary's newest revision; nothing if it is the one that this node `has`.
+    pub(super) async fn fetch(
         &self,
-        place: &mut Place,
+        has: Option<&Marker>,
         primary: &PeerClient,
-    ) -> Result<Pulled, PullError> {
-        let have = place.history.applied()?;
-        let path = match &have {
+    ) -> Result<Vec<u8>, PullError> {
+        let path = match has {
             Some(Marker { number, digest, .. }) => {
                 format!("/store/settings/revision?have={digest}&number={number}")
             }
@@ -118,13 +133,40 @@ impl SettingsReceiver {
             }
             bytes.extend_from_slice(&frame);
         }
+        Ok(bytes)
+    }
+
+    async fn pull_into(&self, place: &mut Place, primary: &PeerClient) -> Result<Pull, PullError> {
+        let have = place.history.applied()?;
+        let bytes = self.fetch(have.as_ref(), primary).await?;
+        let travelled = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let (pulled, applied) = self.take(place, have, bytes).await?;
+        Ok(Pull {
+            pulled,
+            applied,
+            travelled,
+        })
+    }
+
+    /// Takes in what the primary has sent to a node that `had` something.
+    async fn take(
+        &self,
+        place: &mut Place,
+        had: Option<Marker>,
+        bytes: Vec<u8>,
+    ) -> Result<(Pulled, Applied), PullError> {
         if bytes.is_empty() {
-            return self.stay(place, have).await;
+            return Ok((Pulled::Current, self.stay(place, had).await?));
         }
         let decoded = tokio::task::spawn_blocking(move || Revision::decode(&bytes)).await?;
         let revision = match decoded {
             Ok(revision) => revision,
-            Err(error) => return self.refuse(place, None, Unacceptable::Decode(error)).await,
+            Err(error) => {
+                let refused = self
+                    .refuse(place, None, Unacceptable::Decode(error))
+                    .await?;
+                return Ok((refused, Applied::default()));
+            }
         };
         let refusal = match place.scope.admit(&revision) {
             Err(error) => Some(Unacceptable::Scope(error)),
@@ -134,7 +176,8 @@ impl SettingsReceiver {
                 .map(Unacceptable::Validate),
         };
         if let Some(refusal) = refusal {
-            return self.refuse(place, Some(revision), refusal).await;
+            let refused = self.refuse(place, Some(revision), refusal).await?;
+            return Ok((refused, Applied::default()));
         }
         let number = revision.number();
         let summary = revision.summary();
@@ -148,11 +191,11 @@ impl SettingsReceiver {
         self.note_applied(number, summary.bytes, summary.entries);
         self.tell(number, &applied, "settings_applied", "was applied");
         self.reload(place).await?;
-        Ok(Pulled::Applied { number })
+        Ok((Pulled::Applied { number }, applied))
     }
 
     /// The primary has nothing newer than what this node `had`: that is the newest, and local changes are undone.
-    async fn stay(&self, place: &mut Place, had: Option<Marker>) -> Result<Pulled, PullError> {
+    async fn stay(&self, place: &mut Place, had: Option<Marker>) -> Result<Applied, PullError> {
         let applied = place
             .work(move |scope, history| {
                 // Something newer was accepted and not completed, and the primary has gone back.
@@ -176,7 +219,7 @@ impl SettingsReceiver {
             })
             .await?;
         let Some(marker) = place.history.applied()? else {
-            return Ok(Pulled::Current);
+            return Ok(applied);
         };
         let summary = place.history.load(marker.number, marker.digest)?.summary();
         self.note_applied(marker.number, summary.bytes, summary.entries);
@@ -189,7 +232,7 @@ impl SettingsReceiver {
             );
         }
         self.reload(place).await?;
-        Ok(Pulled::Current)
+        Ok(applied)
     }
 
     /// Completes what was accepted and not completed, then reloads.

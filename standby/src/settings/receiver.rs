@@ -10,7 +10,7 @@ use understudy_replication::command::CommandError;
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::position::Position;
-use understudy_replication::rejoin::{Foreseen, Way};
+use understudy_replication::rejoin::{Foreseen, Rejoined, Salvaging};
 use understudy_replication::settings::{
     Digest, History, HistoryError, Origin, PathError, Scope, wait_until_due,
 };
@@ -170,6 +170,11 @@ impl SettingsReceiver {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns how much the settings here are, in bytes.
+    pub(super) fn told_bytes(&self) -> u64 {
+        self.told().bytes
+    }
+
     pub(super) fn note_applied(&self, number: u64, bytes: u64, entries: u64) {
         let mut told = self.told();
         told.position = Some(Position(number));
@@ -224,6 +229,18 @@ impl SettingsReceiver {
     }
 }
 
+/// Returns what is told of a pull that the store cannot do without.
+fn seeded(primary: &PeerClient, pulled: Pulled) -> Result<String, StoreFailure> {
+    match pulled {
+        Pulled::Applied { number } => Ok(format!("revision {number} applied")),
+        Pulled::Current => Ok("current".to_owned()),
+        Pulled::Refused { reason } => {
+            let primary = primary.node().to_string();
+            Err(SeedError::Refused { primary, reason }.into())
+        }
+    }
+}
+
 impl Receiver for SettingsReceiver {
     fn id(&self) -> &StoreId {
         &self.id
@@ -237,12 +254,7 @@ impl Receiver for SettingsReceiver {
         Box::pin(async move {
             progress.start("settings", None, Unit::Items);
             let outcome = match self.pull(primary).await {
-                Ok(Pulled::Applied { number }) => Ok(format!("revision {number} applied")),
-                Ok(Pulled::Current) => Ok("current".to_owned()),
-                Ok(Pulled::Refused { reason }) => {
-                    let primary = primary.node().to_string();
-                    Err(StoreFailure::from(SeedError::Refused { primary, reason }))
-                }
+                Ok(pulled) => seeded(primary, pulled),
                 Err(error) => Err(error.into()),
             };
             match outcome {
@@ -258,22 +270,36 @@ impl Receiver for SettingsReceiver {
         })
     }
 
+    fn rejoin<'a>(
+        &'a self,
+        primary: &'a PeerClient,
+        _: Salvaging,
+        progress: &'a dyn Progress,
+    ) -> BoxFuture<'a, Result<Rejoined, StoreFailure>> {
+        Box::pin(async move {
+            progress.start("settings", None, Unit::Items);
+            let rejoined = match self.rejoin_from(primary).await {
+                Ok((pulled, rejoined)) => seeded(primary, pulled).map(|told| (told, rejoined)),
+                Err(error) => Err(error.into()),
+            };
+            match rejoined {
+                Ok((told, rejoined)) => {
+                    progress.end(&told);
+                    Ok(rejoined)
+                }
+                Err(error) => {
+                    progress.end("failed");
+                    Err(error)
+                }
+            }
+        })
+    }
+
     fn foresee<'a>(
         &'a self,
-        _: &'a PeerClient,
+        primary: &'a PeerClient,
     ) -> BoxFuture<'a, Result<Option<Foreseen>, StoreFailure>> {
-        Box::pin(async move {
-            let bytes = self.told().bytes;
-            Ok(Some(Foreseen {
-                way: Way::Seeded,
-                salvaged_bytes: Some(0),
-                travelling_bytes: Some(bytes),
-                read_bytes: bytes,
-                basis: "the settings here, which are about as long as the primary's; revisions and files that \
-                        only this node has stay in its history"
-                    .to_owned(),
-            }))
-        })
+        Box::pin(async move { Ok(Some(self.outlook(primary).await?)) })
     }
 
     fn run(

@@ -12,6 +12,7 @@ use understudy_primary::settings::{RollbackError, SettingsShipper};
 use understudy_replication::epoch::Epoch;
 use understudy_replication::event::Events;
 use understudy_replication::position::Position;
+use understudy_replication::rejoin::{Method, Rejoined, Salvaging, Way};
 use understudy_replication::settings::{History, Marker, Origin, Revision};
 use understudy_replication::store::{NoProgress, Receiver, Shipper, Stop, Stopper};
 use understudy_replication::transport::{Identity, Lineage, PeerClient, PeerServer, SharedRouter};
@@ -470,6 +471,89 @@ async fn a_new_primary_continues_the_numbers_and_the_old_one_follows() {
         .collect();
     let lost = Revision::decode(&fs::read(&superseded[0]).unwrap()).unwrap();
     assert_eq!((superseded.len(), lost.number()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_rejoin_foresees_and_tells_what_only_this_node_had() {
+    let pair = Pair::new().await;
+    pair.write("a", "etc/catalog/a.conf", "one");
+    pair.write("a", "etc/catalog/b.conf", "b");
+    let (shipper, receiver) = (pair.shipper(&config()).await, pair.receiver(&config()));
+    receiver.pull(&pair.client).await.unwrap();
+    // What the old primary did not get across, and what nobody captured.
+    pair.write("a", "etc/catalog/a.conf", "lost");
+    assert_eq!(shipper.mark().await, position(2));
+    pair.write("a", "etc/catalog/b.conf", "edited");
+    let (root, state) = (pair.path("b/root"), pair.path("b/state"));
+    let epoch = epoch().superseded_by(node("b"));
+    let promoted =
+        Arc::new(SettingsShipper::open(&config(), root, &state, &epoch, pair.events("b")).unwrap());
+    promoted.open().await.unwrap();
+    for (number, content) in [(2, "after"), (3, "later")] {
+        pair.write("b", "etc/catalog/a.conf", content);
+        assert_eq!(promoted.mark().await, position(number));
+    }
+    pair.router
+        .set(axum::Router::new().nest("/store/settings", promoted.clone().routes()));
+    let (root, state) = (pair.path("a/root"), pair.path("a/state"));
+    let returned = SettingsReceiver::open(&config(), root, &state, pair.events("a")).unwrap();
+
+    let lost = returned.history().show(2).unwrap();
+    let before = returned.history().list().unwrap();
+    let foreseen = returned.foresee(&pair.client).await.unwrap().unwrap();
+    assert_eq!(foreseen.way, Way::Replaced);
+    let length = u64::try_from(lost.encode().len()).unwrap();
+    assert_eq!(foreseen.salvaged_bytes, Some(length + 6));
+    assert_eq!(
+        foreseen.basis,
+        "the primary's newest revision, and the files here, of which 1 were edited since, such as \
+         /etc/catalog/b.conf, and its history, which never had revision 2 of epoch 1.a here"
+    );
+    assert_eq!(returned.history().list().unwrap(), before);
+    assert_eq!(
+        pair.read("a", "etc/catalog/b.conf").as_deref(),
+        Some("edited")
+    );
+
+    let rejoin = async || {
+        let order = Salvaging::Required;
+        let rejoined = returned.rejoin(&pair.client, order, &NoProgress).await;
+        rejoined.unwrap()
+    };
+    let rejoined = rejoin().await;
+    assert_eq!(rejoined.method, Method::Replaced);
+    assert_eq!(rejoined.travelled, foreseen.travelling_bytes);
+    let salvaged = rejoined.salvaged.unwrap();
+    assert_eq!(Some(salvaged.bytes), foreseen.salvaged_bytes);
+    assert!(salvaged.is_complete);
+    let told = &salvaged.summary;
+    assert!(
+        told.starts_with("revision 2 of epoch 1.a, which the primary never had; 1 files"),
+        "{told}"
+    );
+    assert_eq!(
+        returned.history().load(2, lost.digest()).unwrap(),
+        lost,
+        "it is kept"
+    );
+    let numbers = returned.history().list().unwrap();
+    let numbers: Vec<u64> = numbers.iter().map(|it| it.number).collect();
+    assert_eq!(numbers, [1, 3], "what the primary never had is none of it");
+    assert!(pair.kinds("a").contains(&"settings_kept".to_owned()));
+
+    // Nothing is left to be told.
+    let foreseen = returned.foresee(&pair.client).await.unwrap().unwrap();
+    assert_eq!(
+        (foreseen.way, foreseen.salvaged_bytes),
+        (Way::Equal, Some(0))
+    );
+    assert_eq!(
+        rejoin().await,
+        Rejoined {
+            travelled: Some(0),
+            ..Rejoined::by(Method::Equal)
+        }
+    );
 }
 
 #[tokio::test]
