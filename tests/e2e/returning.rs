@@ -346,7 +346,7 @@ fn what_a_rejoin_of_a_primary_that_was_a_standby_once_will_do_is_foreseen() {
     pair.a.sql("INSERT INTO change VALUES (200)");
     pair.b.serve();
     until("the other is fenced", Pair::PATIENCE, || {
-        holds(pair.b.role() == "fenced", &pair.b.role())
+        holds(pair.b.role() == "fenced", pair.b.role())
     });
     make_segments_ahead(&pair.b.at("/data/pg/pg_wal"));
     let foreseen = pair.b.json(&["rejoin", "--dry-run"]);
