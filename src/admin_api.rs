@@ -30,7 +30,8 @@ use crate::node::{Node, Stage};
 use crate::progress::{News, Sender};
 use crate::promotion::Order;
 use crate::{
-    check, clone, drill, kv_api, returning, services, status_source, switchover, sync, wait,
+    check, clone, drill, kv_api, kv_bundles, returning, services, status_source, switchover, sync,
+    wait,
 };
 
 /// How much news may wait for a slow terminal.
@@ -158,6 +159,9 @@ fn kv_routes() -> Router<Arc<Node>> {
     let scan = |(State(node), Json(asked)): Asked<kv_api::Scan>| async move {
         stream_while_heard(move |_, stop| async move { kv_api::scan(&node, &asked, &stop).await })
     };
+    let list = |(State(node), Json(asked)): Asked<kv_api::ListBundles>| async move {
+        stream(move |_| async move { kv_bundles::list_of(&node, &asked.from).await })
+    };
     let show = |(State(node), Json(asked)): Asked<kv_api::ShowBundle>| async move {
         stream(move |progress| async move { kv_api::show(&node, asked, &progress).await })
     };
@@ -169,6 +173,7 @@ fn kv_routes() -> Router<Arc<Node>> {
         .route("/kv/put", post(put))
         .route("/kv/del", post(delete))
         .route("/kv/scan", post(scan))
+        .route("/kv/salvage/list", post(list))
         .route("/kv/salvage/show", post(show))
         .route("/kv/salvage/replay", post(replay))
         .layer(DefaultBodyLimit::max(kv_api::REQUEST_BYTES_MAX))

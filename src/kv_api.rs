@@ -64,6 +64,12 @@ pub(crate) struct Scan {
     pub(crate) values: bool,
 }
 
+/// Asks for the bundles of another node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ListBundles {
+    pub(crate) from: NodeName,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ShowBundle {
     pub(crate) bundle: String,

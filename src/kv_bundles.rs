@@ -1,6 +1,7 @@
 //! Bundles of what was superseded, between nodes: they lie where the log was cut, which is a standby by
 //! then, and are replayed on the primary.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +10,19 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use understudy_config::NodeName;
 use understudy_replication::kv::salvage::{self, Bundle, Manifest};
-use understudy_replication::transport::{PeerError, frames};
+use understudy_replication::transport::{PeerClient, PeerError, frames};
 
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::stores::Makings;
 use crate::{kv_api, peer_work};
+
+/// The list of another node's bundles is no longer, in bytes.
+const LIST_BYTES_MAX: usize = 16 << 20;
 
 /// Opening a bundle reads all of it: a peer has so long to begin its answer.
 const OPENING_MAX: Duration = Duration::from_secs(120);
@@ -27,6 +32,70 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// How many entries wait between the network and the disk.
 const ENTRIES_WAITING_MAX: usize = 4;
+
+/// The bundles of a node, the oldest first.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Bundles {
+    pub(crate) bundles: Vec<Listed>,
+}
+
+/// A bundle in the list of its node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    /// Its name, by which it is shown and replayed.
+    pub(crate) name: String,
+    /// Where it is on that node.
+    pub(crate) path: PathBuf,
+    /// What it says of itself.
+    pub(crate) manifest: Option<Manifest>,
+    /// Why that cannot be read.
+    pub(crate) error: Option<String>,
+}
+
+/// Returns the bundles in `folder`. Blocks.
+pub(crate) fn list_in(folder: &std::path::Path) -> Result<Bundles, Failure> {
+    let listed = salvage::list(folder)?.into_iter().map(|listed| {
+        let (manifest, error) = match listed.manifest {
+            Ok(manifest) => (Some(manifest), None),
+            Err(error) => (None, Some(understudy_replication::error_chain(&error))),
+        };
+        Listed {
+            path: folder.join(&listed.name),
+            name: listed.name,
+            manifest,
+            error,
+        }
+    });
+    Ok(Bundles {
+        bundles: listed.collect(),
+    })
+}
+
+/// Tells a peer which bundles there are.
+pub(crate) async fn list(State(node): State<Arc<Node>>) -> Response {
+    let folder = Makings::salvage(&node.local);
+    let failed = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    match tokio::task::spawn_blocking(move || list_in(&folder)).await {
+        Ok(Ok(bundles)) => Json(bundles).into_response(),
+        Ok(Err(failure)) => failed(failure.message),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// Asks another node which bundles it has.
+pub(crate) async fn list_of(node: &Arc<Node>, from: &NodeName) -> Result<Bundles, Failure> {
+    let client = known(node, from)?;
+    Ok(client
+        .get("/peer/kv/salvage")
+        .await?
+        .json(LIST_BYTES_MAX)
+        .await?)
+}
+
+fn known(node: &Arc<Node>, name: &NodeName) -> Result<Arc<PeerClient>, Failure> {
+    node.client(name)
+        .ok_or_else(|| Failure::usage(format!("there is no node {name} in the configuration")))
+}
 
 /// Sends a bundle to a peer: its manifest, then each of its entries.
 pub(crate) async fn send(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Response {
@@ -89,9 +158,7 @@ pub(crate) async fn replay(
 
 /// Copies a bundle of node `from` here, under its name there. One that is here already is not copied again.
 pub(crate) async fn fetch(node: &Arc<Node>, from: &NodeName, name: &str) -> Result<(), Failure> {
-    let client = node
-        .client(from)
-        .ok_or_else(|| Failure::usage(format!("there is no node {from} in the configuration")))?;
+    let client = known(node, from)?;
     // It is a part of a path, and of a URL: bundles have no other characters in their names.
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ['-', '.', '_'].contains(&c);
     if !name.chars().all(is_plain) {

@@ -61,6 +61,7 @@ pub(crate) fn refresh(node: &Arc<Node>) {
         .route("/peer/kv/end", get(say_kv_end))
         .route("/peer/pause", post(crate::pause::hear))
         .route("/peer/probe", get(crate::foresight::send_probe))
+        .route("/peer/kv/salvage", get(kv_bundles::list))
         .route("/peer/kv/salvage/{name}", get(kv_bundles::send))
         .with_state(node.clone())
         .merge(stores)

@@ -1,16 +1,14 @@
 //! `understudy kv salvage`.
 
-use std::path::PathBuf;
-
-use serde::Serialize;
 use understudy_config::{Local, NodeName};
 use understudy_replication::kv::salvage::{
-    self, Listed, Manifest, ReplayOrder, Replayed, ShownBundle, ShownWish, ShownWished, Verdict,
+    Manifest, ReplayOrder, Replayed, ShownBundle, ShownWish, ShownWished, Verdict,
 };
 
 use super::{ask, summary};
 use crate::failure::Failure;
-use crate::kv_api::{ReplayBundle, ShowBundle};
+use crate::kv_api::{ListBundles, ReplayBundle, ShowBundle};
+use crate::kv_bundles::{self, Bundles, Listed};
 use crate::output::{print, print_json, tell};
 use crate::stores::Makings;
 
@@ -23,18 +21,21 @@ pub(crate) struct Salvage {
 
 #[derive(clap::Subcommand, Debug)]
 enum Verb {
-    /// List the bundles of this node
+    /// List the bundles of a node, oldest first
     List {
+        /// The node that has them, if not this one
+        #[arg(long, value_name = "NODE")]
+        from: Option<NodeName>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Show what a bundle would make of each key, beside what is there now
     Show {
-        /// The bundle (default: the newest of this node)
+        /// The bundle (default: the newest of that node)
         bundle: Option<String>,
         /// The node that has it, if not this one
-        #[arg(long, value_name = "NODE", requires = "bundle")]
+        #[arg(long, value_name = "NODE")]
         from: Option<NodeName>,
         /// Show so many keys
         #[arg(long, default_value_t = 100)]
@@ -65,38 +66,23 @@ enum Verb {
     },
 }
 
-/// The bundles of this node in JSON.
-#[derive(Serialize)]
-struct List<'a> {
-    bundles: Vec<InList<'a>>,
-}
-
-/// A bundle in JSON.
-#[derive(Serialize)]
-struct InList<'a> {
-    name: &'a str,
-    path: PathBuf,
-    manifest: Option<&'a Manifest>,
-    /// Why the manifest cannot be read.
-    error: Option<String>,
-}
-
 impl Salvage {
     pub(crate) async fn run(self, local: &Local) -> Result<(), Failure> {
-        let (folder, socket) = (Makings::salvage(local), local.socket());
+        let socket = local.socket();
         match self.verb {
-            Verb::List { json } => {
-                let listed = salvage::list(&folder)?;
+            Verb::List { from, json } => {
+                let listed = bundles(local, from.as_ref()).await?;
                 if json {
-                    let in_list = |it| in_list(&folder, it);
-                    let bundles = listed.iter().map(in_list).collect();
-                    return print_json(&List { bundles });
+                    return print_json(&listed);
                 }
-                for bundle in &listed {
+                for bundle in &listed.bundles {
                     print(&line(bundle));
                 }
-                if listed.is_empty() {
-                    tell("nothing of the key-value store was superseded on this node");
+                if listed.bundles.is_empty() {
+                    let of = from.as_ref().unwrap_or(&local.name);
+                    tell(&format!(
+                        "nothing of the key-value store was superseded on node {of}"
+                    ));
                 }
                 Ok(())
             }
@@ -109,8 +95,9 @@ impl Salvage {
                 let bundle = match bundle {
                     Some(bundle) => bundle,
                     None => {
-                        let newest = salvage::list(&folder)?.pop();
-                        let none = || Failure::failed("there is no bundle on this node");
+                        let newest = bundles(local, from.as_ref()).await?.bundles.pop();
+                        let of = from.as_ref().unwrap_or(&local.name);
+                        let none = || Failure::failed(format!("there is no bundle on node {of}"));
                         newest.ok_or_else(none)?.name
                     }
                 };
@@ -172,28 +159,25 @@ fn left(done: &Replayed, order: ReplayOrder) -> Result<(), Failure> {
     .hint("look at them; --overwrite makes of them what the bundle has"))
 }
 
-fn in_list<'a>(folder: &std::path::Path, listed: &'a Listed) -> InList<'a> {
-    InList {
-        name: &listed.name,
-        path: folder.join(&listed.name),
-        manifest: listed.manifest.as_ref().ok(),
-        error: listed
-            .manifest
-            .as_ref()
-            .err()
-            .map(|error| understudy_replication::error_chain(error)),
+/// Returns the bundles of this node, for which no daemon is needed, or of another.
+async fn bundles(local: &Local, from: Option<&NodeName>) -> Result<Bundles, Failure> {
+    match from.filter(|from| **from != local.name) {
+        None => kv_bundles::list_in(&Makings::salvage(local)),
+        Some(from) => {
+            let asked = ListBundles { from: from.clone() };
+            ask(&local.socket(), "/kv/salvage/list", &asked).await
+        }
     }
 }
 
 fn line(listed: &Listed) -> String {
-    let manifest = match &listed.manifest {
-        Ok(manifest) => manifest,
-        Err(error) => {
-            let error = understudy_replication::error_chain(error);
-            return format!("{}  cannot be read: {error}", listed.name);
+    match (&listed.manifest, &listed.error) {
+        (Some(manifest), _) => format!("{}  {}", listed.name, about(manifest)),
+        (None, error) => {
+            let error = error.as_deref().unwrap_or("it does not say why");
+            format!("{}  cannot be read: {error}", listed.name)
         }
-    };
-    format!("{}  {}", listed.name, about(manifest))
+    }
 }
 
 fn about(manifest: &Manifest) -> String {
@@ -202,12 +186,12 @@ fn about(manifest: &Manifest) -> String {
         None => "an unknown epoch".to_owned(),
     };
     format!(
-        "made {}, operations {} to {}, {} bytes; superseded by {by}; acknowledged: {}",
+        "made {}, operations {} to {}, {} bytes; superseded by {by}; clients were told that it is kept: {}",
         manifest.made,
         manifest.cut_to.position,
         manifest.end.position,
         manifest.bytes,
-        manifest.acknowledged.as_str()
+        manifest.acknowledged.told()
     )
 }
 
@@ -406,7 +390,7 @@ mod tests {
         assert_eq!(
             text(&shown),
             "\
-kv-x  made 2023-11-14T22:13:20.123Z, operations 10 to 13, 77 bytes; superseded by epoch 2.b; acknowledged: unknown
+kv-x  made 2023-11-14T22:13:20.123Z, operations 10 to 13, 77 bytes; superseded by epoch 2.b; clients were told that it is kept: not known
 4 keys: 2 would be added, 1 as they are in the bundle already, 0 expired since, 0 would be overwritten, 1 would be left in conflict
 the bundle removes every key at one point (FLUSHDB); that is never replayed
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use understudy_config::{Config, LoadError, Local, StoreName};
-use understudy_replication::kv::salvage::{self, Manifest};
+use understudy_replication::kv::salvage::Manifest;
 use understudy_replication::store::StoreKind;
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::files::{KEPT_MANIFEST, KeptManifest};
@@ -291,22 +291,14 @@ fn kv(name: String, path: PathBuf) -> Bundle {
         bytes: weigh(&path).1,
         is_complete: true,
         summary: format!(
-            "{} operations from operation {} on; clients were told that they are kept: {}",
+            "{} operations from operation {} on; clients were told that it is kept: {}",
             manifest.operations,
             manifest.cut_to.position,
-            acknowledged(&manifest)
+            manifest.acknowledged.told()
         ),
         held: Held::Kv(Box::new(manifest)),
         name,
         path,
-    }
-}
-
-fn acknowledged(manifest: &Manifest) -> &'static str {
-    match manifest.acknowledged {
-        salvage::Acknowledged::Yes => "some of them at least",
-        salvage::Acknowledged::No => "no",
-        salvage::Acknowledged::Unknown => "not known",
     }
 }
 

@@ -171,6 +171,17 @@ fn l08_what_was_acknowledged_survives_the_primary_and_what_only_it_had_is_salvag
     let name = bundles[0]["name"].as_str().unwrap();
     let shown = pair.a.understudy(&["kv", "salvage", "show", name]);
     assert!(shown.contains("alone"), "{shown}");
+    // The primary learns of it from there, and shows the newest.
+    let from_a = pair.b.json(&["kv", "salvage", "list", "--from", "a"]);
+    assert_eq!(from_a["bundles"].as_array(), Some(bundles));
+    let from_b = pair.b.understudy(&["kv", "salvage", "show", "--from", "a"]);
+    assert_eq!(from_b, shown);
+    // Both lists say the same of who was told what.
+    let told = "clients were told that it is kept: of some of it at least";
+    for list in [["kv", "salvage", "list"].as_slice(), &["salvage", "list"]] {
+        let listed = pair.a.understudy(list);
+        assert!(listed.contains(told), "{listed}");
+    }
     // It is put back where it does no harm; what is in the way is left, and the exit status says so.
     let would = pair
         .b

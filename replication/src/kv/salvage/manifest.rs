@@ -101,12 +101,12 @@ impl From<&Point> for Place {
 }
 
 impl Acknowledged {
-    /// Returns the word that people are told.
-    pub fn as_str(self) -> &'static str {
+    /// Returns what people are told, behind "clients were told that it is kept".
+    pub fn told(self) -> &'static str {
         match self {
-            Self::Yes => "yes",
+            Self::Yes => "of some of it at least",
             Self::No => "no",
-            Self::Unknown => "unknown",
+            Self::Unknown => "not known",
         }
     }
 }
