@@ -65,6 +65,7 @@ mod sync;
 mod verify;
 mod wait;
 mod wait_verb;
+mod who;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

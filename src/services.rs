@@ -7,13 +7,20 @@ use serde::{Deserialize, Serialize};
 use understudy_config::{On, StoreName};
 use understudy_primary::jobs::JobError;
 use understudy_primary::services::OperatorError;
-use understudy_replication::status::{Hold, JobOutcome, JobRun, JobStatus, ServiceStatus, Status};
+use understudy_replication::status::{
+    Hold, JobOutcome, JobRun, JobStatus, ServiceStatus, Status, StoppedBy,
+};
+use understudy_replication::wall_time::WallTime;
 
 use crate::Place;
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::{print, print_json};
 use crate::serve::load_local;
+use crate::who::who_runs_this;
+
+/// The name of who has stopped something is no longer.
+const WHO_CHARS_MAX: usize = 100;
 
 /// Show, start and stop the services and jobs of this node
 #[derive(clap::Args, Debug)]
@@ -35,30 +42,25 @@ enum Verb {
         json: bool,
     },
     /// Start a service, or let a job run on its schedule, whatever has held it back
-    Start {
-        /// The service or job
-        name: StoreName,
-    },
+    Start(Asked),
     /// Stop a service, or end a job, and keep it so until it is started
-    Stop {
-        /// The service or job
-        name: StoreName,
-    },
+    Stop(Asked),
     /// Stop a service and start it again
-    Restart {
-        /// The service
-        name: StoreName,
-    },
+    Restart(Asked),
     /// Have a service in fault started again, once what was wrong is mended
-    Clear {
-        /// The service
-        name: StoreName,
-    },
+    Clear(Asked),
     /// Run a job now, and wait until it has ended
-    Run {
-        /// The job
-        name: StoreName,
-    },
+    Run(Asked),
+}
+
+/// Of which one something is asked.
+#[derive(clap::Args, Debug)]
+struct Asked {
+    /// The service or job
+    name: StoreName,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What is asked of a service or a job.
@@ -77,6 +79,32 @@ enum Action {
 pub(crate) struct Order {
     action: Action,
     name: StoreName,
+    /// Who asks; an older verb does not tell.
+    #[serde(default)]
+    who: Option<String>,
+}
+
+/// What `understudy services start`, `stop`, `restart`, `clear` and `run` print as JSON.
+#[derive(Serialize)]
+struct Carried<'a> {
+    action: Action,
+    name: &'a StoreName,
+    /// What became of it, in a sentence.
+    message: String,
+}
+
+impl Order {
+    fn by(&self) -> StoppedBy {
+        // It is shown on screens.
+        let who = self.who.as_deref().map(|who| {
+            let line = who.chars().filter(|it| !it.is_control());
+            line.take(WHO_CHARS_MAX).collect::<String>()
+        });
+        StoppedBy {
+            who: who.filter(|who| !who.is_empty()),
+            at: WallTime::now(),
+        }
+    }
 }
 
 /// An element of what `understudy services --json` prints.
@@ -90,18 +118,29 @@ enum Shown {
 impl Services {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
         let socket = load_local(place)?.socket();
-        let (action, name) = match self.verb {
+        let (action, asked) = match self.verb {
             None => return show(&socket, self.json).await,
             Some(Verb::List { json }) => return show(&socket, json).await,
-            Some(Verb::Start { name }) => (Action::Start, name),
-            Some(Verb::Stop { name }) => (Action::Stop, name),
-            Some(Verb::Restart { name }) => (Action::Restart, name),
-            Some(Verb::Clear { name }) => (Action::Clear, name),
-            Some(Verb::Run { name }) => (Action::Run, name),
+            Some(Verb::Start(asked)) => (Action::Start, asked),
+            Some(Verb::Stop(asked)) => (Action::Stop, asked),
+            Some(Verb::Restart(asked)) => (Action::Restart, asked),
+            Some(Verb::Clear(asked)) => (Action::Clear, asked),
+            Some(Verb::Run(asked)) => (Action::Run, asked),
         };
-        let order = Order { action, name };
-        let told: String = crate::admin::ask(&socket, Method::POST, "/services", &order).await?;
-        print(&told);
+        let order = Order {
+            action,
+            name: asked.name,
+            who: Some(who_runs_this()),
+        };
+        let message: String = crate::admin::ask(&socket, Method::POST, "/services", &order).await?;
+        if asked.json {
+            return print_json(&Carried {
+                action,
+                name: &order.name,
+                message,
+            });
+        }
+        print(&message);
         Ok(())
     }
 }
@@ -236,7 +275,7 @@ pub(crate) async fn carry_out(node: &Arc<Node>, order: &Order) -> Result<String,
     let done = match order.action {
         Action::Start => services.start_one(name).await.map(|()| "is up"),
         Action::Stop => services
-            .stop_one(name)
+            .stop_one(name, order.by())
             .await
             .map(|()| "is down, and stays so until it is started"),
         Action::Restart => services
@@ -263,7 +302,7 @@ async fn job(node: &Arc<Node>, order: &Order) -> Result<String, JobFailure> {
     match order.action {
         Action::Start => node.jobs.start(name)?,
         Action::Stop => {
-            node.jobs.stop(name).await?;
+            node.jobs.stop(name, order.by()).await?;
             return Ok(format!("job {name} does not run until it is started"));
         }
         Action::Run => {

@@ -26,6 +26,42 @@ pub fn parse(text: &str) -> Result<Duration, Mistake> {
         .ok_or_else(mistake)
 }
 
+/// Reads a duration that is longer than nothing and no longer than `most`.
+///
+/// # Errors
+/// When it is not.
+pub fn parse_up_to(text: &str, most: Duration) -> Result<Duration, Mistake> {
+    read_up_to(text, most)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| {
+            Mistake::new(
+                format!("`{text}` is not a duration that may be given here"),
+                format!(
+                    "a whole number from 1 and a unit (ms, s, m, h or d), at most {}, such as \"30m\"",
+                    self::text(most)
+                ),
+            )
+        })
+}
+
+/// Returns a duration as an operator would write it, in the largest unit in which it is a whole number; what is
+/// less than a millisecond is left out.
+pub fn text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+    ];
+    let fits = |(_, unit): &(&str, u128)| millis > 0 && millis.is_multiple_of(*unit);
+    match units.into_iter().find(fits) {
+        Some((name, unit)) => format!("{}{name}", millis / unit),
+        None if millis == 0 => "0s".to_owned(),
+        None => format!("{millis}ms"),
+    }
+}
+
 /// Reads a duration that is longer than nothing, or `never`, which is none.
 pub(crate) fn parse_or_never(text: &str) -> Result<Option<Duration>, Mistake> {
     if text == "never" {
@@ -92,6 +128,30 @@ mod tests {
     fn every_unit_is_understood() {
         let read = ["500ms", "5s", "2m", "1h", "30d"].map(|text| parse(text).unwrap().as_millis());
         assert_eq!(read, [500, 5_000, 120_000, 3_600_000, 2_592_000_000]);
+    }
+
+    #[test]
+    fn a_duration_is_written_as_it_is_read() {
+        for text in ["500ms", "5s", "90s", "2m", "25h", "7d", "30d"] {
+            assert_eq!(super::text(parse(text).unwrap()), text);
+        }
+        assert_eq!(super::text(Duration::from_secs(691_200)), "8d");
+        assert_eq!(super::text(Duration::ZERO), "0s");
+    }
+
+    #[test]
+    fn a_limit_of_its_own_is_the_one_that_is_told() {
+        let week = Duration::from_secs(7 * 86_400);
+        assert_eq!(parse_up_to("7d", week), Ok(week));
+        for text in ["8d", "0s", "31d", "1w"] {
+            assert_eq!(
+                parse_up_to(text, week).unwrap_err().to_string(),
+                format!(
+                    "`{text}` is not a duration that may be given here, expected a whole number from 1 and a \
+                     unit (ms, s, m, h or d), at most 7d, such as \"30m\""
+                )
+            );
+        }
     }
 
     #[test]

@@ -418,6 +418,7 @@ fn service(name: &str, state: ServiceState) -> ServiceStatus {
         is_critical: true,
         is_wanted: state == ServiceState::Online,
         hold: None,
+        stopped: None,
         after: Vec::new(),
         user: None,
         probed: Some(at(-1_200)),

@@ -1,9 +1,11 @@
-//! What `understudy status` prints of what is around the stores: the address that clients use, and what is
-//! looked at on the machine.
+//! What `understudy status` prints of what is around the stores: the address that clients use, the services that
+//! somebody has stopped, and what is looked at on the machine.
 
+use understudy_config::On;
 use understudy_replication::event::Severity;
 use understudy_replication::status::{
-    AddressState, AddressStatus, CheckState, CheckStatus, Status,
+    AddressState, AddressStatus, CheckState, CheckStatus, Hold, RoleName, ServiceState,
+    ServiceStatus, Status,
 };
 use understudy_replication::wall_time::WallTime;
 
@@ -21,13 +23,43 @@ pub(crate) fn troubles(status: &Status) -> Vec<String> {
             troubles.push("another machine has the address, too".to_owned());
         }
     }
+    let stopped = stopped_by_hand(status);
+    troubles.extend(stopped.map(|it| format!("service {} was stopped by hand", it.name)));
     let failed = status.checks.iter().filter(|check| is_trouble(check));
     troubles.extend(failed.map(|check| format!("check {} fails", check.name)));
     troubles
 }
 
+/// Returns the critical services that should run here if nobody had stopped them: whoever comes after that must
+/// not take the appliance for whole.
+fn stopped_by_hand(status: &Status) -> impl Iterator<Item = &ServiceStatus> {
+    let runs_here = |on: On| match status.role {
+        RoleName::Primary => on != On::Standby,
+        RoleName::Standby => on != On::Primary,
+        RoleName::Returning | RoleName::Promoting | RoleName::Fenced => false,
+    };
+    status.services.iter().filter(move |service| {
+        let is_down = service.state != ServiceState::Online;
+        let is_stopped = service.hold == Some(Hold::Operator) && is_down;
+        service.is_critical && is_stopped && runs_here(service.on)
+    })
+}
+
 /// Returns the one thing to do first about them.
-pub(crate) fn next_step(status: &Status) -> Option<String> {
+pub(crate) fn next_step(status: &Status, now: WallTime) -> Option<String> {
+    if let Some(service) = stopped_by_hand(status).next() {
+        let name = &service.name;
+        let by = match &service.stopped {
+            Some(by) => {
+                let who = by.who.as_deref().unwrap_or("somebody");
+                format!(" by {who}, {} ago", age(by.at, now))
+            }
+            None => String::new(),
+        };
+        return Some(format!(
+            "start service {name}, which was stopped by hand{by}: `understudy services start {name}`"
+        ));
+    }
     let is_amiss = |address: &&AddressStatus| {
         address.state == AddressState::Fault || address.conflict.is_some()
     };
@@ -145,5 +177,44 @@ pub(crate) fn verdict(status: &Status) -> Result<(), String> {
             plural(count.unwrap_or(u64::MAX), "check"),
             names.join(", ")
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_replication::status::StoppedBy;
+
+    use super::*;
+    use crate::example;
+
+    #[test]
+    fn a_critical_service_that_somebody_has_stopped_is_told_first() {
+        let mut status = example::primary();
+        let web = &mut status.services[1];
+        (web.state, web.hold) = (ServiceState::Offline, Some(Hold::Operator));
+        web.stopped = Some(StoppedBy {
+            who: Some("eva".to_owned()),
+            at: example::at(-10_800_000),
+        });
+        let first = |status: &Status| {
+            let text = crate::text(status, example::NOW);
+            let lines = text.lines().filter(|line| {
+                let line = line.trim_start();
+                line.starts_with("well ") || line.starts_with("do ")
+            });
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!(first(&status), @r"
+          well     no: service web was stopped by hand
+          do       start service web, which was stopped by hand by eva, 3 h ago: `understudy services start web`
+        ");
+        status.services[1].stopped = None;
+        assert!(first(&status).contains("which was stopped by hand: `understudy"));
+        // What does not belong here is not missed here, and what is not critical may stay down.
+        status.services[1].on = On::Standby;
+        assert!(first(&status).ends_with("nothing"));
+        status.services[1].on = On::Both;
+        status.services[1].is_critical = false;
+        assert!(first(&status).ends_with("nothing"));
     }
 }

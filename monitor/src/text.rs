@@ -61,7 +61,7 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
     if let Some(proof) = &status.proof {
         page.line(format!("  proven   {}", proven(proof, now)));
     }
-    page.line(format!("  do       {}", next_step(status, peers)));
+    page.line(format!("  do       {}", next_step(status, peers, now)));
     if let Some(pause) = &status.pause {
         page.line(format!(
             "  paused   by {} on node {} until {}: {}",
@@ -264,7 +264,7 @@ fn outlook(peer: &Peer<'_>) -> String {
 }
 
 /// Returns the one thing to do first.
-fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
+fn next_step(status: &Status, peers: &[Peer<'_>], now: WallTime) -> String {
     if let Some(promotion) = unfinished(status) {
         return if promotion.is_running {
             "wait: `understudy status --watch` shows each step".to_owned()
@@ -346,7 +346,7 @@ fn next_step(status: &Status, peers: &[Peer<'_>]) -> String {
             index.name
         );
     }
-    if let Some(step) = surroundings::next_step(status) {
+    if let Some(step) = surroundings::next_step(status, now) {
         return step;
     }
     if status.replication_mode == ReplicationMode::Standalone {

@@ -117,6 +117,12 @@ impl OsUser {
         Ok(user.into())
     }
 
+    /// Returns the name of the user of a number, if there is one.
+    pub fn name_of(uid: u32) -> Option<String> {
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        user.map(|user| user.name)
+    }
+
     /// Looks up to whom a file belongs.
     ///
     /// # Errors

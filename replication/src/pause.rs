@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use understudy_config::NodeName;
+use understudy_config::{NodeName, duration};
 
 use crate::status::PauseStatus;
 use crate::wall_time::WallTime;
@@ -56,8 +56,8 @@ pub struct PauseRecord {
 pub enum PauseError {
     /// It would be too long, or have no length.
     #[error(
-        "a pause of {} s: it may last {} s at most, and not nothing: what is forgotten must end by itself",
-        asked.as_secs(), PAUSE_MAX.as_secs()
+        "a pause cannot last {}: it lasts more than nothing and at most {}, so that one that is forgotten ends by itself",
+        duration::text(*asked), duration::text(PAUSE_MAX)
     )]
     Length {
         /// What was asked for.
@@ -318,6 +318,11 @@ mod tests {
             Err(PauseError::Length { asked: too_long })
         );
         assert!(begin(Duration::ZERO, "r", "o").is_err());
+        assert_eq!(
+            begin(24 * 8 * HOUR, "r", "o").unwrap_err().to_string(),
+            "a pause cannot last 8d: it lasts more than nothing and at most 7d, so that one that is forgotten ends \
+             by itself"
+        );
         for (reason, owner) in [
             ("", "o"),
             (" ", "o"),

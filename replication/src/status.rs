@@ -323,6 +323,9 @@ pub struct ServiceStatus {
     /// Why it does not run although the role of this node asks for it; `None` otherwise.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// Who has stopped it, where an operator has and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<StoppedBy>,
     /// The services that are up before it is started.
     #[serde(default)]
     pub after: Vec<StoreName>,
@@ -351,6 +354,15 @@ pub enum Hold {
     Failover,
     /// An operator has stopped it.
     Operator,
+}
+
+/// Who has stopped something by hand, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedBy {
+    /// The name of who ran the command; `None` where it did not tell.
+    pub who: Option<String>,
+    /// When, by this node's clock.
+    pub at: WallTime,
 }
 
 /// What an older node does not tell is so there.

@@ -14,9 +14,9 @@ use axum::Json;
 use axum::extract::State;
 use hyper::Method;
 use serde::{Deserialize, Serialize};
-use understudy_config::NodeName;
+use understudy_config::{Mistake, NodeName};
 use understudy_replication::error_chain;
-use understudy_replication::pause::{Pause, PauseRecord};
+use understudy_replication::pause::{PAUSE_MAX, Pause, PauseRecord};
 use understudy_replication::status::PauseStatus;
 use understudy_replication::store::Progress;
 use understudy_replication::transport::{Caller, PeerClient, PeerError};
@@ -26,6 +26,7 @@ use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::{print, print_json};
 use crate::serve::load_local;
+use crate::who::who_runs_this;
 pub(crate) use pauses::Pauses;
 
 /// A peer has so long to take a change that somebody waits for.
@@ -38,7 +39,7 @@ const SPREAD_PATIENCE: Duration = Duration::from_secs(3);
 #[derive(clap::Args, Debug)]
 pub(crate) struct PauseVerb {
     /// For how long, such as 30m or 2h; 7d at most
-    #[arg(long = "for", value_name = "TIME", value_parser = understudy_config::duration::parse)]
+    #[arg(long = "for", value_name = "TIME", value_parser = length)]
     length: Duration,
     /// Why: everybody who looks at the cluster reads it
     #[arg(long)]
@@ -78,23 +79,18 @@ pub(crate) struct Changed {
     not_told: Vec<(NodeName, String)>,
 }
 
-fn owner() -> Option<String> {
-    let names = ["SUDO_USER", "USER", "LOGNAME"];
-    let mut found = names.iter().filter_map(|name| std::env::var(name).ok());
-    found.find(|name| !name.is_empty())
+/// Reads for how long a pause is to last.
+fn length(text: &str) -> Result<Duration, Mistake> {
+    understudy_config::duration::parse_up_to(text, PAUSE_MAX)
 }
 
 impl PauseVerb {
     pub(crate) async fn run(self, place: &Place) -> Result<(), Failure> {
         let socket = load_local(place)?.socket();
-        let owner = self
-            .owner
-            .or_else(owner)
-            .ok_or_else(|| Failure::usage("nobody knows who you are: give --owner NAME"))?;
         let order = Order {
             length_ms: u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX),
             reason: self.reason,
-            owner,
+            owner: self.owner.unwrap_or_else(who_runs_this),
         };
         let changed: Changed = crate::admin::ask(&socket, Method::POST, "/pause", &order).await?;
         if self.json {

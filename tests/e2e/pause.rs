@@ -34,7 +34,9 @@ fn metric(machine: &Machine, name: &str) -> String {
 fn a_pause_holds_on_all_nodes_survives_a_crash_ends_from_any_side_and_by_itself() {
     let mut pair = Pair::new(Plan::settings());
     let week = ["pause", "--for", "8d", "--reason", "r", "--owner", "o"];
-    assert_eq!(pair.b.try_understudy(&week).status, Some(3));
+    let refused = pair.b.try_understudy(&week);
+    assert_eq!(refused.status, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("at most 7d"), "{refused:?}");
     // Said on the standby, it holds on the primary at once.
     let paused = pair.b.json(&PAUSE);
     assert_eq!(paused["told"], json!(["a"]), "{paused}");

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use understudy_config::{AfterFailover, StoreName};
 use understudy_replication::event::Severity;
-use understudy_replication::status::{JobRun, JobState, JobStatus};
+use understudy_replication::status::{JobRun, JobState, JobStatus, StoppedBy};
 use understudy_replication::wall_time::WallTime;
 
 use super::{Asked, Job, JobError, Jobs};
@@ -37,13 +37,14 @@ impl Jobs {
         Ok(())
     }
 
-    /// Ends the run of a job that is under way, and keeps it from running until [`start`](Self::start).
+    /// Ends the run of a job that is under way for `by`, and keeps it from running until [`start`](Self::start).
     ///
     /// # Errors
     /// When there is none, the role of this node does not allow it anyway, or it cannot be written down.
-    pub async fn stop(&self, name: &StoreName) -> Result<(), JobError> {
+    pub async fn stop(&self, name: &StoreName, by: StoppedBy) -> Result<(), JobError> {
         let number = self.allowed(name)?;
-        self.ledger.change(|kept| kept.holds.stop(name.clone()))?;
+        self.ledger
+            .change(|kept| kept.holds.stop(name.clone(), by))?;
         let Some(job) = self.jobs.get(number) else {
             return Ok(());
         };

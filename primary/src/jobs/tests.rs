@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use understudy_config::AfterFailover;
-use understudy_replication::status::{JobOutcome, JobState};
+use understudy_replication::status::{JobOutcome, JobState, StoppedBy};
 
 use super::*;
 
@@ -254,7 +254,11 @@ async fn l15_what_is_held_or_stopped_does_not_run_until_an_operator_starts_it() 
         );
         jobs.start(&name("mails")).unwrap();
         until("it runs", || count("mails") >= 1).await;
-        jobs.stop(&name("tick")).await.unwrap();
+        let by = StoppedBy {
+            who: None,
+            at: WallTime::now(),
+        };
+        jobs.stop(&name("tick"), by).await.unwrap();
         assert_eq!(jobs.status()[1].hold, Some(Hold::Operator));
         let (ticks, mails) = (count("ticks"), count("mails"));
         until("the other has run", || count("mails") >= mails + 2).await;

@@ -1,10 +1,10 @@
 //! What is held back on a node although its role allows it, over restarts of the daemon.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use understudy_config::StoreName;
-use understudy_replication::status::Hold;
+use understudy_replication::status::{Hold, StoppedBy};
 
 /// The services, or the jobs, that do not run by themselves. Kept in a [`Ledger`](super::ledger::Ledger).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ pub(crate) struct Holds {
     held: BTreeSet<StoreName>,
     /// Stopped by an operator.
     stopped: BTreeSet<StoreName>,
+    /// Who has stopped them. What an older daemon has written says nothing of it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    stopped_by: BTreeMap<StoreName, StoppedBy>,
 }
 
 impl Holds {
@@ -33,8 +36,16 @@ impl Holds {
         self.held.extend(names);
     }
 
+    /// Returns who has stopped it, if an operator has.
+    pub(crate) fn stopped_by(&self, name: &StoreName) -> Option<&StoppedBy> {
+        // What an older daemon has let go since may have left a word here.
+        let is_stopped = self.stopped.contains(name);
+        self.stopped_by.get(name).filter(|_| is_stopped)
+    }
+
     /// Takes in that an operator stops it.
-    pub(crate) fn stop(&mut self, name: StoreName) {
+    pub(crate) fn stop(&mut self, name: StoreName, by: StoppedBy) {
+        self.stopped_by.insert(name.clone(), by);
         self.stopped.insert(name);
     }
 
@@ -42,6 +53,7 @@ impl Holds {
     pub(crate) fn let_go(&mut self, name: &StoreName) {
         self.held.remove(name);
         self.stopped.remove(name);
+        self.stopped_by.remove(name);
     }
 
     /// Ends what a promotion holds back and what operators have stopped of a primary: both is over once this node
@@ -49,15 +61,25 @@ impl Holds {
     pub(crate) fn follow(&mut self, runs_on_standbys: impl Fn(&StoreName) -> bool) {
         self.held.clear();
         self.stopped.retain(runs_on_standbys);
+        let stopped = &self.stopped;
+        self.stopped_by.retain(|name, _| stopped.contains(name));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use understudy_replication::wall_time::WallTime;
 
     fn name(text: &str) -> StoreName {
         text.parse().unwrap()
+    }
+
+    fn eva() -> StoppedBy {
+        StoppedBy {
+            who: Some("eva".to_owned()),
+            at: WallTime(1_700_000_000_000),
+        }
     }
 
     #[test]
@@ -66,7 +88,7 @@ mod tests {
         let mut holds = Holds::default();
         holds.hold([mail.clone(), web.clone()]);
         for stopped in [&report, &web] {
-            holds.stop(stopped.clone());
+            holds.stop(stopped.clone(), eva());
         }
         let of = |holds: &Holds| [&mail, &report, &web].map(|name| holds.of(name));
         let (failover, operator) = (Some(Hold::Failover), Some(Hold::Operator));
@@ -74,8 +96,11 @@ mod tests {
         let mut promoted = holds.clone();
         holds.follow(|name| *name == report);
         assert_eq!(of(&holds), [None, operator, None]);
+        let by = [&mail, &report, &web].map(|name| holds.stopped_by(name));
+        assert_eq!(by, [None, Some(&eva()), None]);
         promoted.let_go(&web);
         assert_eq!(of(&promoted), [failover, operator, None]);
+        assert_eq!(promoted.stopped_by(&web), None);
     }
 
     #[test]
@@ -83,6 +108,11 @@ mod tests {
         let text = r#"{"held":["mail"],"stopped":["web"]}"#;
         let holds: Holds = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&holds).unwrap(), text);
+        assert_eq!(holds.stopped_by(&name("web")), None);
+        let mut known = holds;
+        known.stop(name("web"), eva());
+        let text = serde_json::to_string(&known).unwrap();
+        assert_eq!(serde_json::from_str::<Holds>(&text).unwrap(), known);
         assert_eq!(
             serde_json::from_str::<Holds>("{}").unwrap(),
             Holds::default()

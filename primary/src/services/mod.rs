@@ -291,7 +291,12 @@ impl Services {
         let wish = *self.wish.borrow();
         self.services
             .iter()
-            .map(|service| service.status(self.is_wanted(service, wish), self.hold(service)))
+            .map(|service| ServiceStatus {
+                stopped: self
+                    .ledger
+                    .read(|holds| holds.stopped_by(service.name()).cloned()),
+                ..service.status(self.is_wanted(service, wish), self.hold(service))
+            })
             .collect()
     }
 }

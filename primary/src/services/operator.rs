@@ -1,7 +1,7 @@
 //! What an operator asks of one service.
 
 use understudy_config::StoreName;
-use understudy_replication::status::ServiceState;
+use understudy_replication::status::{ServiceState, StoppedBy};
 
 use super::Services;
 use super::error::{OperatorError, ServiceError};
@@ -21,16 +21,17 @@ impl Services {
         Ok(self.bring_up(service, wish).await?)
     }
 
-    /// Stops a service, and keeps it stopped until [`start_one`](Self::start_one), over restarts of the daemon.
+    /// Stops a service for `by`, and keeps it stopped until [`start_one`](Self::start_one), over restarts of the
+    /// daemon.
     ///
     /// # Errors
     /// When there is none, the role of this node does not allow it anyway, or it does not stop. It is not
     /// started again even then.
-    pub async fn stop_one(&self, name: &StoreName) -> Result<(), OperatorError> {
+    pub async fn stop_one(&self, name: &StoreName, by: StoppedBy) -> Result<(), OperatorError> {
         let service = self.find(name)?;
         self.allowed(service)?;
         // On disk first: what an operator has stopped must not come up after a crash.
-        self.ledger.change(|holds| holds.stop(name.clone()))?;
+        self.ledger.change(|holds| holds.stop(name.clone(), by))?;
         let _changing = self.halt(service).await?;
         Ok(())
     }

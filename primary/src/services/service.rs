@@ -159,6 +159,7 @@ impl Service {
             is_critical: self.config.is_critical,
             is_wanted,
             hold,
+            stopped: None,
             after: self.config.after.clone(),
             user: self.config.user.clone(),
             probed: live.probed,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_replication::event::{Event, Events};
-use understudy_replication::status::ServiceState;
+use understudy_replication::status::{ServiceState, StoppedBy};
 use understudy_replication::store::NoProgress;
 
 use super::*;
@@ -23,6 +23,14 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Place(tempfile::TempDir);
+
+/// Who stops things in tests.
+fn eva() -> StoppedBy {
+    StoppedBy {
+        who: Some("eva".to_owned()),
+        at: understudy_replication::wall_time::WallTime(1_700_000_000_000),
+    }
+}
 
 fn shell(script: impl Into<String>) -> Vec<String> {
     vec!["sh".to_owned(), "-c".to_owned(), script.into()]

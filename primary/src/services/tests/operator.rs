@@ -10,7 +10,7 @@ async fn what_an_operator_stops_stays_stopped_until_it_is_started_over_restarts_
     let configs = ["mount", "web"].map(|name| place.service(name));
     let services = place.services(&configs);
     services.primary().await.unwrap();
-    services.stop_one(&name("web")).await.unwrap();
+    services.stop_one(&name("web"), eva()).await.unwrap();
     services.look_at("web").await;
     let services = place.services(&configs);
     services.primary().await.unwrap();
@@ -25,12 +25,14 @@ async fn what_an_operator_stops_stays_stopped_until_it_is_started_over_restarts_
             "stopped by an operator; `understudy services start web` starts it"
         )
     );
+    assert_eq!(web.stopped, Some(eva()));
     assert!(
         services.are_up(),
         "what an operator has stopped is not missing"
     );
     services.start_one(&name("web")).await.unwrap();
     assert_eq!(states(&services), [ServiceState::Online; 2]);
+    assert_eq!(services.status()[1].stopped, None);
     assert_eq!(
         place.diary(),
         ["start mount a", "start web a", "stop web", "start web a"]
@@ -74,7 +76,7 @@ async fn l15_what_a_failover_holds_is_over_once_the_node_follows() {
     let services = place.services(&[mailer, place.service("web")]);
     services.hold_after_failover();
     services.primary().await.unwrap();
-    services.stop_one(&name("web")).await.unwrap();
+    services.stop_one(&name("web"), eva()).await.unwrap();
     services.standby().await.unwrap();
     // In peace: nothing is held.
     services.primary().await.unwrap();
@@ -92,7 +94,7 @@ async fn an_operator_is_refused_what_the_role_forbids() {
         }
         let refused = [
             services.start_one(&web).await,
-            services.stop_one(&web).await,
+            services.stop_one(&web, eva()).await,
             services.restart_one(&web).await,
         ];
         for error in refused {
@@ -128,7 +130,7 @@ async fn to_stop_one_breaks_off_its_start_and_the_others_go_on() {
     let task = services.clone();
     let task = tokio::spawn(async move { task.primary().await });
     until("it is being started", || starting.exists()).await;
-    let stopped = tokio::time::timeout(PATIENCE, services.stop_one(&name("engine"))).await;
+    let stopped = tokio::time::timeout(PATIENCE, services.stop_one(&name("engine"), eva())).await;
     stopped.unwrap().unwrap();
     task.await.unwrap().unwrap();
     assert_eq!(
