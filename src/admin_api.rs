@@ -413,6 +413,14 @@ async fn invite(State(node): State<Arc<Node>>, Json(asked): Json<Invite>) -> Res
 fn make_invitation(node: &Node, asked: &Invite) -> Result<Invitation, Failure> {
     acting_primary(node)
         .map_err(|reason| Failure::refused(format!("only the primary invites: {reason}")))?;
+    if let Some(clone) = &node.clone_of {
+        let of = clone.of.as_deref().unwrap_or("another cluster");
+        return Err(Failure::refused(format!(
+            "this is clone {} of {of}, made to try things on: it listens on this machine only, and no node joins it",
+            clone.name
+        ))
+        .hint(format!("to add a standby, invite it on the primary of {of}")));
+    }
     if asked.node == *node.me() {
         return Err(Failure::usage(format!("node {} is this node", asked.node)));
     }

@@ -22,7 +22,7 @@ use understudy_replication::link::ConfigDigest;
 use understudy_replication::postgres::{Cluster, PostgresError};
 use understudy_replication::preflight::Preflight;
 use understudy_replication::role::{Event, Role};
-use understudy_replication::status::PromotionStatus;
+use understudy_replication::status::{CloneStatus, PromotionStatus};
 use understudy_replication::transport::{Identity, Lineage, PeerClient, SharedRouter};
 use understudy_replication::wall_time::WallTime;
 use understudy_standby::index::Indexes;
@@ -105,6 +105,8 @@ pub(crate) struct Node {
     shell: mpsc::Sender<Asked>,
     /// Whether somebody has asked understudy to do nothing by itself.
     pub(crate) pauses: Pauses,
+    /// Of what this is a clone, if it is one.
+    pub(crate) clone_of: Option<CloneStatus>,
 }
 
 /// What a node is made from.
@@ -132,6 +134,7 @@ impl Node {
             kv: Makings::kv_slot(&parts.local),
             drills: Drills::load(&parts.local.state_dir),
             pauses: Pauses::load(&parts.local.state_dir, parts.events.clone()),
+            clone_of: crate::clone::origin(&parts.local.state_dir, &parts.config.cluster.name),
             local: parts.local,
             config_file: parts.config_file,
             node_file: parts.node_file,

@@ -143,6 +143,7 @@ impl StatusSource for Node {
             checks: self.checks.status(),
             links: self.links.status(),
             pause: pause.map(PauseStatus::from),
+            clone_of: self.clone_of.clone(),
             preflight: self
                 .preflight
                 .lock()

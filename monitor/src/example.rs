@@ -101,6 +101,7 @@ pub(crate) fn primary() -> Status {
         ],
         links: Vec::new(),
         pause: None,
+        clone_of: None,
         preflight: None,
         proof: None,
         problems: Vec::new(),

@@ -4,8 +4,8 @@
 use understudy_config::On;
 use understudy_replication::event::Severity;
 use understudy_replication::status::{
-    AddressState, AddressStatus, CheckState, CheckStatus, Hold, RoleName, ServiceState,
-    ServiceStatus, Status,
+    AddressState, AddressStatus, CheckState, CheckStatus, CloneStatus, Hold, RoleName,
+    ServiceState, ServiceStatus, Status,
 };
 use understudy_replication::wall_time::WallTime;
 
@@ -77,6 +77,29 @@ pub(crate) fn next_step(status: &Status, now: WallTime) -> Option<String> {
 /// What fails and is only worth knowing troubles nobody.
 fn is_trouble(check: &CheckStatus) -> bool {
     check.state == CheckState::Failed && check.severity > Severity::Info
+}
+
+/// Says on a line among the answers that a node is a clone: nobody must take it for the appliance.
+pub(crate) fn show_clone(page: &mut Page, status: &Status) {
+    let Some(clone) = &status.clone_of else {
+        return;
+    };
+    page.line(format!(
+        "  clone    {} of {}, made{} at {}, to try things on: what is written here stays here",
+        clone.name,
+        clone
+            .of
+            .as_ref()
+            .map_or("another cluster".to_owned(), |of| format!("cluster {of}")),
+        on_maker(clone),
+        clone.made,
+    ));
+}
+
+/// Returns ` on node NAME`, where it is known which node made a clone.
+pub(crate) fn on_maker(clone: &CloneStatus) -> String {
+    let node = clone.node.iter();
+    node.map(|node| format!(" on node {node}")).collect()
 }
 
 /// Shows the address on a line among the answers.
@@ -186,6 +209,33 @@ mod tests {
 
     use super::*;
     use crate::example;
+
+    #[test]
+    fn a_clone_says_that_it_is_one() {
+        let mut status = example::primary_alone();
+        status.clone_of = Some(CloneStatus {
+            name: "test".parse().unwrap(),
+            of: Some("catalog".to_owned()),
+            node: Some("b".parse().unwrap()),
+            made: example::at(-7_600_000),
+        });
+        let text = crate::text(&status, example::NOW);
+        let first: Vec<&str> = text.lines().take(5).collect();
+        insta::assert_snapshot!(first.join("\n"), @r"
+        node a of cluster catalog is primary in epoch 1.a, mode standalone
+          clone    test of cluster catalog, made on node b at 2023-11-14T20:06:40.000Z, to try things on: what is written here stays here
+          well     yes
+          promote  there is no standby to promote
+          do       nothing: try things; `understudy clone remove test --stop` on node b removes it
+        ");
+        let clone = status.clone_of.as_mut().unwrap();
+        (clone.of, clone.node) = (None, None);
+        let text = crate::text(&status, example::NOW);
+        assert!(
+            text.contains("test of another cluster, made at 2023"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_critical_service_that_somebody_has_stopped_is_told_first() {

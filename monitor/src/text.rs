@@ -49,7 +49,10 @@ fn answers(page: &mut Page, status: &Status, peers: &[Peer<'_>], now: WallTime) 
             ReplicationMode::Standalone => "mode standalone",
         },
     ));
-    let is_alone = status.replication_mode == ReplicationMode::Standalone;
+    surroundings::show_clone(page, status);
+    // A clone is to be alone.
+    let is_alone =
+        status.replication_mode == ReplicationMode::Standalone && status.clone_of.is_none();
     let troubles = troubles(status, peers);
     let well = match (troubles.is_empty(), is_alone) {
         (true, false) => "yes".to_owned(),
@@ -348,6 +351,13 @@ fn next_step(status: &Status, peers: &[Peer<'_>], now: WallTime) -> String {
     }
     if let Some(step) = surroundings::next_step(status, now) {
         return step;
+    }
+    if let Some(clone) = &status.clone_of {
+        return format!(
+            "nothing: try things; `understudy clone remove {} --stop`{} removes it",
+            clone.name,
+            surroundings::on_maker(clone)
+        );
     }
     if status.replication_mode == ReplicationMode::Standalone {
         return "run `understudy invite NODE` to add a standby".to_owned();

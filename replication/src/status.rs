@@ -113,6 +113,9 @@ pub struct Status {
     /// That somebody has asked the cluster to do nothing by itself; `None` otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseStatus>,
+    /// Of what this is a clone; `None` where it is a node that somebody relies on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneStatus>,
     /// On a standby: whether it could be promoted now, and why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preflight: Option<Preflight>,
@@ -575,6 +578,19 @@ pub struct PauseStatus {
     pub owner: String,
     /// On which node.
     pub node: NodeName,
+}
+
+/// That a node is no node of a cluster that anybody uses: a copy, made to try things on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneStatus {
+    /// Its name.
+    pub name: StoreName,
+    /// The cluster that it is a copy of, where that is known.
+    pub of: Option<String>,
+    /// The node that made it, where that is known.
+    pub node: Option<NodeName>,
+    /// When it was made.
+    pub made: WallTime,
 }
 
 /// When it was last shown that a promotion of a node would work.

@@ -8,8 +8,7 @@ use std::process::{Child, Stdio};
 use serde_json::Value;
 
 use crate::world::{
-    Caller, Machine, Pair, Plan, Signal, beneath, call, holds, is_root, kill, postgres_program,
-    signal, tree, until,
+    Caller, Machine, Pair, Plan, beneath, call, holds, is_root, kill, postgres_program, tree, until,
 };
 
 /// What a service of a rehearsal leaves running if it can; found by this number.
@@ -402,6 +401,16 @@ fn a_standby_rehearses_by_itself_when_it_is_due() {
     assert_eq!(pair.a.events("drill_started"), Vec::<String>::new());
 }
 
+/// What an operator adds to a clone: a service that outlives its daemon.
+const OF_CLONE: &str = r#"
+[[service]]
+name = "stay"
+interval = "200ms"
+start = ["sh", "-c", "setsid sleep 100000 </dev/null >/dev/null 2>&1 & echo $! > $UNDERSTUDY_ROOT/stay.pid"]
+stop = ["sh", "-c", "kill $(cat $UNDERSTUDY_ROOT/stay.pid)"]
+status = ["sh", "-c", "kill -0 $(cat $UNDERSTUDY_ROOT/stay.pid)"]
+"#;
+
 /// A clone that serves.
 struct Served {
     etc: PathBuf,
@@ -456,16 +465,15 @@ impl Served {
         }
     }
 
-    fn stop(mut self) {
-        signal(i32::try_from(self.daemon.id()).unwrap(), Signal::TERM);
-        self.daemon.wait().unwrap();
-        // Its Postgres goes on without it, as on any node.
+    fn postmaster(&self) -> i32 {
         let lock = fs::read_to_string(self.data_dir.join("postmaster.pid")).unwrap();
-        let pid = lock.lines().next().unwrap().parse().unwrap();
-        signal(pid, Signal::INT);
-        until("the Postgres of the clone is down", Pair::PATIENCE, || {
-            holds(!Path::new(&format!("/proc/{pid}")).exists(), pid)
-        });
+        lock.lines().next().unwrap().parse().unwrap()
+    }
+
+    /// Asserts that its daemon has ended in peace.
+    fn ended(mut self) {
+        let ended = self.daemon.wait().unwrap();
+        assert!(ended.success(), "{ended:?}");
     }
 }
 
@@ -478,9 +486,13 @@ fn a_clone_serves_by_itself_and_no_node_takes_it_for_one() {
     pair.write(1);
     pair.wait();
     let made = pair.b.json(&["clone", "--to", "try"]);
+    let folder = PathBuf::from(made["folder"].as_str().unwrap());
+    let cluster_file = folder.join("etc/understudy.toml");
+    let text = fs::read_to_string(&cluster_file).unwrap();
+    assert!(!text.contains("[[service]]"), "{text}");
+    fs::write(&cluster_file, format!("{text}{OF_CLONE}")).unwrap();
     let clone = Served::new(&made, &pair.folder.path().join("clone.log"));
     // It has what the standby had, and takes writes that nobody else sees.
-    let folder = PathBuf::from(made["folder"].as_str().unwrap());
     assert_eq!(
         clone.run(&["kv", "get", "key-1"]).unwrap().trim_end(),
         "written"
@@ -545,7 +557,6 @@ fn a_clone_serves_by_itself_and_no_node_takes_it_for_one() {
     // It is of another cluster, and neither side talks to the other.
     let status: Value = serde_json::from_str(&clone.run(&["status", "--json"]).unwrap()).unwrap();
     assert_eq!(status["cluster"], "e2e-try");
-    assert_eq!(status["services"], serde_json::json!([]));
     let (ours, theirs) = (pair.a.etc().join("pki"), folder.join("etc/pki"));
     let hello = "GET /peer/hello HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let as_clone = call(pair.a.port(), &ours, &Caller::Node(&theirs), hello);
@@ -565,12 +576,41 @@ fn a_clone_serves_by_itself_and_no_node_takes_it_for_one() {
 
     let again = pair.b.try_understudy(&["clone", "--to", "try"]);
     assert_eq!(again.status, Some(3), "{again:?}");
+    // It says what it is, and nobody joins it.
+    assert_eq!(status["clone_of"]["of"], "e2e");
+    assert_eq!(status["clone_of"]["node"], "b");
+    let screen = clone.run(&["status"]).unwrap();
+    assert!(screen.contains("clone    try of cluster e2e"), "{screen}");
+    let uninvited = clone.run(&["invite", "z"]).unwrap_err();
+    assert!(
+        uninvited.contains("this is clone try of e2e"),
+        "{uninvited}"
+    );
+    // Nothing goes from beneath what runs.
+    until("the service of the clone is up", Pair::PATIENCE, || {
+        let told = clone.run(&["services", "--json"])?;
+        holds(told.contains("\"online\""), told)
+    });
     let refused = pair.b.try_understudy(&["clone", "remove", "try"]);
     assert_eq!(refused.status, Some(3), "{refused:?}");
-    clone.stop();
+    for part in [
+        "its daemon, its service stay, its Postgres",
+        "clone remove try --stop",
+    ] {
+        assert!(refused.stderr.contains(part), "{refused:?}");
+    }
+    let stays = folder.join("root/stay.pid");
+    let stays: i32 = fs::read_to_string(&stays).unwrap().trim().parse().unwrap();
+    assert!(Path::new(&format!("/proc/{stays}")).exists());
     assert!(pair.b.understudy(&["clone", "list"]).starts_with("try "));
-    pair.b.understudy(&["clone", "remove", "try"]);
+    let postgres = clone.postmaster();
+    pair.b.understudy(&["clone", "remove", "try", "--stop"]);
     assert!(!folder.exists());
+    for pid in [postgres, stays] {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    }
+    clone.ended();
     assert_eq!(pair.b.json(&["clone", "list"]), serde_json::json!([]));
     let refused = pair.a.try_understudy(&["clone", "--to", "try"]);
     assert_eq!(refused.status, Some(3), "{refused:?}");

@@ -178,6 +178,29 @@ impl Services {
             .await
     }
 
+    /// Asks every service how it is, and returns those that are not certainly down. Whatever their role.
+    pub async fn running(&self) -> Vec<StoreName> {
+        let mut running = Vec::new();
+        for service in &self.services {
+            if service.ask().await.says() != Some(false) {
+                running.push(service.name().clone());
+            }
+        }
+        running
+    }
+
+    /// Stops those that are not certainly down, in the reverse order, and none of the others.
+    ///
+    /// # Errors
+    /// When services are still up; the error names each.
+    pub async fn stop_running(&self) -> Result<(), StopError> {
+        let running = self.running().await;
+        self.wish_for(Where::Nowhere, false);
+        let _changing = self.changing.write().await;
+        self.stop_those(|service| running.contains(service.name()))
+            .await
+    }
+
     async fn stop_those(&self, is_meant: impl Fn(&Service) -> bool) -> Result<(), StopError> {
         let mut failures = Vec::new();
         for service in self.services.iter().rev().filter(|it| is_meant(it)) {

@@ -11,6 +11,8 @@
 //! STATE/clones/NAME.json    where it is; written last
 //! ```
 
+mod remove;
+
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Component, Path, PathBuf};
@@ -24,8 +26,8 @@ use understudy_config::detached::{Detached, detached};
 use understudy_config::{Local, NodeName, StoreName, template};
 use understudy_replication::durable;
 use understudy_replication::event::Severity;
-use understudy_replication::postgres::is_at_work;
 use understudy_replication::role::Role;
+use understudy_replication::status::CloneStatus;
 use understudy_replication::store::{Progress, Stop, Stopper, Unit};
 use understudy_replication::trust::{self, Authority};
 use understudy_replication::wall_time::WallTime;
@@ -41,7 +43,7 @@ use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::{print, print_json};
 use crate::role_file::RoleRecord;
-use crate::serve::{self, load_local};
+use crate::serve::load_local;
 
 /// The name of the only node of a clone.
 const NODE: &str = "test";
@@ -84,6 +86,9 @@ enum Verb {
     Remove {
         /// Its name
         name: StoreName,
+        /// First stop what still runs of it: its daemon, its services, its Postgres
+        #[arg(long)]
+        stop: bool,
     },
 }
 
@@ -104,6 +109,12 @@ pub(crate) struct Made {
     folder: PathBuf,
     /// The name of its cluster.
     cluster: String,
+    /// The name of the cluster that it is a copy of; an older version did not write it down.
+    #[serde(default)]
+    of: Option<String>,
+    /// The node that made it, likewise.
+    #[serde(default)]
+    node: Option<NodeName>,
     made: WallTime,
     /// Where peers would reach it; nobody does.
     peers: SocketAddr,
@@ -136,7 +147,11 @@ impl Clone {
                 }
                 Ok(())
             }
-            Some(Verb::Remove { name }) => remove(&local.state_dir, &name),
+            Some(Verb::Remove { name, stop }) => {
+                remove::remove(&local.state_dir, &name, stop).await?;
+                print(&format!("clone {name} is removed"));
+                Ok(())
+            }
             None => {
                 let name = self.to.ok_or_else(|| {
                     Failure::usage("the copy needs a name: `understudy clone --to test`")
@@ -181,7 +196,10 @@ fn text(made: &Made) -> String {
     if let Some(kv) = made.kv {
         text += &format!("Key-values:  {kv}\n");
     }
-    text += &format!("Remove it:   understudy clone remove {}\n", made.name);
+    text += &format!(
+        "Remove it:   understudy clone remove {} --stop\n",
+        made.name
+    );
     text
 }
 
@@ -221,90 +239,17 @@ fn list(state_dir: &Path) -> Result<Vec<Made>, Failure> {
     Ok(all)
 }
 
-/// Removes a clone: what is there, and then that it was there.
-fn remove(state_dir: &Path, name: &StoreName) -> Result<(), Failure> {
-    let path = record(state_dir, name);
-    let all = list(state_dir)?;
-    let made = all.iter().find(|made| made.name == *name).ok_or_else(|| {
-        Failure::usage(format!("there is no clone {name}")).hint("see `understudy clone list`")
-    })?;
-    // Somebody may have deleted it by hand, and used the folder for something else.
-    let is_it =
-        std::fs::read(proof(&made.folder)).is_ok_and(|it| Some(it) == std::fs::read(&path).ok());
-    if !is_it && !is_gone(&made.folder)? {
-        let (folder, path) = (made.folder.display(), path.display());
-        return Err(
-            Failure::refused(format!("{folder} does not hold clone {name} any more")).hint(
-                format!("look at what is there; remove {path} to forget the clone"),
-            ),
-        );
-    }
-    let runs = Failure::refused(format!("clone {name} runs"))
-        .hint("stop its daemon and its Postgres first");
-    let loaded = understudy_config::load(
-        &made.etc().join("understudy.toml"),
-        &made.etc().join("node.toml"),
-    );
-    if let Ok(loaded) = &loaded {
-        // Its Postgres goes on when its daemon ends.
-        let data_dir = loaded.config.postgres.as_ref();
-        let data_dir = data_dir.map(|it| loaded.local.resolve(&it.data_dir));
-        if data_dir.is_some_and(|data_dir| is_at_work(&data_dir)) {
-            return Err(runs);
-        }
-    }
-    let state = made.folder.join("state");
-    let _nobody_runs_it = match state.is_dir() {
-        true => Some(serve::lock(&state).map_err(|_| runs)?),
-        false => None,
-    };
-    clear(&made.folder)?;
-    std::fs::remove_file(&path)?;
-    durable::sync_directory_of(&path)?;
-    print(&format!("clone {name} is removed"));
-    Ok(())
-}
-
-/// Returns whether nothing is there.
-fn is_gone(folder: &Path) -> Result<bool, Failure> {
-    match std::fs::read_dir(folder) {
-        Ok(mut found) => Ok(found.next().is_none()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(Failure::failed(format!(
-            "cannot read {}: {error}",
-            folder.display()
-        ))),
-    }
-}
-
-/// Removes what is in a clone's folder: the proof last, so that it can be repeated.
-fn clear(folder: &Path) -> Result<(), Failure> {
-    let proof = proof(folder);
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.path() == proof {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    match std::fs::remove_file(&proof) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        Ok(()) | Err(_) => {}
-    }
-    match std::fs::remove_dir(folder) {
-        // Something is mounted there, which is the operator's.
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(()),
-        done => Ok(done?),
-    }
+/// Returns of what the node is a clone whose state is in `state_dir`, if it is one.
+pub(crate) fn origin(state_dir: &Path, cluster: &str) -> Option<CloneStatus> {
+    let proof = std::fs::read(proof(state_dir.parent()?)).ok()?;
+    let made: Made = serde_json::from_slice(&proof).ok()?;
+    // Somebody may have made another cluster of what is there.
+    (made.cluster == cluster).then_some(CloneStatus {
+        name: made.name,
+        of: made.of,
+        node: made.node,
+        made: made.made,
+    })
 }
 
 /// Makes a clone of this standby.
@@ -354,7 +299,7 @@ fn check_free(node: &Node, name: &StoreName, at: &Path) -> Result<(), Failure> {
     if record(&node.local.state_dir, name).exists() {
         return Err(
             Failure::refused(format!("there is a clone {name} already")).hint(format!(
-                "remove it with `understudy clone remove {name}`, or take another name"
+                "remove it with `understudy clone remove {name} --stop`, or take another name"
             )),
         );
     }
@@ -481,6 +426,8 @@ async fn make_in(
         name: order.name.clone(),
         folder: folder.to_owned(),
         cluster: cluster_name(&originals.config.cluster.name, &order.name),
+        of: Some(originals.config.cluster.name.clone()),
+        node: Some(node.me().clone()),
         made: WallTime::now(),
         peers: ports.peers,
         monitor: ports.monitor,
@@ -621,6 +568,25 @@ fn write(
     Ok(())
 }
 
+/// Returns what is known of clone `test`, in a folder.
+#[cfg(test)]
+fn example(folder: PathBuf) -> Made {
+    Made {
+        version: 1,
+        name: "test".parse().unwrap(),
+        folder,
+        cluster: "catalog-test".to_owned(),
+        of: Some("catalog".to_owned()),
+        node: Some("b".parse().unwrap()),
+        made: WallTime::now(),
+        peers: ([127, 0, 0, 1], 1).into(),
+        monitor: ([127, 0, 0, 1], 2).into(),
+        kv: None,
+        postgres: None,
+        stores: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -635,40 +601,23 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_holds_the_clone_no_more_is_left_alone() {
-        let place = tempfile::tempdir().unwrap();
-        let (state_dir, folder) = (place.path().join("state"), place.path().join("test"));
-        let name: StoreName = "test".parse().unwrap();
-        let made = Made {
-            version: 1,
-            name: name.clone(),
-            folder: folder.clone(),
-            cluster: "catalog-test".to_owned(),
-            made: WallTime::now(),
-            peers: ([127, 0, 0, 1], 1).into(),
-            monitor: ([127, 0, 0, 1], 2).into(),
-            kv: None,
-            postgres: None,
-            stores: Vec::new(),
-        };
-        let json = serde_json::to_vec(&made).unwrap();
-        let put = |path: PathBuf, bytes: &[u8]| {
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        };
-        let record = record(&state_dir, &name);
-        put(record.clone(), &json);
-        put(folder.join("root/theses/1.txt"), b"a user's");
-        let failure = remove(&state_dir, &name).unwrap_err();
-        assert!(failure.to_string().contains("does not hold clone test"));
-        assert!(folder.join("root/theses/1.txt").exists() && record.exists());
-        put(proof(&folder), &json);
-        remove(&state_dir, &name).unwrap();
-        assert!(!folder.exists() && !record.exists());
-        // Removed by hand: nothing is left to do but to forget it.
-        put(record.clone(), &json);
-        remove(&state_dir, &name).unwrap();
-        assert!(!record.exists());
+    fn a_clone_knows_of_what_it_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        assert_eq!(origin(&state, "catalog-test"), None);
+        let made = example(folder.path().to_owned());
+        std::fs::write(proof(folder.path()), serde_json::to_vec(&made).unwrap()).unwrap();
+        let known = origin(&state, "catalog-test").unwrap();
+        assert_eq!(known.name.as_str(), "test");
+        assert_eq!(known.of.as_deref(), Some("catalog"));
+        assert_eq!(origin(&state, "another"), None);
+        // One that was made before it was written down of what.
+        let mut made = serde_json::to_value(&made).unwrap();
+        for key in ["of", "node"] {
+            made.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        std::fs::write(proof(folder.path()), made.to_string()).unwrap();
+        assert_eq!(origin(&state, "catalog-test").unwrap().of, None);
     }
 
     #[test]
