@@ -1,5 +1,6 @@
 //! Asks the daemon over its admin socket.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use http_body_util::{BodyExt, Full};
@@ -32,9 +33,15 @@ pub(crate) async fn ask<T: DeserializeOwned>(
         )
         .hint("start it with `understudy serve` (or `systemctl start understudy`)")
     };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| no_daemon(&error))?;
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        let failure = no_daemon(&error);
+        // It may well run.
+        if error.kind() == ErrorKind::PermissionDenied {
+            failure.hint("run this as the user that the daemon runs as (root, mostly)")
+        } else {
+            failure
+        }
+    })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| no_daemon(&error))?;

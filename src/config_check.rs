@@ -67,7 +67,7 @@ impl Config {
             return print_json(&json!({"valid": true, "settings_next": next, "jobs_next": jobs}));
         }
         let mut text = format!(
-            "The configuration is valid: cluster {}, {} node(s), this is node {}.\n",
+            "The configuration is valid: cluster {}, nodes: {}, this is node {}.\n",
             config.cluster.name,
             config.nodes.len(),
             loaded.local.name,

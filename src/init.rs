@@ -201,11 +201,20 @@ impl Init {
         if self.serve {
             return serve::run_locked(place, loaded, lock).await;
         }
-        print(
-            "Name what to replicate in understudy.toml, check it with `understudy config check`, \
-             start the node with\n`understudy serve`, and invite a standby with `understudy invite \
-             NAME`.",
-        );
+        // What the command line has named stands in the file already.
+        let is_named = self.postgres.is_some()
+            || !self.files.is_empty()
+            || self.kv
+            || !self.settings.is_empty();
+        let first = if is_named {
+            "See what is replicated, and what else may be, in understudy.toml"
+        } else {
+            "Name what to replicate in understudy.toml"
+        };
+        print(&format!(
+            "{first}, check it with `understudy config check`, start the node with\n`understudy serve`, and invite a \
+             standby with `understudy invite NAME`."
+        ));
         Ok(())
     }
 

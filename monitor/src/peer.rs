@@ -28,13 +28,21 @@ pub(crate) fn peers(status: &Status) -> Vec<Peer<'_>> {
     });
     let upstream = status.upstream.iter().map(|upstream| Peer {
         name: upstream.primary.as_str(),
-        ip: None,
+        ip: ip_of(status, upstream.primary.as_str()),
         seen: upstream.seen,
         is_connected: upstream.is_connected,
         cut: upstream.cut,
         lags: lags(&status.stores, &upstream.stores),
     });
     standbys.chain(upstream).collect()
+}
+
+/// Returns where a peer is reached: on a way that is up, if one is.
+fn ip_of<'a>(status: &'a Status, name: &str) -> Option<&'a str> {
+    let ways = || status.links.iter().filter(|it| it.node.as_str() == name);
+    let way = ways().find(|it| it.is_up).or_else(|| ways().next())?;
+    let (ip, _port) = way.address.rsplit_once(':')?;
+    Some(ip.trim_start_matches('[').trim_end_matches(']'))
 }
 
 /// How far a copy of a store is behind, or that nothing has been told of it.

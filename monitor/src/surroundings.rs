@@ -30,6 +30,19 @@ pub(crate) fn troubles(status: &Status) -> Vec<String> {
     troubles
 }
 
+/// Returns why a promotion of this node would be refused by what it sees right now: its own plan is made anew only
+/// every few seconds.
+pub(crate) fn blocks_promotion(status: &Status) -> Option<String> {
+    let is_blocking =
+        |check: &&CheckStatus| check.blocks_promotion && check.state == CheckState::Failed;
+    let check = status.checks.iter().find(is_blocking)?;
+    let colon = if check.message.is_empty() { "" } else { ": " };
+    Some(format!(
+        "no: check {} fails on node {}{colon}{}; mend what it looks at",
+        check.name, status.node, check.message
+    ))
+}
+
 /// Returns the critical services that should run here if nobody had stopped them: whoever comes after that must
 /// not take the appliance for whole.
 fn stopped_by_hand(status: &Status) -> impl Iterator<Item = &ServiceStatus> {
@@ -68,10 +81,10 @@ pub(crate) fn next_step(status: &Status, now: WallTime) -> Option<String> {
         return Some(format!("mend what is wrong with the address: {why}"));
     }
     let check = status.checks.iter().find(|check| is_trouble(check))?;
-    Some(format!(
-        "mend what check {} tells: {}",
-        check.name, check.message
-    ))
+    Some(match check.message.is_empty() {
+        true => format!("wait: what check {} looks at was well just now", check.name),
+        false => format!("mend what check {} tells: {}", check.name, check.message),
+    })
 }
 
 /// What fails and is only worth knowing troubles nobody.
@@ -205,7 +218,7 @@ pub(crate) fn verdict(status: &Status) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use understudy_replication::status::StoppedBy;
+    use understudy_replication::status::{LinkStatus, StoppedBy};
 
     use super::*;
     use crate::example;
@@ -266,5 +279,54 @@ mod tests {
         status.services[1].on = On::Both;
         status.services[1].is_critical = false;
         assert!(first(&status).ends_with("nothing"));
+    }
+
+    #[test]
+    fn a_check_that_keeps_the_node_from_a_promotion_is_told_before_its_plan_is_made_anew() {
+        let mut status = example::standby();
+        let promote = |status: &Status| {
+            let text = crate::text(status, example::NOW);
+            let mut lines = text.lines();
+            let line = lines.find(|line| line.starts_with("  promote  "));
+            line.unwrap().to_owned()
+        };
+        assert!(promote(&status).contains("would serve the state"));
+        let check = &mut status.checks[0];
+        (check.state, check.blocks_promotion) = (CheckState::Failed, true);
+        check.message = "the flag is set".to_owned();
+        insta::assert_snapshot!(
+            promote(&status),
+            @"  promote  no: check gateway fails on node b: the flag is set; mend what it looks at"
+        );
+        // Its last look was good, and it has not been for long enough.
+        status.checks[0].message.clear();
+        insta::assert_snapshot!(
+            promote(&status),
+            @"  promote  no: check gateway fails on node b; mend what it looks at"
+        );
+        assert!(
+            crate::text(&status, example::NOW)
+                .contains("what check gateway looks at was well just now")
+        );
+    }
+
+    #[test]
+    fn a_standby_shows_where_its_primary_is() {
+        let mut status = example::standby();
+        let link = |address: &str, is_up| LinkStatus {
+            node: "a".parse().unwrap(),
+            address: address.to_owned(),
+            is_up,
+            since: example::NOW,
+            round_trip_ms: None,
+            message: String::new(),
+        };
+        status.links = vec![link("10.0.0.1:7479", false), link("[fd00::1]:7479", true)];
+        let text = crate::text(&status, example::NOW);
+        let shows = |ip: &str| {
+            text.lines()
+                .any(|line| line.starts_with("a ") && line.contains(ip))
+        };
+        assert!(shows(" fd00::1 "), "{text}");
     }
 }

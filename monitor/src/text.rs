@@ -185,7 +185,10 @@ fn could_promote(status: &Status, peers: &[Peer<'_>]) -> String {
         (Some(_), _) => return "was cut short on this node, and is not finished".to_owned(),
     }
     match status.role {
-        RoleName::Standby => match (refusal(status.preflight.as_ref()), peers) {
+        RoleName::Standby => match (
+            refusal(status.preflight.as_ref()).or_else(|| surroundings::blocks_promotion(status)),
+            peers,
+        ) {
             (Some(refusal), _) => refusal,
             (None, []) => "nothing is known of what would be lost".to_owned(),
             (None, [primary, ..]) => format!("this node {}", outlook(primary)),

@@ -167,9 +167,14 @@ fn list(local: &Local, config: Option<&Config>, json: bool) -> Result<(), Failur
     let all: u64 = bundles.iter().map(|bundle| bundle.bytes).sum();
     let texts: Vec<String> = bundles.iter().map(Bundle::text).collect();
     print(&format!(
-        "{}\n{} bundles, {} in all",
+        "{}\n{} {}, {} in all",
         texts.join("\n"),
         bundles.len(),
+        if bundles.len() == 1 {
+            "bundle"
+        } else {
+            "bundles"
+        },
         HumanBytes(all)
     ));
     Ok(())

@@ -132,13 +132,13 @@ impl Services {
             }
             progress.start(&format!("service {name}"), None, Unit::Items);
             match self.bring_up(service, wish).await {
-                Ok(()) => progress.end("up"),
+                Ok(()) => progress.end(&format!("service {name} is up")),
                 // An operator has stopped it meanwhile, and nobody has stopped them all.
                 Err(ServiceError::BrokenOff { .. }) if self.is_asked(wish) => {
-                    progress.end("stopped by an operator");
+                    progress.end(&format!("service {name} was stopped by an operator"));
                 }
                 Err(error) => {
-                    progress.end("failed");
+                    progress.end(&format!("service {name} failed"));
                     if service.config.is_critical || !self.is_asked(wish) {
                         self.settle(wish, place);
                         return Err(error);

@@ -179,7 +179,11 @@ pub fn plan(seen: &Observation) -> Plan {
     // What a crash has cut short goes on: what a check looks at may be down for just that reason.
     if !matches!(seen.role.name(), RoleName::Primary | RoleName::Promoting) {
         conditions.extend(seen.failing.iter().map(|(check, found)| Condition {
-            what: format!("check {check} fails on node {}: {found}", seen.me),
+            what: match found.is_empty() {
+                // It is well again, and not yet for long enough.
+                true => format!("check {check} fails on node {}", seen.me),
+                false => format!("check {check} fails on node {}: {found}", seen.me),
+            },
             mend: format!("mend what check {check} looks at; see `understudy status`"),
             can_be_forced: true,
         }));
@@ -541,6 +545,12 @@ mod tests {
         seen.failing = vec![(name("uploads-mounted"), "nothing is mounted".to_owned())];
         let unmet = plan(&seen).unmet;
         assert!(unmet[0].what.contains("uploads-mounted") && unmet[0].can_be_forced);
+        // Well again, and not yet for long enough.
+        seen.failing[0].1.clear();
+        assert_eq!(
+            plan(&seen).unmet[0].what,
+            "check uploads-mounted fails on node b"
+        );
         seen.is_forced = true;
         assert_eq!(plan(&seen).unmet, []);
         // What serves already is not kept from it.
