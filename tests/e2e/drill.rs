@@ -8,8 +8,7 @@ use std::process::{Child, Stdio};
 use serde_json::Value;
 
 use crate::world::{
-    Caller, Machine, Pair, Plan, beneath, call, holds, is_root, kill, postgres_program, signal,
-    tree, until,
+    Caller, Machine, Pair, Plan, beneath, call, holds, is_root, kill, postgres_program, tree, until,
 };
 
 /// What a service of a rehearsal leaves running if it can; found by this number.

@@ -259,7 +259,7 @@ pub(super) fn report(shared: &Shared) -> StoreReport {
     }) = durability
     {
         problems.push(format!(
-            "degraded for {seconds} s: the primary goes on alone, and {at_risk} operations are on no standby; \
+            "degraded for {seconds} s: the primary goes on alone; operations that are on no standby: {at_risk}; \
              look at the standby and the network to it"
         ));
     }

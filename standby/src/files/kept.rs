@@ -126,8 +126,8 @@ impl Counts {
     /// Returns it in a sentence.
     pub fn sentence(&self) -> String {
         format!(
-            "{} files that differed and {} that only this node had are set aside; {} that it had deleted came \
-             back, and {} have got another mode, owner or time",
+            "files set aside: {} that differed, {} that only this node had; files that it had deleted and that came \
+             back: {}; files with another mode, owner or time now: {}",
             self.differing, self.only_here, self.deleted_here, self.attributes
         )
     }
