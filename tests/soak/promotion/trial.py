@@ -327,7 +327,8 @@ class Trial:
         """Gives the word, and again until it is done."""
         old, new = self._pair.nodes
         begun, deadline, attempts = time.monotonic(), time.monotonic() + PATIENCE, 0
-        killer = threading.Timer(crash, new.daemon.kill) if crash is not None else None
+        first = new.daemon
+        killer = threading.Timer(crash, first.kill) if crash is not None else None
         if killer:
             killer.start()
         while True:
@@ -349,6 +350,9 @@ class Trial:
                 time.sleep(0.3)
         if killer:
             killer.join()
+            if new.daemon is first:
+                # It is on its way out, though it may not have gone yet.
+                first.wait(PATIENCE)
             if new.daemon.poll() is not None:
                 # It was killed after its last step.
                 new.daemon = None
