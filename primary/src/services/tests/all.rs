@@ -361,3 +361,27 @@ async fn l17_what_a_standby_finds_running_of_the_primary_is_stopped() {
     assert_eq!(states(&services), [ServiceState::Fault]);
     assert!(services.is_serving());
 }
+
+#[tokio::test]
+async fn what_is_not_critical_and_comes_last_keeps_nobody_waiting() {
+    let place = Place::new();
+    let mailer = understudy_config::Service {
+        is_critical: false,
+        ..place.service("mailer")
+    };
+    let report = understudy_config::Service {
+        is_critical: false,
+        ..place.service("report")
+    };
+    let services = place.services(&[place.service("db"), mailer, place.service("web"), report]);
+    services.start_critical(&NoProgress).await.unwrap();
+    assert!(services.are_up());
+    // What a critical one comes after is started before it; what comes after the last one is not.
+    assert_eq!(
+        place.diary(),
+        ["start db a", "start mailer a", "start web a"]
+    );
+    services.primary().await.unwrap();
+    assert_eq!(place.diary().last().unwrap(), "start report a");
+    assert_eq!(place.diary().len(), 4);
+}
