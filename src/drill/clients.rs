@@ -100,7 +100,7 @@ impl Clients {
     /// Returns for how long nothing has been answered at `now`, in seconds, if the newest request was not.
     pub(super) fn out_seconds(&self, now: Instant) -> Option<f64> {
         let out = now.saturating_duration_since(self.answered);
-        self.is_out.then(|| out.as_secs_f64())
+        self.is_out.then_some(out.as_secs_f64())
     }
 
     pub(super) fn outages(&self) -> u32 {
