@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use understudy_config::NodeName;
 use understudy_replication::event::{Events, Severity};
 use understudy_replication::pause::{Pause, PauseRecord};
@@ -22,6 +23,8 @@ const RECORD_BYTES_MAX: u64 = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Pauses {
     path: PathBuf,
+    /// Holds the pause of which was told last that it has ended by itself: once is enough, over restarts, too.
+    over: PathBuf,
     events: Events,
     known: Mutex<Known>,
 }
@@ -34,9 +37,6 @@ struct Known {
     /// What was refused last, so that it is told once.
     refused: Option<PauseRecord>,
 }
-
-/// Names the pause whose end was told last, by that end.
-const TOLD_OVER: &str = "pause-told-over";
 
 impl Pauses {
     /// Reads what is kept in the state. What cannot be read counts as no pause, and is told.
@@ -53,10 +53,11 @@ impl Pauses {
                 PauseRecord::default()
             }
         };
-        // One that ended while the daemon did not run is told to be over, once.
-        let told_over = std::fs::read_to_string(state_dir.join(TOLD_OVER)).unwrap_or_default();
-        let is_told_over = |pause: &Pause| told_over.trim() == pause.until.0.to_string();
-        let told = record.pause.clone().filter(|pause| !is_told_over(pause));
+        // One that ended while the daemon did not run is told to be over; what cannot be read is told again.
+        let over = state_dir.join("pause-over.json");
+        let is_told =
+            |pause: &Pause| read::<Option<Pause>>(&over).ok().flatten().as_ref() == Some(pause);
+        let told = record.pause.clone().filter(|pause| !is_told(pause));
         let known = Known {
             told,
             record,
@@ -64,6 +65,7 @@ impl Pauses {
         };
         Self {
             path,
+            over,
             events,
             known: Mutex::new(known),
         }
@@ -120,24 +122,26 @@ impl Pauses {
                     ),
                 ),
                 None => {
-                    let message = format!(
-                        "the pause of {} ({}) has ended by itself: understudy acts by itself again",
-                        was.owner, was.reason
+                    self.events.record(
+                        Severity::Warning,
+                        "pause_expired",
+                        format!(
+                            "the pause of {} ({}) has ended by itself: understudy acts by itself again",
+                            was.owner, was.reason
+                        ),
                     );
-                    self.events
-                        .record(Severity::Warning, "pause_expired", message);
-                    // What is not noted is told again after a restart, and nothing else.
-                    let path = self.path.with_file_name(TOLD_OVER);
-                    if let Err(error) =
-                        durable::write(&path, was.until.0.to_string().as_bytes(), 0o644)
-                    {
-                        tracing::warn!(%error, "that a pause is over will be told again");
+                    if let Err(error) = self.keep_told(was) {
+                        tracing::warn!(%error, path = %self.over.display(), "the end of a pause may be told again");
                     }
                 }
             },
             (None, None) => {}
         }
         known.told = active;
+    }
+
+    fn keep_told(&self, pause: &Pause) -> io::Result<()> {
+        durable::write(&self.over, &serde_json::to_vec(pause)?, 0o644)
     }
 
     /// Tells of a pause that has ended by itself. Returns whether one was on and is no more.
@@ -207,12 +211,12 @@ impl Pauses {
     }
 }
 
-fn read(path: &Path) -> Result<PauseRecord, String> {
+fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T, String> {
     match fs::metadata(path) {
         Ok(found) if found.len() > RECORD_BYTES_MAX => return Err("it is too long".to_owned()),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(PauseRecord::default());
+            return Ok(T::default());
         }
         Err(error) => return Err(error.to_string()),
     }
@@ -280,9 +284,17 @@ mod tests {
         assert!(a.look());
         assert!(!a.look());
         assert_eq!(kinds(&a), ["pause_expired"]);
+        drop(a);
         let again = pauses(folder.path());
         assert!(!again.look());
         assert_eq!(kinds(&again), ["pause_expired"]);
+        // Another one is another.
+        let record = record.begin(past, &node("a"), hour, "another", "o");
+        let text = serde_json::to_vec(&record.unwrap()).unwrap();
+        fs::write(folder.path().join("pause.json"), text).unwrap();
+        let other = pauses(folder.path());
+        assert!(other.look());
+        assert_eq!(kinds(&other), ["pause_expired", "pause_expired"]);
     }
 
     #[test]
