@@ -434,7 +434,10 @@ impl Shipper for FilesShipper {
     }
 
     fn troubles(&self) -> Vec<Trouble> {
-        self.shared.troubles()
+        let mut troubles = self.shared.troubles();
+        // That is of the whole store, and stands among its problems; it is no entry.
+        troubles.retain(|trouble| trouble.path != commit::ABOUT_GUARD);
+        troubles
     }
 
     fn routes(self: Arc<Self>) -> axum::Router {

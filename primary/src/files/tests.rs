@@ -425,6 +425,9 @@ async fn a_large_deletion_is_held_back_until_it_is_allowed() {
         captured.shipper.mark().await.is_none(),
         "no position stands for what is there"
     );
+    // Told as a problem of the store, and not as an entry that nobody can find.
+    assert_eq!(captured.shipper.report().problems.len(), 1);
+    assert_eq!(captured.shipper.troubles(), []);
     captured.manifest(|manifest| {
         assert!(manifest.len() > 150, "{}", manifest.len());
         assert!(
