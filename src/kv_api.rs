@@ -140,9 +140,14 @@ fn refused(node: &Node, refusal: &Refusal) -> Failure {
     match refusal {
         Refusal::ReadOnly | Refusal::NotHere { .. } => {
             let reason = acting_primary(node).err().unwrap_or(told);
-            Failure::refused(format!("the store does not answer here: {reason}")).hint(
-                "run the command on the primary; or set `standby_reads = true` in [kv] for reads",
-            )
+            let reads_here = node.config().kv.as_ref().is_some_and(|it| it.standby_reads);
+            let refused = Failure::refused(format!("the store does not answer here: {reason}"));
+            refused.hint(match reads_here {
+                true => "run the command on the primary",
+                false => {
+                    "run the command on the primary; or set `standby_reads = true` in [kv] for reads"
+                }
+            })
         }
         Refusal::NoReplicas => Failure::failed(format!("{told} Whether it was kept is not known."))
             .hint("see `understudy status`: too few standbys follow; look at the key afterwards"),

@@ -16,8 +16,16 @@ use crate::text::{Page, Table};
 pub(crate) fn troubles(status: &Status) -> Vec<String> {
     let mut troubles = Vec::new();
     if let Some(address) = &status.address {
-        if address.state == AddressState::Fault {
-            troubles.push("the address is in fault".to_owned());
+        match address.state {
+            AddressState::Fault => troubles.push("the address is in fault".to_owned()),
+            // It is taken once the critical services are up.
+            AddressState::Absent if status.role == RoleName::Primary => {
+                troubles.push("the address is not held: clients do not reach it".to_owned());
+            }
+            AddressState::Held
+            | AddressState::Taking
+            | AddressState::Absent
+            | AddressState::Unknown => {}
         }
         if address.conflict.is_some() {
             troubles.push("another machine has the address, too".to_owned());
@@ -222,6 +230,15 @@ mod tests {
 
     use super::*;
     use crate::example;
+
+    #[test]
+    fn a_primary_without_the_address_says_that_clients_do_not_reach_it() {
+        let mut status = example::primary_with_a_faulty_service();
+        status.address.as_mut().unwrap().state = AddressState::Absent;
+        let told = troubles(&status);
+        assert_eq!(told, ["the address is not held: clients do not reach it"]);
+        assert_eq!(troubles(&example::standby()), Vec::<String>::new());
+    }
 
     #[test]
     fn a_clone_says_that_it_is_one() {
