@@ -113,9 +113,7 @@ impl Demo {
         machines.init(&appliance.configuration(machines)).await?;
         machines.serve("a").await?;
         appliance.fill(machines).await?;
-        machines
-            .understudy("a", &["index", "rebuild", "search"])
-            .await?;
+        machines.wait_for_indexes("a").await?;
         tell("2. Node b: joins, and gets a copy of everything.");
         machines.join().await?;
         machines.serve("b").await?;

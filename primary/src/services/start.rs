@@ -44,7 +44,7 @@ impl Services {
         let place = Placement::Primary;
         let is_critical =
             |service: &Service| service.config.is_critical && place.allows(service.config.on);
-        let last = self.services.iter().rposition(|it| is_critical(it));
+        let last = self.services.iter().rposition(is_critical);
         let count = last.map_or(0, |last| last + 1);
         let wish = self.wish_for(Where::At(place), true);
         self.carry_out(wish, place, progress, count).await
