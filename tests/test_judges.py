@@ -195,6 +195,14 @@ class TakeOvers(unittest.TestCase):
         self.assertEqual(self.lost([row(1, at=12)], take_over(), claims=[held]), [])
         self.assertEqual(self.lost([row(1, at=10)], take_over(), claims=[Claim("b", 9.8, 9.9, True)]), [])
 
+    def test_unless_operators_had_promoted_both_by_then(self) -> None:
+        held = Claim("a", 9.8, 9.9, True)
+        change = take_over()
+        change.overruled = 9.95
+        self.assertEqual(self.lost([row(1, at=10)], change, claims=[held]), [])
+        change.overruled = 10.5
+        self.assert_sees(self.lost([row(1, at=10)], change, claims=[held]), "commits wait")
+
     def two_writers(self, acks: list[Ack], cuts: list[tuple[float, float | None]] = (), is_fenced: bool = False) -> list[str]:
         return postgres_judge.two_writers(History(acks, cuts=list(cuts)), [take_over(is_fenced=is_fenced)])
 
@@ -343,6 +351,17 @@ class KvRounds(unittest.TestCase):
     def test_a_lonely_primary_contradicts_itself_no_more_than_any_other(self) -> None:
         operations = [write("x", 18, 18.1), read(None, 18.2, 18.3)]
         self.assert_sees(self.found(operations, {"k": "x"}, True, change=handed_over()), "for a by itself")
+
+    def test_of_two_that_were_promoted_by_force_the_lesser_loses_what_it_promised_and_keeps_it(self) -> None:
+        # What b did before they were apart is known to a, which goes on from there with a third node.
+        operations = [add(1, 10, 11, node="b"), add(2, 15, 15.1), add(2, 22, 23, node="b"), write("x", 16, 16.1, key="u")]
+        final = {"k": 2}
+        self.assert_sees(self.found(operations, final, change=handed_over(begun=5.0, salvaged=b"x")), "were on both nodes")
+        apart = handed_over(begun=5.0, salvaged=b"x", overruled=14.0)
+        self.assertEqual(self.found(operations, final, change=apart), [])
+        self.assert_sees(self.found(operations, final, change=handed_over(begun=5.0, overruled=14.0)), "did not keep them aside")
+        late = handed_over(begun=5.0, salvaged=b"x", overruled=18.0)
+        self.assert_sees(self.found(operations, final, change=late), "were on both nodes")
 
     def test_just_before_its_death_an_untouched_primary_is_not_alone(self) -> None:
         operations = [write("x", 10.1, 10.2)]
