@@ -109,7 +109,9 @@ class Promotion(ApplianceCase):
         old.power_on()
         until(f"{old.name} is fenced", lambda: old.role() == "fenced", PATIENCE)
         until(f"{old.name} rejoins", lambda: old.json("rejoin", timeout=PATIENCE), PATIENCE, 0.3)
-        fencing = sum(step["seconds"] for step in report["steps"] if step["name"].startswith(("fence ", "switch off ")))
+        # The old primary is asked first, and does not answer.
+        fencing = report["looking_seconds"] + sum(step["seconds"] for step in report["steps"]
+                                                  if step["name"].startswith(("fence ", "switch off ")))
         self._allowed[number] = seconds_of(report, SERVICES) + fencing
         return {"first write": max(firsts), "first row": row, "first key": key, "first page": page, "fencing": fencing,
                 "services": seconds_of(report, SERVICES), **steps_of(report)}
