@@ -48,6 +48,8 @@ CRASH_SHARE, FAILING_SERVICE_SHARE, FAILING_FENCE_SHARE = 0.35, 0.2, 0.35
 CRASH_SECONDS_MAX = 2.5
 # A superseded primary that hears of it has this long to give up the address and to stop its services.
 SILENCE_MAX = 20.0
+# A standby is no further behind than this when the primary is cut off.
+OVERRULED_BEFORE = 1.0
 # A superseded primary that follows by itself needs no other word.
 FOLLOWING_PATIENCE = 15
 
@@ -443,6 +445,10 @@ class Trial:
                     take_over.old, take_over.new, take_over.begun = loser.name, primary.name, self._begun
         if kind is Kind.SPLIT:
             self._take_overs[-1].loss, self._seen.change.lost = Loss(None, None), None
+        if any("has more of store kv" in condition["what"] for condition in report["overridden"]):
+            # The operator was told that a third node has what the new primary lacks, and gave it up: what that one had
+            # acknowledged a moment before they were apart is among it.
+            self._seen.change.overruled = self._apart_since - OVERRULED_BEFORE
         found = self._roles()
         rows = self._judge_rows(found, loser)
         files = self._judge_changes(found, kind, loser, report)
