@@ -347,6 +347,8 @@ class Trial:
                     continue
                 # What its hint says, where the old primary has stopped and cannot hand over what it had.
                 is_forced = is_forced or kind in PLANNED and attempts > 3 and "promote --force" in str(failed)
+                # And where a third node has more, and this one is to be primary all the same.
+                is_forced = is_forced or "lose what only it has with `--force`" in str(failed)
                 if time.monotonic() > deadline:
                     raise Violation(f"{new.name} does not take over: {failed}") from failed
                 time.sleep(0.3)
