@@ -157,6 +157,7 @@ class Trial:
 
     def _round(self, number: int, done: list[str]) -> str:
         self._begun, self._begun_wall = time.monotonic(), time.time()
+        self._apart_since = self._begun
         self._seen = Round(may_degrade=self._degrade_after != "never", contact=SILENCE_MAX)
         self._pardoned: list[front.Span] = []
         self._kv.begin(number, self._seen)
