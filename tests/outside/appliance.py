@@ -123,7 +123,8 @@ class Member(Node):
         service = lambda name, *more: "\n".join(
             [f'\n[[service]]\nname = "{name}"'] +
             [f"{verb} = {command(_OUTSIDE / 'appliance_service.py', verb, name, *more)}" for verb in ("start", "stop", "status")])
-        watermark = '\nwatermark = "changed"' if chosen.abilities.has_watermark else ""
+        # No transaction here takes as long; a minute would have every refresh of a young index compare all of it.
+        watermark = '\nwatermark = "changed"\noverlap = "2s"' if chosen.abilities.has_watermark else ""
         told = f"""
 [postgres]
 data_dir = "/{DATA}"

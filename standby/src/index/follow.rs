@@ -130,9 +130,17 @@ impl Index {
         let Some(stamp) = &kept.payload.stamp else {
             return Ok(Followed::MustBuild);
         };
+        // After a promotion every row is compared, which nobody should wait for whose rows are as many as the documents.
+        let is_put_off =
+            care == Care::Equal && warm.sweep.is_some() && kept.payload.marks.safe.is_some();
+        let is_owed = keeper.owes_sweep && care == Care::Usual;
+        let mut is_promoted_now = false;
         let mut depth = match standing(stamp, &before.stamp, before.is_standby) {
             Standing::Ahead => return Err(self.behind()),
-            Standing::Continues { is_promoted } => is_promoted.then_some(Depth::Marks),
+            Standing::Continues { is_promoted } => {
+                is_promoted_now = is_promoted;
+                is_promoted.then_some(Depth::Marks)
+            }
             Standing::Parted { relation } => {
                 let why = parting(relation);
                 let message = format!(
@@ -151,7 +159,11 @@ impl Index {
         };
         let is_parted = depth == Some(Depth::Contents);
         let is_same = keeper.seen.as_ref() == Some(&before.snapshot);
-        if is_same && !is_parted && (keeper.is_counted || care == Care::Usual && depth.is_none()) {
+        if is_same
+            && !is_parted
+            && !is_owed
+            && (keeper.is_counted || care == Care::Usual && depth.is_none())
+        {
             // Nothing was written since. Once that is durable, a restart does not take for a crash what was none.
             let is_durable_now = !stamp.is_durable && before.stamp.is_durable;
             if depth.is_some() || is_durable_now {
@@ -174,8 +186,12 @@ impl Index {
             (Some(_), None) => true,
             (None, _) => false,
         };
-        if depth.is_none() && (kept.payload.marks.safe.is_none() || is_due()) {
+        if depth.is_none() && (kept.payload.marks.safe.is_none() || is_owed || is_due()) {
             depth = Some(Depth::Marks);
+        }
+        let is_put_off = is_put_off && is_promoted_now && depth == Some(Depth::Marks);
+        if is_put_off {
+            depth = None;
         }
         let reading = session.read(deadline).await?;
         let mut moment = reading.moment.clone();
@@ -186,6 +202,10 @@ impl Index {
             moment.stamp.is_durable = reading.is_durable_soon(end).await?;
         }
         let mut payload = kept.payload.clone();
+        if is_put_off {
+            // Owed after a crash, too.
+            payload.swept = None;
+        }
         if !is_parted {
             payload.stamp = Some(moment.stamp.clone());
         }
@@ -254,6 +274,7 @@ impl Index {
                 .await?;
         }
         kept.payload = payload;
+        keeper.owes_sweep = !is_swept && (is_put_off || keeper.owes_sweep);
         keeper.is_counted = is_swept || care == Care::Equal;
         keeper.seen = Some(moment.snapshot);
         // Who asks for equality is told the number; work that was cut short may have changed it, too.

@@ -64,6 +64,8 @@ pub(super) struct Keeper {
     pub(super) seen: Option<String>,
     /// It was made sure then that no document is left of a row that is gone.
     pub(super) is_counted: bool,
+    /// A promotion has not waited until every row was compared: the next refresh does that.
+    pub(super) owes_sweep: bool,
 }
 
 /// A build; however it ends, the index is free again.

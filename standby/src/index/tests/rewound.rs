@@ -2,6 +2,7 @@
 
 use super::postgres::Postgres;
 use super::*;
+use understudy_replication::store::Stopper;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -66,6 +67,43 @@ async fn a_standby_keeps_its_own_index_and_a_promotion_only_catches_up() {
         "{}",
         events(&place)
     );
+}
+
+#[tokio::test]
+async fn what_a_promotion_did_not_wait_to_compare_is_compared_by_the_next_refresh() {
+    let ((a, b), place) = (pair().await, Place::new());
+    let [mut index] = config();
+    if let Engine::Tantivy { rows } = &mut index.engine {
+        rows.warm = Some(watermark("mark", Duration::ZERO));
+    }
+    let indexes = place.open(&[index], b.database());
+    assert_eq!(catch_up(&indexes).await, 100);
+    // From now on it is known from which watermark on there may be news.
+    for id in [201, 202] {
+        a.execute(&format!("UPDATE article SET mark = {id} WHERE id = 100"))
+            .await;
+        b.follow(&a).await;
+        assert_eq!(catch_up(&indexes).await, 100);
+    }
+    // As many rows as before, and no watermark that tells of it.
+    a.execute("DELETE FROM article WHERE id = 1; INSERT INTO article VALUES (101, 'Hare', 1)")
+        .await;
+    b.follow(&a).await;
+    a.stop("immediate").await;
+    b.promote().await;
+    assert_eq!(catch_up(&indexes).await, 100);
+    assert_eq!(hits(&indexes, "hare").await, 0);
+    let (stopper, stop) = Stopper::new();
+    let keeping = tokio::spawn(indexes.clone().keep_warm(stop));
+    let found = async {
+        while hits(&indexes, "hare").await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap();
+    stopper.stop();
+    keeping.await.unwrap();
+    assert_eq!(catch_up(&indexes).await, 100);
 }
 
 #[tokio::test]
