@@ -92,13 +92,19 @@ pub(crate) async fn give_up_address(node: &Node) -> bool {
 
 /// Brings the front up again that was brought down for a switchover which is not to be.
 pub(crate) async fn restore(node: &Arc<Node>) {
-    let _front = node.front.lock().await;
-    if !matches!(node.role(), Role::Primary { .. }) {
-        return;
-    }
-    bring_up(node, true).await;
-    if node.services.are_up() && has_address(node) {
-        node.hooks.online().await;
+    let mut is_first = true;
+    // Nobody else brings it up by now, so this goes on until it is, or another role ends it.
+    loop {
+        let front = node.front.lock().await;
+        if !matches!(node.role(), Role::Primary { .. }) {
+            return;
+        }
+        is_first &= !bring_up(node, is_first).await;
+        drop(front);
+        if node.services.are_up() && has_address(node) {
+            return node.hooks.online().await;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 
