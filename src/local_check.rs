@@ -57,12 +57,8 @@ pub(crate) fn lacks(config: &Config, local: &Local) -> Vec<String> {
             ));
         }
     };
-    if config.fence.is_some() && !can_fence(config) {
-        let command = config.fence.iter().flat_map(|fence| fence.command.clone());
-        look(
-            "the command of [fence]".to_owned(),
-            &command.collect::<Vec<_>>(),
-        );
+    if let Some(fence) = &config.fence {
+        look("the command of [fence]".to_owned(), &fence.command);
     }
     for service in &config.services {
         let commands = [
